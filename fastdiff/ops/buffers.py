@@ -1,0 +1,60 @@
+"""What every back end's `stage` takes: the structure (`StageSpec`), the coefficients and the buffers of one stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True)
+class Coeffs:
+    """Everything that may change between two runs of the same structure; all tensors live on the state's device.
+
+    Attributes:
+        table: (rows, table.WIDTH) in the state's dtype, contiguous.
+        draws: (rows, 3) int32, contiguous: draw numbers of za, zb, zc.
+        seeds: (B,) int64: each sample's 64-bit seed (negative values stand for seed + 2^64).
+        index: (B,) int32: each sample's index, the second word of the Philox counter.
+        lo, hi, scale: (B,) in the state's dtype: bounds of x0 and the factor after clamping. None unless a spec clips.
+        rows: (B,) int32: a table row for each sample, instead of one row for the batch; None in the usual case.
+    """
+
+    table: torch.Tensor
+    draws: torch.Tensor
+    seeds: torch.Tensor
+    index: torch.Tensor
+    lo: torch.Tensor | None = None
+    hi: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class Buffers:
+    """The streams of one stage; every tensor is contiguous and on one device, None where the spec does not use it.
+
+    Outputs may be the same buffer as an input (element i is read before element i is written) but must not overlap an input
+    with another offset. B is the batch, n the number of elements per sample (of the trailing dimensions, row-major).
+
+    Attributes:
+        x, u: (B, ...) state dtype (float32 or float64).
+        out, aux: (B, ...) network dtype (float16, bfloat16, float32, float64; both the same).
+        h: h1, h2, …: (B, ...) all of one dtype, the state's or the network's. Entries that the spec does not read may be None.
+        z: the user's own noise for za, zb, zc in the state dtype; None entries are drawn by Philox in the kernel.
+        u_out, x_out: (B, ...) state dtype: u' and x'. x_out is given exactly if spec.x_mask is not 0. u_out may be None if
+            only `net_in` wants u'.
+        m_out: (B, ...) dtype of `h` (of the state where h is empty): where m is written, or None.
+        net_in: (copies·B, ...) network input dtype: in_scale·u', written spec.copies times. None exactly if copies is 0.
+    """
+
+    x: torch.Tensor | None = None
+    u: torch.Tensor | None = None
+    out: torch.Tensor | None = None
+    aux: torch.Tensor | None = None
+    h: tuple[torch.Tensor | None, ...] = ()
+    z: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None)
+    u_out: torch.Tensor | None = None
+    x_out: torch.Tensor | None = None
+    m_out: torch.Tensor | None = None
+    net_in: torch.Tensor | None = None

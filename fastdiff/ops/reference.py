@@ -1,0 +1,165 @@
+"""The fused stage and the noise in plain PyTorch: the truth in tests, and what runs on devices without a kernel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.plan import AUX, H1, MAX_DRAWS, NREG, M, U, X, ZA
+from fastdiff.table import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, W1, W2, StageSpec
+
+NAME = "reference"
+
+
+def available() -> tuple[bool, str]:
+    """(True, reason): the reference always runs."""
+    return True, "plain PyTorch"
+
+
+def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> tuple[bool, str]:
+    """Every device and floating-point dtype that PyTorch computes with."""
+    return True, ""
+
+
+def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
+    """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
+    like = next(t for t in (buf.u_out, buf.x_out, buf.m_out, buf.x, buf.u, buf.out) if t is not None)
+    dtype, shape = coeffs.table.dtype, like.shape
+    batch, column = shape[0], (-1,) + (1,) * (len(shape) - 1)
+    rows = coeffs.table[k].expand(batch, -1) if coeffs.rows is None else coeffs.table[coeffs.rows.long()]
+
+    def coefficient(j: int) -> torch.Tensor:
+        return rows[:, j].reshape(column)
+
+    registers: list[torch.Tensor | None] = [None] * NREG
+    registers[X], registers[U] = buf.x, buf.u
+    for i, h in enumerate(buf.h):
+        registers[H1 + i] = None if h is None else h.to(dtype)
+    if buf.aux is not None:
+        registers[AUX] = buf.aux.to(dtype)
+    if spec.noises:
+        draws = coeffs.draws[k].expand(batch, -1) if coeffs.rows is None else coeffs.draws[coeffs.rows.long()]
+        for i in range(MAX_DRAWS):
+            if spec.reads_z(i):
+                z = buf.z[i]
+                registers[ZA + i] = noise(shape, coeffs.seeds, coeffs.index, draws[:, i], 0).to(dtype) if z is None else z
+
+    m = None
+    if spec.convert != NONE:
+        assert buf.out is not None
+        g = buf.out.to(dtype)
+        if spec.guided:
+            aux = registers[AUX]
+            assert aux is not None
+            g = coefficient(W1) * g + coefficient(W2) * aux
+        if spec.convert == RAW:
+            m = g
+        elif spec.convert == LINEAR:
+            m = coefficient(CG) * g
+            if spec.m_reads_u:
+                assert buf.u is not None
+                m = coefficient(CU) * buf.u + m
+        elif spec.convert == CLIP:
+            assert coeffs.lo is not None and coeffs.hi is not None and coeffs.scale is not None
+            x0 = coefficient(PG) * g
+            if spec.m_reads_u:
+                assert buf.u is not None
+                x0 = coefficient(PU) * buf.u + x0
+            # Written out, since a clamp must keep NaN visible in every back end.
+            x0 = torch.maximum(torch.minimum(x0, coeffs.hi.reshape(column)), coeffs.lo.reshape(column))
+            x0 = x0 * coeffs.scale.reshape(column)
+            m = coefficient(QX) * x0
+            if spec.m_reads_u:
+                assert buf.u is not None
+                m = coefficient(QU) * buf.u + m
+    registers[M] = m
+
+    def combine(first: int, mask: int) -> torch.Tensor:
+        total = torch.zeros(shape, dtype=dtype, device=like.device)
+        for j in range(NREG):
+            if mask >> j & 1:
+                value = registers[j]
+                assert value is not None
+                total = total + coefficient(first + j) * value
+        return total
+
+    u_next = combine(NEXT_U, spec.u_mask)
+    x_next = combine(NEXT_X, spec.x_mask) if spec.x_mask else None
+    # All outputs are written last: they may share memory with the inputs.
+    if buf.m_out is not None:
+        assert m is not None
+        buf.m_out.copy_(m)
+    if spec.copies:
+        assert buf.net_in is not None
+        scaled = coefficient(IN_SCALE) * u_next
+        for c in range(spec.copies):
+            buf.net_in[c * batch : (c + 1) * batch].copy_(scaled)
+    if x_next is not None:
+        assert buf.x_out is not None
+        buf.x_out.copy_(x_next)
+    if buf.u_out is not None:
+        buf.u_out.copy_(u_next)
+
+
+def _mulhilo(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # int64 holds the low 64 bits of the product; the shift's sign extension is masked off.
+    product = b * a
+    return product >> 32 & 0xFFFFFFFF, product & 0xFFFFFFFF
+
+
+def philox(c: list[torch.Tensor], key: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32-bit words."""
+    k0, k1 = key
+    c0, c1, c2, c3 = c
+    for _ in range(10):
+        hi0, lo0 = _mulhilo(0xD2511F53, c0)
+        hi1, lo1 = _mulhilo(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = k0 + 0x9E3779B9 & 0xFFFFFFFF, k1 + 0xBB67AE85 & 0xFFFFFFFF
+    return [c0, c1, c2, c3]
+
+
+def noise(
+    shape: torch.Size, seeds: torch.Tensor, index: torch.Tensor, draw: torch.Tensor, stream: int
+) -> torch.Tensor:
+    """Standard normals, float32 (B, ...): the contract of `fastdiff.philox.normals`, for a batch of samples.
+
+    Args:
+        shape: (B, ...).
+        seeds: (B,) int64.
+        index, draw: (B,) integers: sample index and draw number.
+        stream: stream tag.
+    """
+    n = math.prod(shape[1:])
+    block = torch.arange((n + 3) // 4, device=seeds.device, dtype=torch.int64).reshape(1, -1)
+    ones = torch.ones_like(block)
+    word = 0xFFFFFFFF
+    counter = [block & word, (index.long().reshape(-1, 1) & word) * ones, (draw.long().reshape(-1, 1) & word) * ones]
+    counter = [c.expand(shape[0], -1) for c in (counter[0], counter[1], counter[2])] + [ones.expand(shape[0], -1) * stream]
+    key = (seeds.reshape(-1, 1) & word, seeds.reshape(-1, 1) >> 32 & word)
+    c0, c1, c2, c3 = philox(counter, key)
+    first, second = _box_muller(c0, c1), _box_muller(c2, c3)
+    return torch.stack([*first, *second], dim=-1).reshape(shape[0], -1)[:, :n].reshape(shape)
+
+
+def _box_muller(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # int64 -> float64 is exact here, and float64 -> float32 rounds once, as uint32 -> float32 does.
+    u1 = a.double().float() * 2.0**-32 + 2.0**-33
+    r = torch.sqrt(-2.0 * torch.log(u1.double()))
+    quadrant = (b + (1 << 29) & 0xFFFFFFFF) >> 30
+    # Wrapped to a signed 32-bit difference.
+    rho = (b - (quadrant << 30) + (1 << 31) & 0xFFFFFFFF) - (1 << 31)
+    phi = rho.double() * (2.0 * math.pi * 2.0**-32)
+    cos, sin = torch.cos(phi), torch.sin(phi)
+    turned = [(cos, sin), (-sin, cos), (-cos, -sin), (sin, -cos)]
+    c = torch.where(quadrant == 0, turned[0][0], torch.where(quadrant == 1, turned[1][0], torch.where(quadrant == 2, turned[2][0], turned[3][0])))
+    s = torch.where(quadrant == 0, turned[0][1], torch.where(quadrant == 1, turned[1][1], torch.where(quadrant == 2, turned[2][1], turned[3][1])))
+    return (r * c).float(), (r * s).float()
+
+
+def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:
+    """Fill `out` (B, ...) with the normals of draw `draw`."""
+    draws = torch.full_like(index, draw)
+    out.copy_(noise(out.shape, seeds, index, draws, stream))
