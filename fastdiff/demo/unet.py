@@ -109,9 +109,9 @@ class UNet(nn.Module):
         image_size: int = 8,
         image_channels: int = 1,
         channels: int = 32,
-        mults: Sequence[int] = (1, 2, 2),
+        mults: Sequence[int] = (1, 2),
         blocks: int = 1,
-        attention: Sequence[int] = (4, 2),
+        attention: Sequence[int] = (4,),
         classes: int = 10,
         dropout: float = 0.0,
     ) -> None:
