@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 Values = TypeVar("Values", float, NDArray[np.float64])
 
-# With |h| <= 8 the remainder of the series after this many terms is below 8**40 / 40! < 2e-12 of the *largest* term, and
-# 40! / (40 + k)! times smaller for k >= 1; `_RADIUS` keeps |h| <= 2 for k <= 2, where it is below 1e-35.
+# The series is used for |h| < max(2, k) <= 8: the first term left out, relative to the first term, is then below
+# 8**49 8! / 57! < 1e-26.
 _TERMS = 48
 
 
 def phi(k: int, h: Values) -> Values:
     """phi_0(h) = e^h and phi_{k+1}(h) = (phi_k(h) - 1/k!) / h, with phi_k(0) = 1/k!.
 
-    `k` is an integer of 0 to 8; `h` a float or a float64 array, of any sign and size: phi_k(-inf) = 0, phi_k(inf) = inf.
-    Relative error below 1e-13. Raises ValueError for another `k`.
+    `k` is an integer of 0 to 8; `h` a float or a float64 array, of any sign and size: phi_k(-inf) = 0 and
+    phi_k(inf) = inf. Relative error below 1e-13. Raises ValueError for another `k`.
     """
     if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= 8:
         raise ValueError(f"phi got k={k!r}; k must be an integer from 0 to 8, as in phi(1, h)")

@@ -33,8 +33,8 @@ class NoiseSchedule:
     """x_t = alpha(t) x_0 + sigma(t) eps, with lam(t) = log(alpha / sigma).
 
     Frozen, hashable, equal by content. Times are public times (see each schedule). Every function of time takes a float
-    or an array and returns the same in float64; a time outside `[t_clean, t_max]` raises ValueError (VE and EDM take any
-    sigma >= 0, as churn may pass the largest). Make one with the functions of `fastdiff.schedules`.
+    or an array and returns the same in float64; a time outside `[t_clean, t_max]` raises ValueError (VE and EDM take
+    any sigma >= 0, as churn may pass the largest). Make one with the functions of `fastdiff.schedules`.
 
     `time_scale`: what the network is given is `time_scale` times its own time (999 for score_sde's VP networks, 1000
     for SD3's and Flux's flow networks).
@@ -159,8 +159,8 @@ class NoiseSchedule:
         bad = ~(x >= lowest - 1e-12 * (1.0 + abs(lowest))) if math.isfinite(lowest) else np.isnan(x)
         if np.any(bad):
             raise ValueError(
-                f"lambda {float(x[bad].flat[0])!r} is not reached by {self!r}: expected at least {lowest!r}, its value at "
-                f"t_max = {self.t_max!r}"
+                f"lambda {float(x[bad].flat[0])!r} is not reached by {self!r}: expected at least {lowest!r}, "
+                f"its value at t_max = {self.t_max!r}"
             )
         with np.errstate(over="ignore", divide="ignore"):
             t = self._inverse_lambda(x)
@@ -200,6 +200,9 @@ class NoiseSchedule:
         for field in fields:
             if field not in valid:
                 raise ValueError(unknown(f"field of {name}", field, sorted(valid)))
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields and f.default is dataclasses.MISSING]
+        if missing:
+            raise ValueError(f"{name} lacks the fields {', '.join(missing)}; expected what to_dict() gives")
         return cls._from_fields(fields)
 
     @classmethod

@@ -18,8 +18,8 @@ class Discrete(NoiseSchedule):
 
     log alpha is linear between integer times, and between -1, where the sample is clean, and 0 (the log-linear
     interpolation of DPM-Solver, Lu et al. 2022, arXiv 2206.00927, App. D.4). Where the last alpha is exactly 0
-    (zero terminal SNR), alpha itself is linear on the last interval. Make one with `discrete`, `ddpm`, `scaled_linear` or
-    `cosine`.
+    (zero terminal SNR), alpha itself is linear on the last interval. Make one with `discrete`, `ddpm`,
+    `scaled_linear` or `cosine`.
     """
 
     log_alphas: tuple[float, ...]

@@ -254,7 +254,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, *, time_scale: float 
 
 
 def flow(shift: float = 1.0, *, time_scale: float = 1.0) -> Flow:
-    """Flow matching / rectified flow; `shift` as in SD3, applied once. `time_scale=1000` for SD3's and Flux's networks."""
+    """Flow matching; `shift` as in SD3, applied once. SD3's and Flux's networks take `time_scale=1000`."""
     return Flow(shift, time_scale=time_scale)
 
 
@@ -273,7 +273,7 @@ _ALIASES = {"sd": "scaled_linear", "vp": "vp_linear"}
 
 
 def resolve(schedule: str | NoiseSchedule) -> NoiseSchedule:
-    """A schedule from its name ("sd" and "vp" are short for "scaled_linear" and "vp_linear"), or the schedule itself."""
+    """A schedule from its name ("sd" is short for "scaled_linear", "vp" for "vp_linear"), or the schedule itself."""
     if isinstance(schedule, NoiseSchedule):
         return schedule
     if isinstance(schedule, str):

@@ -1,0 +1,346 @@
+"""Time grids: from a spacing's name, a respacing string or your own times to the public times of a run."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.names import unknown
+from fastdiff.schedule_base import Array, NoiseSchedule
+
+SPACINGS: dict[str, str] = {
+    "time_uniform": "steps of equal time, to t_min (DPM-Solver)",
+    "logsnr": "steps of equal lambda, to t_min (DPM-Solver)",
+    "time_quadratic": "steps of equal sqrt(t), to t_min; sqrt((n + 1)/N) on discrete schedules (DPM-Solver)",
+    "uniform": "model times c i with c = N // steps, then clean (DDIM); equal steps to clean on continuous schedules",
+    "quadratic": "model times c i^2 up to 0.8 N, then clean (DDIM); discrete schedules",
+    "leading": "model times c i + steps_offset with c = N // steps, then clean (diffusers); discrete schedules",
+    "linspace": "model times from the first to the last inclusive, then clean (diffusers)",
+    "trailing": "model times N - 1, N - 1 - N/steps, ..., then clean (diffusers)",
+    "karras": "steps of equal sigma^(1/rho), then clean (Karras et al. 2022, eq. 5)",
+    "exponential": "steps of equal log sigma, then clean (k-diffusion)",
+}
+_OPTIONS = {"karras": ("rho",), "leading": ("steps_offset",)}
+_FINAL = ("clean", "t_min")
+_CURVES = ("time_uniform", "logsnr", "time_quadratic", "karras", "exponential")
+_RESPACING = "a respacing string such as 'ddim25' or '10,15,20', or your own times"
+
+
+def grid(
+    spacing: str | Sequence[float] | NDArray[Any],
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    *,
+    final: str | None = None,
+    **options: float,
+) -> Array:
+    """The `steps` + 1 public times of a run: float64, strictly decreasing, the first where it starts.
+
+    `spacing` is a name in `SPACINGS`; a respacing string of guided-diffusion ("ddim25": every N/25-th time; "10,15,20":
+    so many from each third); or your own times, when t_start, t_end and final must be left out. With a respacing string
+    or times of your own, `steps` may be None.
+
+    `t_start` defaults to `schedule.t_max`. `final="t_min"` ends at `t_end`, by default the schedule's `t_min` (its
+    `t_floor`, where `t_min` is clean and the spacing counts in log sigma). `final="clean"` puts `schedule.t_clean` after
+    that time, as the last of the `steps` + 1. Default: "t_min" for the time_* spacings and logsnr, and where `t_end` is
+    given; else "clean".
+
+    Spacings that list model times ("uniform", "quadratic", "leading", "linspace", "trailing", respacing) take them from
+    the integers in (t_end, t_start], so partial runs have `steps` evaluations too. One step starts at t_start, where the
+    literal rule of some would start at index 0 from pure noise. "quadratic" moves repeated times up by one. On
+    continuous schedules "uniform" and "trailing" are steps of equal time to the clean end, and "linspace" is equal steps
+    from t_start to `t_floor` followed by the clean end.
+
+    Options: `rho` (7) of "karras", `steps_offset` (0) of "leading". "karras" and "exponential" count in sigma / alpha,
+    for flow in sigma itself, as its pure noise has an infinite ratio.
+
+    Raises ValueError for anything that cannot be met.
+    """
+    if not isinstance(spacing, str):
+        return _own(spacing, schedule, steps, t_start, t_end, final, options)
+    counts = None if spacing in SPACINGS else _parse_respacing(spacing)
+    name = spacing if counts is None else "respacing"
+    for option in options:
+        valid = (*_OPTIONS.get(name, ()), "final")
+        if option not in valid:
+            raise ValueError(unknown(f"option of spacing {spacing!r}:", option, valid))
+    if final is not None and final not in _FINAL:
+        raise ValueError(unknown("final", final, _FINAL))
+    if counts is not None:
+        steps = sum(counts) if steps is None else steps
+        if sum(counts) != _steps(steps):
+            raise ValueError(f"spacing {spacing!r} makes {sum(counts)} steps; got steps={steps}: leave steps out")
+    count = _steps(steps)
+    start = _end("t_start", t_start, schedule.t_max, schedule)
+    if name in _CURVES:
+        times = _curve(name, schedule, count, start, t_end, final, options)
+    elif schedule.discrete:
+        times = _listed(name, spacing, counts, schedule, count, start, t_end, final, options)
+    else:
+        times = _listed_continuous(name, spacing, schedule, count, start, t_end, final)
+    return _checked(times, schedule, f"spacing {spacing!r} with steps={count}")
+
+
+def _steps(steps: object) -> int:
+    try:
+        if isinstance(steps, (bool, np.bool_)):
+            raise TypeError
+        count = operator.index(steps)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"steps got {steps!r}; expected an integer >= 1, such as steps=10") from None
+    if count < 1:
+        raise ValueError(f"steps got {count}; expected an integer >= 1, such as steps=10")
+    return count
+
+
+def _end(name: str, value: float | None, default: float, schedule: NoiseSchedule) -> float:
+    if value is None:
+        return default
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} got {value!r}; expected a time of {schedule!r}") from None
+    try:
+        schedule.check(number)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return number
+
+
+def _checked(times: Array, schedule: NoiseSchedule, what: str) -> Array:
+    schedule.check(times)
+    flat = np.flatnonzero(np.diff(times) >= 0.0)
+    if flat.size:
+        i = int(flat[0])
+        kind = "repeats" if times[i] == times[i + 1] else "does not decrease at"
+        raise ValueError(
+            f"{what} {kind} the time {float(times[i + 1])!r} (position {i + 1}): expected strictly decreasing times; use "
+            "fewer steps, or a wider range from t_start to t_end"
+        )
+    return times
+
+
+def _own(
+    spacing: Sequence[float] | NDArray[Any],
+    schedule: NoiseSchedule,
+    steps: int | None,
+    t_start: float | None,
+    t_end: float | None,
+    final: str | None,
+    options: dict[str, float],
+) -> Array:
+    given = [name for name, value in (("t_start", t_start), ("t_end", t_end), ("final", final)) if value is not None]
+    given += options
+    if given:
+        raise ValueError(f"{given[0]} does not go with times of your own: they state where they start and end")
+    try:
+        times = np.array(spacing, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"spacing got {spacing!r}; expected a name of {', '.join(SPACINGS)}, {_RESPACING}") from None
+    if times.ndim != 1 or times.size < 2:
+        raise ValueError(f"own times got shape {times.shape}; expected (steps + 1,), at least a start and an end")
+    if steps is not None and _steps(steps) != times.size - 1:
+        raise ValueError(f"{times.size} own times make {times.size - 1} steps; got steps={steps}: leave steps out")
+    if np.all(np.diff(times) > 0.0):
+        raise ValueError(
+            "own times increase; a run goes from noise to data, so give them in decreasing order: times[::-1]"
+        )
+    return _checked(times, schedule, "own times:")
+
+
+def _curve(
+    name: str,
+    schedule: NoiseSchedule,
+    steps: int,
+    start: float,
+    t_end: float | None,
+    final: str | None,
+    options: dict[str, float],
+) -> Array:
+    in_sigma = name in ("karras", "exponential")
+    in_log = in_sigma or name == "logsnr"
+    if in_log and t_end is not None and float(t_end) == schedule.t_clean:
+        t_end, final = None, final or "clean"
+    default = schedule.t_floor if in_log else schedule.t_min
+    end = _end("t_end", t_end, default, schedule)
+    if final is None:
+        final = "clean" if in_sigma and t_end is None else "t_min"
+    clean = final == "clean" and end != schedule.t_clean
+    _ordered(start, end, schedule)
+    nodes = np.linspace(0.0, 1.0, steps if clean else steps + 1)
+    if name == "time_uniform":
+        times = start + nodes * (end - start)
+    elif name == "time_quadratic":
+        # (n + 1)/N on discrete schedules: the clean time has 0.
+        a, b = math.sqrt(start - schedule.t_clean), math.sqrt(end - schedule.t_clean)
+        times = (a + nodes * (b - a)) ** 2 + schedule.t_clean
+    else:
+        times = _log_curve(name, schedule, nodes, start, end, options)
+    times[0] = start
+    if nodes.size > 1:
+        times[-1] = end
+    return np.append(times, schedule.t_clean) if clean else times
+
+
+def _ordered(start: float, end: float, schedule: NoiseSchedule) -> None:
+    if not start > end:
+        raise ValueError(f"t_start={start!r} must be above t_end={end!r} (t_min={schedule.t_min!r} of {schedule!r})")
+
+
+def _log_curve(
+    name: str, schedule: NoiseSchedule, nodes: Array, start: float, end: float, options: dict[str, float]
+) -> Array:
+    flow = schedule.kind == "flow" and name != "logsnr"
+    # log of the level: sigma for flow, else sigma / alpha.
+    a, b = (math.log(schedule.sigma(t)) if flow else -schedule.lam(t) for t in (start, end))
+    if math.isinf(a):
+        raise ValueError(
+            f"spacing {name!r} needs a finite lambda at both ends; {schedule!r} has lambda = -inf at t_start={start!r}: "
+            "give a smaller t_start, or use spacing 'trailing' or 'time_uniform'"
+        )
+    if name == "karras":
+        rho = float(options.get("rho", 7.0))
+        if not (math.isfinite(rho) and rho > 0.0):
+            raise ValueError(f"rho got {rho!r}; expected a finite number > 0, such as rho=7")
+        level = rho * np.log(np.exp(a / rho) + nodes * (np.exp(b / rho) - np.exp(a / rho)))
+    else:
+        level = a + nodes * (b - a)
+    # Both ends are inside the schedule: rounding must not leave it.
+    level = np.clip(level, b, a)
+    if flow:
+        # sigma to lambda: (1 - sigma) / sigma, where sigma = 1 stays the start.
+        with np.errstate(divide="ignore"):
+            return schedule.inverse_lambda(np.log(-np.expm1(np.minimum(level, 0.0))) - level)
+    return schedule.inverse_lambda(-level)
+
+
+def _listed(
+    name: str,
+    spacing: str,
+    counts: list[int] | None,
+    schedule: NoiseSchedule,
+    steps: int,
+    start: float,
+    t_end: float | None,
+    final: str | None,
+    options: dict[str, float],
+) -> Array:
+    if t_end is None:
+        end = schedule.t_min if final == "t_min" else schedule.t_clean
+    else:
+        end = _end("t_end", t_end, schedule.t_clean, schedule)
+        if final == "clean" and end != schedule.t_clean:
+            raise ValueError(f"spacing {spacing!r} ends at t_end={end!r}; final='clean' contradicts it: leave one out")
+    if start != math.floor(start):
+        raise ValueError(
+            f"spacing {spacing!r} lists integer model times; got t_start={start!r}: use t_start={int(start)}"
+        )
+    _ordered(start, end, schedule)
+    first = math.floor(end) + 1
+    available = int(start) - first + 1
+    if steps > available:
+        raise ValueError(
+            f"spacing {spacing!r} lists different integer times above t_end={end!r} and up to t_start={start!r}, of which "
+            f"there are {available}; got steps={steps}: use at most {available}, or spacing='time_uniform'"
+        )
+    tau = _subsequence(name, spacing, counts, available, steps, int(options.get("steps_offset", 0)))
+    return np.append(first + tau[::-1].astype(np.float64), end)
+
+
+def _subsequence(
+    name: str, spacing: str, counts: list[int] | None, n: int, steps: int, offset: int
+) -> NDArray[np.int64]:
+    """`steps` strictly increasing integers of 0 .. n - 1."""
+    index = np.arange(steps)
+    if counts is not None:
+        tau = _ddim_stride(spacing, n, steps) if spacing.startswith("ddim") else _sections(spacing, n, counts)
+    elif name in ("uniform", "leading"):
+        tau = index * (n // steps) + offset
+    elif name == "quadratic":
+        tau = np.floor(np.linspace(0.0, math.sqrt(0.8 * n), steps) ** 2).astype(np.int64)
+        # Several of the first squares fall on one integer: move the later ones up.
+        tau = np.maximum.accumulate(tau - index) + index
+    elif name == "linspace":
+        tau = np.round(np.linspace(0.0, n - 1.0, steps)).astype(np.int64)
+    else:
+        tau = np.round(n - index * (n / steps)).astype(np.int64)[::-1] - 1
+    if steps == 1:
+        return np.array([n - 1])
+    if tau[0] < 0 or tau[-1] > n - 1:
+        extra = f" and steps_offset={offset}" if offset else ""
+        raise ValueError(
+            f"spacing {spacing!r} with steps={steps}{extra} lists times {int(tau[0])} to {int(tau[-1])}; the schedule has "
+            f"0 to {n - 1} in this range: use fewer steps or another spacing, such as 'linspace'"
+        )
+    return tau
+
+
+def _parse_respacing(spacing: str) -> list[int]:
+    """The number of steps in each section; one section for "ddimN"."""
+    text = spacing.removeprefix("ddim")
+    parts = [text] if text != spacing else spacing.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"{unknown('spacing', spacing, SPACINGS)}; or {_RESPACING}")
+    counts = [int(part) for part in parts]
+    if min(counts) < 1:
+        raise ValueError(f"respacing {spacing!r} has a section without steps; expected counts >= 1, such as '10,15,20'")
+    return counts
+
+
+def _ddim_stride(spacing: str, n: int, steps: int) -> NDArray[np.int64]:
+    """The smallest integer stride that gives exactly `steps` of 0 .. n - 1."""
+    # ceil(n / stride) = steps
+    stride = -(-n // steps)
+    if -(-n // stride) != steps:
+        raise ValueError(f"respacing {spacing!r}: no integer stride takes {steps} of {n} times; use spacing='linspace'")
+    return np.arange(0, n, stride)
+
+
+def _sections(spacing: str, n: int, counts: list[int]) -> NDArray[np.int64]:
+    """From each of len(counts) nearly equal sections, its count of times, with both ends of the section."""
+    size, longer = divmod(n, len(counts))
+    begin, tau = 0, []
+    for i, count in enumerate(counts):
+        length = size + (i < longer)
+        if count > length:
+            raise ValueError(f"respacing {spacing!r} asks for {count} of the {length} times in section {i + 1}")
+        tau.append(begin + np.round(np.linspace(0.0, length - 1.0, count)).astype(np.int64))
+        begin += length
+    return np.concatenate(tau)
+
+
+def _listed_continuous(
+    name: str,
+    spacing: str,
+    schedule: NoiseSchedule,
+    steps: int,
+    start: float,
+    t_end: float | None,
+    final: str | None,
+) -> Array:
+    if name not in ("uniform", "linspace", "trailing"):
+        valid = ", ".join(s for s in SPACINGS if s not in ("quadratic", "leading"))
+        raise ValueError(
+            f"spacing {spacing!r} needs a discrete schedule; {schedule!r} is continuous. Valid here: {valid}"
+        )
+    low = _end("t_end", t_end, schedule.t_floor, schedule)
+    if final is None:
+        final = "clean" if t_end is None or low == schedule.t_clean else "t_min"
+    if final == "clean" and name != "linspace" and t_end is not None and low != schedule.t_clean:
+        raise ValueError(f"spacing {spacing!r} ends at t_end={low!r}; final='clean' contradicts it: leave one out")
+    if final == "clean" and (name != "linspace" or low == schedule.t_clean):
+        if name == "linspace":
+            low = schedule.t_floor
+        else:
+            return np.linspace(start, schedule.t_clean, steps + 1)
+    _ordered(start, low, schedule)
+    if final == "clean":
+        return np.append(np.linspace(start, low, steps), schedule.t_clean)
+    return np.linspace(start, low, steps + 1)
