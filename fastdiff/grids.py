@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,15 +48,15 @@ def grid(
     or times of your own, `steps` may be None.
 
     `t_start` defaults to `schedule.t_max`. `final="t_min"` ends at `t_end`, by default the schedule's `t_min` (its
-    `t_floor`, where `t_min` is clean and the spacing counts in log sigma). `final="clean"` puts `schedule.t_clean` after
-    that time, as the last of the `steps` + 1. Default: "t_min" for the time_* spacings and logsnr, and where `t_end` is
-    given; else "clean".
+    `t_floor`, where `t_min` is clean and the spacing counts in log sigma). `final="clean"` puts `schedule.t_clean`
+    after that time, as the last of the `steps` + 1. Default: "t_min" for the time_* spacings and logsnr, and where
+    `t_end` is given; else "clean".
 
-    Spacings that list model times ("uniform", "quadratic", "leading", "linspace", "trailing", respacing) take them from
-    the integers in (t_end, t_start], so partial runs have `steps` evaluations too. One step starts at t_start, where the
-    literal rule of some would start at index 0 from pure noise. "quadratic" moves repeated times up by one. On
-    continuous schedules "uniform" and "trailing" are steps of equal time to the clean end, and "linspace" is equal steps
-    from t_start to `t_floor` followed by the clean end.
+    Spacings that list model times ("uniform", "quadratic", "leading", "linspace", "trailing", respacing) take them
+    from the integers in (t_end, t_start], so partial runs have `steps` evaluations too. One step starts at t_start,
+    where the literal rule of some would start at index 0 from pure noise. "quadratic" moves repeated times up by one.
+    On continuous schedules "uniform" and "trailing" are steps of equal time to the clean end, and "linspace" is equal
+    steps from t_start to `t_floor` followed by the clean end.
 
     Options: `rho` (7) of "karras", `steps_offset` (0) of "leading". "karras" and "exponential" count in sigma / alpha,
     for flow in sigma itself, as its pure noise has an infinite ratio.
@@ -79,13 +79,28 @@ def grid(
             raise ValueError(f"spacing {spacing!r} makes {sum(counts)} steps; got steps={steps}: leave steps out")
     count = _steps(steps)
     start = _end("t_start", t_start, schedule.t_max, schedule)
+    end = None if t_end is None else _end("t_end", t_end, schedule.t_clean, schedule)
+    request = _Request(name, spacing, schedule, count, start, end, final, options)
     if name in _CURVES:
-        times = _curve(name, schedule, count, start, t_end, final, options)
+        times = _curve(request)
     elif schedule.discrete:
-        times = _listed(name, spacing, counts, schedule, count, start, t_end, final, options)
+        times = _listed(request, counts)
     else:
-        times = _listed_continuous(name, spacing, schedule, count, start, t_end, final)
+        times = _listed_continuous(request)
     return _checked(times, schedule, f"spacing {spacing!r} with steps={count}")
+
+
+class _Request(NamedTuple):
+    """A checked call; `name` is "respacing" for every respacing string, `end` is None where t_end was not given."""
+
+    name: str
+    spacing: str
+    schedule: NoiseSchedule
+    steps: int
+    start: float
+    end: float | None
+    final: str | None
+    options: dict[str, float]
 
 
 def _steps(steps: object) -> int:
@@ -114,15 +129,20 @@ def _end(name: str, value: float | None, default: float, schedule: NoiseSchedule
     return number
 
 
+def _ordered(start: float, end: float, schedule: NoiseSchedule) -> None:
+    if not start > end:
+        raise ValueError(f"t_start={start!r} must be above t_end={end!r} (t_min={schedule.t_min!r} of {schedule!r})")
+
+
 def _checked(times: Array, schedule: NoiseSchedule, what: str) -> Array:
     schedule.check(times)
     flat = np.flatnonzero(np.diff(times) >= 0.0)
     if flat.size:
         i = int(flat[0])
-        kind = "repeats" if times[i] == times[i + 1] else "does not decrease at"
+        verb = "repeat" if times[i] == times[i + 1] else "do not decrease at"
         raise ValueError(
-            f"{what} {kind} the time {float(times[i + 1])!r} (position {i + 1}): expected strictly decreasing times; use "
-            "fewer steps, or a wider range from t_start to t_end"
+            f"{what} {verb} the time {float(times[i + 1])!r} (position {i + 1}); expected strictly decreasing times: "
+            "use fewer steps, or a wider range from t_start to t_end"
         )
     return times
 
@@ -150,63 +170,51 @@ def _own(
         raise ValueError(f"{times.size} own times make {times.size - 1} steps; got steps={steps}: leave steps out")
     if np.all(np.diff(times) > 0.0):
         raise ValueError(
-            "own times increase; a run goes from noise to data, so give them in decreasing order: times[::-1]"
+            "own times increase; a run goes from noise to data: give them in decreasing order, times[::-1]"
         )
-    return _checked(times, schedule, "own times:")
+    return _checked(times, schedule, "own times")
 
 
-def _curve(
-    name: str,
-    schedule: NoiseSchedule,
-    steps: int,
-    start: float,
-    t_end: float | None,
-    final: str | None,
-    options: dict[str, float],
-) -> Array:
+def _curve(request: _Request) -> Array:
+    name, _, schedule, steps, start, given, final, _ = request
     in_sigma = name in ("karras", "exponential")
     in_log = in_sigma or name == "logsnr"
-    if in_log and t_end is not None and float(t_end) == schedule.t_clean:
-        t_end, final = None, final or "clean"
-    default = schedule.t_floor if in_log else schedule.t_min
-    end = _end("t_end", t_end, default, schedule)
+    if in_log and given == schedule.t_clean:
+        given, final = None, final or "clean"
+    end = given
+    if end is None:
+        end = schedule.t_floor if in_log else schedule.t_min
     if final is None:
-        final = "clean" if in_sigma and t_end is None else "t_min"
+        final = "clean" if in_sigma and given is None else "t_min"
     clean = final == "clean" and end != schedule.t_clean
     _ordered(start, end, schedule)
     nodes = np.linspace(0.0, 1.0, steps if clean else steps + 1)
     if name == "time_uniform":
         times = start + nodes * (end - start)
     elif name == "time_quadratic":
-        # (n + 1)/N on discrete schedules: the clean time has 0.
+        # (n + 1)/N on discrete schedules: 0 is the clean time.
         a, b = math.sqrt(start - schedule.t_clean), math.sqrt(end - schedule.t_clean)
         times = (a + nodes * (b - a)) ** 2 + schedule.t_clean
     else:
-        times = _log_curve(name, schedule, nodes, start, end, options)
+        times = _log_curve(request, nodes, end)
     times[0] = start
     if nodes.size > 1:
         times[-1] = end
     return np.append(times, schedule.t_clean) if clean else times
 
 
-def _ordered(start: float, end: float, schedule: NoiseSchedule) -> None:
-    if not start > end:
-        raise ValueError(f"t_start={start!r} must be above t_end={end!r} (t_min={schedule.t_min!r} of {schedule!r})")
-
-
-def _log_curve(
-    name: str, schedule: NoiseSchedule, nodes: Array, start: float, end: float, options: dict[str, float]
-) -> Array:
+def _log_curve(request: _Request, nodes: Array, end: float) -> Array:
+    name, schedule, start = request.name, request.schedule, request.start
     flow = schedule.kind == "flow" and name != "logsnr"
     # log of the level: sigma for flow, else sigma / alpha.
     a, b = (math.log(schedule.sigma(t)) if flow else -schedule.lam(t) for t in (start, end))
     if math.isinf(a):
         raise ValueError(
-            f"spacing {name!r} needs a finite lambda at both ends; {schedule!r} has lambda = -inf at t_start={start!r}: "
-            "give a smaller t_start, or use spacing 'trailing' or 'time_uniform'"
+            f"spacing {name!r} needs a finite lambda at both ends; {schedule!r} has lambda = -inf at "
+            f"t_start={start!r}: give a smaller t_start, or use spacing 'trailing' or 'time_uniform'"
         )
     if name == "karras":
-        rho = float(options.get("rho", 7.0))
+        rho = float(request.options.get("rho", 7.0))
         if not (math.isfinite(rho) and rho > 0.0):
             raise ValueError(f"rho got {rho!r}; expected a finite number > 0, such as rho=7")
         level = rho * np.log(np.exp(a / rho) + nodes * (np.exp(b / rho) - np.exp(a / rho)))
@@ -215,49 +223,49 @@ def _log_curve(
     # Both ends are inside the schedule: rounding must not leave it.
     level = np.clip(level, b, a)
     if flow:
-        # sigma to lambda: (1 - sigma) / sigma, where sigma = 1 stays the start.
+        # lambda = log((1 - sigma) / sigma), -inf at sigma = 1.
         with np.errstate(divide="ignore"):
             return schedule.inverse_lambda(np.log(-np.expm1(np.minimum(level, 0.0))) - level)
     return schedule.inverse_lambda(-level)
 
 
-def _listed(
-    name: str,
-    spacing: str,
-    counts: list[int] | None,
-    schedule: NoiseSchedule,
-    steps: int,
-    start: float,
-    t_end: float | None,
-    final: str | None,
-    options: dict[str, float],
-) -> Array:
-    if t_end is None:
-        end = schedule.t_min if final == "t_min" else schedule.t_clean
-    else:
-        end = _end("t_end", t_end, schedule.t_clean, schedule)
-        if final == "clean" and end != schedule.t_clean:
-            raise ValueError(f"spacing {spacing!r} ends at t_end={end!r}; final='clean' contradicts it: leave one out")
+def _list_end(request: _Request) -> float:
+    """The last time after listed ones; t_end and final must not contradict each other."""
+    schedule, end = request.schedule, request.end
+    if end is None:
+        return schedule.t_floor if request.final == "t_min" else schedule.t_clean
+    if request.final == "clean" and end != schedule.t_clean:
+        raise ValueError(
+            f"spacing {request.spacing!r} ends at t_end={end!r}, which final='clean' contradicts: leave one out"
+        )
+    return end
+
+
+def _listed(request: _Request, counts: list[int] | None) -> Array:
+    _, spacing, schedule, steps, start, _, _, _ = request
+    end = _list_end(request)
     if start != math.floor(start):
         raise ValueError(
-            f"spacing {spacing!r} lists integer model times; got t_start={start!r}: use t_start={int(start)}"
+            f"spacing {spacing!r} lists integer times; got t_start={start!r}: use t_start={math.floor(start)}"
         )
     _ordered(start, end, schedule)
     first = math.floor(end) + 1
     available = int(start) - first + 1
     if steps > available:
         raise ValueError(
-            f"spacing {spacing!r} lists different integer times above t_end={end!r} and up to t_start={start!r}, of which "
-            f"there are {available}; got steps={steps}: use at most {available}, or spacing='time_uniform'"
+            f"spacing {spacing!r} lists different integer times above t_end={end!r} and up to t_start={start!r}; there "
+            f"are {available}, and got steps={steps}: use at most {available}, or spacing='time_uniform'"
         )
-    tau = _subsequence(name, spacing, counts, available, steps, int(options.get("steps_offset", 0)))
+    tau = _subsequence(request, counts, available)
     return np.append(first + tau[::-1].astype(np.float64), end)
 
 
-def _subsequence(
-    name: str, spacing: str, counts: list[int] | None, n: int, steps: int, offset: int
-) -> NDArray[np.int64]:
+def _subsequence(request: _Request, counts: list[int] | None, n: int) -> NDArray[np.int64]:
     """`steps` strictly increasing integers of 0 .. n - 1."""
+    name, spacing, steps = request.name, request.spacing, request.steps
+    offset = request.options.get("steps_offset", 0)
+    if isinstance(offset, bool) or not isinstance(offset, (int, np.integer)):
+        raise ValueError(f"steps_offset got {offset!r}; expected an integer, such as steps_offset=1")
     index = np.arange(steps)
     if counts is not None:
         tau = _ddim_stride(spacing, n, steps) if spacing.startswith("ddim") else _sections(spacing, n, counts)
@@ -276,8 +284,8 @@ def _subsequence(
     if tau[0] < 0 or tau[-1] > n - 1:
         extra = f" and steps_offset={offset}" if offset else ""
         raise ValueError(
-            f"spacing {spacing!r} with steps={steps}{extra} lists times {int(tau[0])} to {int(tau[-1])}; the schedule has "
-            f"0 to {n - 1} in this range: use fewer steps or another spacing, such as 'linspace'"
+            f"spacing {spacing!r} with steps={steps}{extra} lists times {int(tau[0])} to {int(tau[-1])}; there are 0 to "
+            f"{n - 1} in this range: use fewer steps or another spacing, such as 'linspace'"
         )
     return tau
 
@@ -290,13 +298,13 @@ def _parse_respacing(spacing: str) -> list[int]:
         raise ValueError(f"{unknown('spacing', spacing, SPACINGS)}; or {_RESPACING}")
     counts = [int(part) for part in parts]
     if min(counts) < 1:
-        raise ValueError(f"respacing {spacing!r} has a section without steps; expected counts >= 1, such as '10,15,20'")
+        raise ValueError(f"respacing {spacing!r} has a section without steps; expected counts >= 1, as in '10,15,20'")
     return counts
 
 
 def _ddim_stride(spacing: str, n: int, steps: int) -> NDArray[np.int64]:
     """The smallest integer stride that gives exactly `steps` of 0 .. n - 1."""
-    # ceil(n / stride) = steps
+    # The number of times with a stride is ceil(n / stride).
     stride = -(-n // steps)
     if -(-n // stride) != steps:
         raise ValueError(f"respacing {spacing!r}: no integer stride takes {steps} of {n} times; use spacing='linspace'")
@@ -316,31 +324,19 @@ def _sections(spacing: str, n: int, counts: list[int]) -> NDArray[np.int64]:
     return np.concatenate(tau)
 
 
-def _listed_continuous(
-    name: str,
-    spacing: str,
-    schedule: NoiseSchedule,
-    steps: int,
-    start: float,
-    t_end: float | None,
-    final: str | None,
-) -> Array:
+def _listed_continuous(request: _Request) -> Array:
+    name, spacing, schedule, steps, start, end, final, _ = request
     if name not in ("uniform", "linspace", "trailing"):
         valid = ", ".join(s for s in SPACINGS if s not in ("quadratic", "leading"))
-        raise ValueError(
-            f"spacing {spacing!r} needs a discrete schedule; {schedule!r} is continuous. Valid here: {valid}"
-        )
-    low = _end("t_end", t_end, schedule.t_floor, schedule)
-    if final is None:
-        final = "clean" if t_end is None or low == schedule.t_clean else "t_min"
-    if final == "clean" and name != "linspace" and t_end is not None and low != schedule.t_clean:
-        raise ValueError(f"spacing {spacing!r} ends at t_end={low!r}; final='clean' contradicts it: leave one out")
-    if final == "clean" and (name != "linspace" or low == schedule.t_clean):
-        if name == "linspace":
-            low = schedule.t_floor
-        else:
-            return np.linspace(start, schedule.t_clean, steps + 1)
+        raise ValueError(f"spacing {spacing!r} needs a discrete schedule, not {schedule!r}. Valid here: {valid}")
+    if name != "linspace":
+        end = _list_end(request)
+        _ordered(start, end, schedule)
+        return np.linspace(start, end, steps + 1)
+    if end == schedule.t_clean:
+        end, final = None, final or "clean"
+    low = schedule.t_floor if end is None else end
     _ordered(start, low, schedule)
-    if final == "clean":
+    if (final or ("clean" if end is None else "t_min")) == "clean":
         return np.append(np.linspace(start, low, steps), schedule.t_clean)
     return np.linspace(start, low, steps + 1)
