@@ -150,23 +150,19 @@ class Plan:
             _fail("prior_std", f"expected a positive finite number, got {self.prior_std}")
         if not self.stages:
             _fail("stages", "a plan needs at least one")
-        pushed, seen = 0, {}
+        pushed, starts, step = 0, {}, -1
         for k, s in enumerate(self.stages):
-            where = f"stage {k}"
-            self._validate_stage(where, s, pushed)
+            self._validate_stage(f"stage {k}", s, pushed)
             pushed += s.push
-            if s.evaluate and self.stages[k].next_u is not None:
-                if s.model_time in seen and not self._revisits:
-                    _fail(where, f"model time {s.model_time:g} was already used by stage {seen[s.model_time]}")
-                seen.setdefault(s.model_time, k)
+            # Heun and singlestep methods come back to a time inside a step; two steps that begin at one model time do not.
+            if s.evaluate and s.step != step:
+                step = s.step
+                if s.model_time in starts:
+                    _fail(f"stage {k}", f"model time {s.model_time:g} already began the step of stage {starts[s.model_time]}")
+                starts[s.model_time] = k
         last = self.stages[-1]
         if last.next_u != last.next_x:
             _fail(f"stage {len(self.stages) - 1}", "the last stage's next_u must equal its next_x, which is the result")
-
-    @property
-    def _revisits(self) -> bool:
-        """Plans that go back up in time (restarts, correctors at the same time) say so in their options."""
-        return bool(self.options.get("revisits", False))
 
     @staticmethod
     def _validate_stage(where: str, s: Stage, pushed: int) -> None:

@@ -1,0 +1,92 @@
+"""Every solver by name, and `plan`, which builds a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastdiff.grids import SPACINGS
+from fastdiff.names import unknown
+from fastdiff.plan import Plan
+from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.solvers import ddim, dpm_multistep, dpm_sde, dpm_singlestep, heun, unipc
+from fastdiff.solvers.base import Method, Option, Request
+
+__all__ = ["METHODS", "Method", "Option", "find", "methods", "plan"]
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for family in (ddim, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun)
+    for m in family.METHODS
+}
+GRID_OPTIONS = ("rho", "steps_offset", "final")
+DEFAULT_STEPS = 10
+ALIASES: dict[str, str] = {alias: m.name for m in METHODS.values() for alias in m.aliases}
+
+
+def find(name: str) -> Method:
+    """The method with that name or alias (case, "-" and "_" as written by diffusers, k-diffusion and ComfyUI)."""
+    if not isinstance(name, str):
+        raise TypeError(f"method must be a name such as 'dpm3', got {type(name).__name__}; fastdiff.methods() lists them")
+    key = name.lower().replace("-", "_")
+    key = ALIASES.get(key, key)
+    if key not in METHODS:
+        raise ValueError(unknown("method", name, METHODS))
+    return METHODS[key]
+
+
+def methods() -> dict[str, dict[str, Any]]:
+    """Every method: summary, order, NFE per step, whether stochastic, default spacing, options, aliases, paper."""
+    return {
+        m.name: {
+            "summary": m.summary,
+            "order": m.order,
+            "nfe_per_step": m.nfe_per_step,
+            "stochastic": m.stochastic,
+            "spacing": m.spacing,
+            "options": {k: {"default": o.default, "choices": o.choices, "doc": o.doc} for k, o in m.options.items()},
+            "aliases": tuple(m.aliases),
+            "paper": m.paper,
+        }
+        for m in METHODS.values()
+    }
+
+
+def plan(
+    method: str = "dpm3",
+    steps: int | None = None,
+    schedule: str | NoiseSchedule = "ddpm",
+    spacing: str | Sequence[float] | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    **options: Any,
+) -> Plan:
+    """The table of a solver.
+
+    Args:
+        method: a name or alias of `methods()`.
+        steps: number of steps, at least 1 (singlestep methods: of network evaluations). Default: what own times or a
+            respacing string say, else 10.
+        schedule: a `NoiseSchedule` or a name, such as "ddpm".
+        spacing: a spacing's name, respacing such as "ddim25", or the `steps + 1` schedule times themselves; default: the
+            method's own.
+        t_start, t_end: schedule times; default: the schedule's range for this spacing.
+        **options: the method's options, and the spacing's (`rho`, `steps_offset`, `final`).
+
+    Raises:
+        ValueError: unknown names, steps < 1, times outside the schedule or not strictly monotone, unknown options.
+        TypeError: values of the wrong type.
+    """
+    chosen = find(method)
+    resolved = resolve(schedule)
+    if spacing is None:
+        # DDIM-type subsequences need a discrete schedule.
+        spacing = "uniform" if chosen.spacing == "leading" and not resolved.discrete else chosen.spacing
+    named = spacing if isinstance(spacing, str) else tuple(np.asarray(spacing, dtype=np.float64).ravel().tolist())
+    if steps is None and named in SPACINGS:
+        steps = DEFAULT_STEPS
+    grid_options = {k: options.pop(k) for k in GRID_OPTIONS if k in options and k not in chosen.options}
+    filled = chosen.check_options(options)
+    return chosen.build(Request(resolved, steps, named, t_start, t_end, grid_options), **filled)

@@ -1,0 +1,223 @@
+"""What every solver is made of: its description, its request, and the recorder of its rows. NumPy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fastdiff.grids import grid
+from fastdiff.names import unknown
+from fastdiff.phi import phi
+from fastdiff.plan import AUX, H1, MAX_HISTORY, REGISTERS, Plan, Stage, register
+from fastdiff.schedule_base import NoiseSchedule, Point
+
+Row = np.ndarray
+"""A linear form over the registers: float64 (13,)."""
+
+ROW: Mapping[str, Row] = {name: register(name) for name in REGISTERS}
+HISTORY: tuple[Row, ...] = tuple(ROW[f"h{i}"] for i in range(1, MAX_HISTORY + 1))
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method: its default, what it accepts, and what it means."""
+
+    default: Any
+    doc: str
+    choices: tuple[Any, ...] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def check(self, method: str, name: str, value: Any) -> Any:
+        """`value`, or ValueError/TypeError that names the method, the option and what it accepts."""
+        call = f"method={method!r}, {name}={self.default!r}"
+        if self.choices is not None:
+            if value not in self.choices or isinstance(value, bool) != isinstance(self.choices[0], bool):
+                if isinstance(value, str):
+                    raise ValueError(unknown(f"{name} of method {method!r}:", value, [str(c) for c in self.choices]))
+                raise ValueError(f"{name}={value!r}: method {method!r} accepts {', '.join(map(repr, self.choices))} ({call})")
+            return value
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool | np.bool_):
+                raise TypeError(f"{name}={value!r}: method {method!r} expects True or False ({call})")
+            return bool(value)
+        if isinstance(value, bool | str) or not isinstance(value, int | float | np.integer | np.floating):
+            raise TypeError(f"{name}={value!r}: method {method!r} expects a number ({call})")
+        if not math.isfinite(value) and not (value == math.inf and self.default == math.inf):
+            raise ValueError(f"{name}={value!r}: method {method!r} expects a finite number ({call})")
+        low, high = self.minimum, self.maximum
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"[{'-inf' if low is None else f'{low:g}'}, {'inf' if high is None else f'{high:g}'}]"
+            raise ValueError(f"{name}={value!r}: method {method!r} accepts {bounds} ({call})")
+        return float(value) if isinstance(self.default, float) else value
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a builder is asked for: a schedule and a time grid that it can evaluate between any two times."""
+
+    schedule: NoiseSchedule
+    steps: int | None
+    spacing: str | tuple[float, ...]
+    t_start: float | None = None
+    t_end: float | None = None
+    grid_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def points(self, steps: int | None = None) -> list[Point]:
+        """The schedule at `steps + 1` times over the whole range (default: the requested number of steps)."""
+        times = grid(self.spacing, self.schedule, steps or self.steps, self.t_start, self.t_end, **self.grid_options)
+        return [self.schedule.at(float(t)) for t in times]
+
+    def between(self, s: float, t: float, steps: int) -> list[Point]:
+        """The schedule at `steps + 1` times from s to t: spaced as the whole grid, or in logSNR where it lists times."""
+        curved = self.spacing in ("time_uniform", "time_quadratic", "karras", "exponential")
+        options = {k: v for k, v in self.grid_options.items() if k == "rho"}
+        spacing = self.spacing if curved else "logsnr"
+        times = grid(spacing, self.schedule, steps, s, t, final="t_min", **options)
+        return [self.schedule.at(float(v)) for v in times]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A solver: its names, its claims (tested), its options and its table builder."""
+
+    name: str
+    summary: str
+    paper: str
+    order: int
+    build: Callable[..., Plan]
+    space: str
+    spacing: str
+    nfe_per_step: int = 1
+    stochastic: bool = False
+    options: Mapping[str, Option] = field(default_factory=dict)
+    aliases: Sequence[str] = ()
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """`options` with the defaults filled in.
+
+        Raises:
+            ValueError: an option that this method does not take, or a value out of range.
+            TypeError: a value of the wrong type.
+        """
+        for name in options:
+            if name not in self.options:
+                raise ValueError(unknown(f"option of method {self.name!r}:", name, sorted(self.options)))
+        filled = {name: option.default for name, option in self.options.items()}
+        filled.update({name: self.options[name].check(self.name, name, value) for name, value in options.items()})
+        return filled
+
+
+class Recorder:
+    """Collects the stages of a plan. One `add` per network evaluation."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+
+    def add(
+        self,
+        at: Point,
+        to: Point,
+        next_u: Row,
+        next_x: Row | None = None,
+        *,
+        step: int,
+        push: bool = False,
+        evaluate: bool = True,
+        draws: tuple[int, int, int] = (-1, -1, -1),
+    ) -> None:
+        """A stage that evaluates the network at `at` and leads to `to`. `next_x` defaults to `next_u`: one buffer."""
+        self.stages.append(
+            Stage(
+                t=at.t,
+                model_time=at.model_time,
+                alpha=at.alpha,
+                sigma=at.sigma,
+                next_u=tuple(next_u.tolist()),
+                next_x=tuple((next_u if next_x is None else next_x).tolist()),
+                t_next=to.t,
+                evaluate=evaluate,
+                push=push,
+                draws=draws,
+                step=step,
+            )
+        )
+
+    def finish(self) -> tuple[Stage, ...]:
+        """The stages, without the pushes of values that no later stage reads."""
+        stages = list(self.stages)
+        oldest_read = math.inf
+        pushed = sum(s.push for s in stages)
+        for k in range(len(stages) - 1, -1, -1):
+            s = stages[k]
+            if s.push:
+                pushed -= 1
+                # `pushed` is now this value's number; keeping numbers stable needs every older one unread as well.
+                if oldest_read > pushed:
+                    stages[k] = s = replace(s, push=False)
+            reach = max((j - H1 + 1 for j in range(H1, AUX) if s.next_u[j] or s.next_x[j]), default=0)
+            if reach:
+                oldest_read = min(oldest_read, pushed - reach)
+        return tuple(stages)
+
+
+class Exponential:
+    """The exponential integrator from s to t in noise or data space: x_t = decay·x + gain(1)·m + gain(2)·h·m' + gain(3)·h²·m'' …
+
+    gain(k) is −sigma_t·h·phi_k(h) in noise space (DPM-Solver, Lu et al. 2022, eq. 3.6 and App. B) and alpha_t·h·phi_k(−h) in data
+    space (DPM-Solver++, Lu et al. 2022b, eq. 8), with h = lambda_t − lambda_s. With sigma_t = 0 or alpha_s = 0, h is infinite,
+    and only gain(1) exists.
+    """
+
+    def __init__(self, space: str, s: Point, t: Point) -> None:
+        self.space, self.s, self.t = space, s, t
+        self.h = t.lam - s.lam
+        if space == "noise" and s.alpha == 0:
+            raise ValueError(
+                f"a noise-prediction solver cannot start at t={s.t:g}, where alpha = 0 (zero terminal SNR): use a "
+                "data-prediction one (ddim, dpmpp2m, unipc, ...) or an earlier t_start"
+            )
+        if space == "data" and s.sigma == 0:
+            raise ValueError(
+                f"a data-prediction solver cannot start at t={s.t:g}, where sigma = 0: use a noise-prediction one (dpm1, dpm2, "
+                "dpm3, ...) or a later start"
+            )
+        self.decay = t.alpha / s.alpha if space == "noise" else t.sigma / s.sigma
+
+    @property
+    def finite(self) -> bool:
+        """Whether h is finite, so that orders above 1 exist."""
+        return math.isfinite(self.h)
+
+    def gain(self, k: int) -> float:
+        """The coefficient of the k-th term."""
+        if not self.finite:
+            if k > 1:
+                raise ValueError("a step to sigma = 0 or from alpha = 0 is of first order")
+            return self.t.sigma - self.t.alpha * self.s.sigma / self.s.alpha if self.space == "noise" else self.t.alpha
+        if self.space == "noise":
+            return -self.t.sigma * self.h * float(phi(k, self.h))
+        return self.t.alpha * self.h * float(phi(k, -self.h))
+
+    def first(self, x: Row, m: Row) -> Row:
+        """The first-order step, DDIM's."""
+        return self.decay * x + self.gain(1) * m
+
+    def midpoint(self, x: Row, m: Row, d1: Row) -> Row:
+        """Second order with d1 ≈ h·m', as the published "dpmsolver" form has it: half of gain(1) in the place of gain(2)."""
+        return self.first(x, m) + 0.5 * self.gain(1) * d1
+
+    def taylor(self, x: Row, m: Row, *d: Row) -> Row:
+        """d[k−1] ≈ h^k times the k-th derivative of m with respect to lambda."""
+        return self.first(x, m) + sum((self.gain(k + 2) * dk for k, dk in enumerate(d)), np.zeros_like(x))
+
+
+def denoise(space: str, s: Point) -> Row:
+    """The predicted x0 as a row: the last step of `denoise_to_zero`."""
+    if space == "data":
+        return ROW["m"]
+    return (ROW["x"] - s.sigma * ROW["m"]) / s.alpha

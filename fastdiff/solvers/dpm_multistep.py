@@ -1,0 +1,120 @@
+"""Multistep DPM-Solver and DPM-Solver++ of orders 1 to 3.
+
+Lu et al. 2022, "DPM-Solver" (arXiv 2206.00927), Lu et al. 2022b, "DPM-Solver++" (arXiv 2211.01095), Algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastdiff.plan import Plan
+from fastdiff.schedule_base import Point
+from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row, denoise
+
+PAPER = "Lu et al. 2022, arXiv 2206.00927"
+PAPER_PP = "Lu et al. 2022b, arXiv 2211.01095"
+
+LOWER = Option(True, "lower the order of the last steps when there are fewer than 10")
+TO_ZERO = Option(False, "one more evaluation at the end, whose predicted x0 is the result")
+
+
+def solver_type(default: str) -> Option:
+    return Option(
+        default,
+        "'taylor': the terms of the Taylor expansion; 'dpmsolver': the published update, of second order even in dpm3",
+        choices=("taylor", "dpmsolver"),
+    )
+
+
+def update(space: str, nodes: Sequence[Point], t: Point, values: Sequence[Row], form: str) -> Row:
+    """One multistep update from nodes[0] to t; nodes and values newest first, their number is the order.
+
+    The published third-order update halves the second derivative: its D2 = (D1_0 − D1_1)/(r0 + r1) is a divided difference,
+    h²·m''/2, in the place of h²·m'' (derivation and measured orders in docs/parity.md).
+    """
+    step = Exponential(space, nodes[0], t)
+    x, m = ROW["x"], values[0]
+    if len(nodes) == 1 or not step.finite:
+        return step.first(x, m)
+    h = step.h
+    r0 = (nodes[0].lam - nodes[1].lam) / h
+    d1_0 = (values[0] - values[1]) / r0
+    if len(nodes) == 2:
+        return step.midpoint(x, m, d1_0) if form == "dpmsolver" else step.taylor(x, m, d1_0)
+    r1 = (nodes[1].lam - nodes[2].lam) / h
+    d1_1 = (values[1] - values[2]) / r1
+    d1 = d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1)
+    d2 = (d1_0 - d1_1) / (r0 + r1)
+    return step.taylor(x, m, d1, d2 if form == "dpmsolver" else 2.0 * d2)
+
+
+def multistep(name: str, space: str, order: int) -> Method:
+    def build(
+        request: Request, *, lower_order_final: bool, denoise_to_zero: bool, solver_type: str = "taylor"
+    ) -> Plan:
+        points = request.points()
+        steps = len(points) - 1
+        values = (ROW["m"], *HISTORY)
+        rows = Recorder()
+        for i in range(steps):
+            available = min(order, i + 1)
+            if lower_order_final and steps < 10:
+                available = min(available, steps - i)
+            nodes = points[i::-1][:available]
+            rows.add(points[i], points[i + 1], update(space, nodes, points[i + 1], values, solver_type), step=i, push=True)
+        times = [p.t for p in points]
+        if denoise_to_zero and points[-1].sigma > 0:
+            clean = request.schedule.at(request.schedule.t_clean)
+            rows.add(points[-1], clean, denoise(space, points[-1]), step=steps)
+            times.append(clean.t)
+        return Plan(
+            method=name,
+            space=space,
+            order=order,
+            times=tuple(times),
+            stages=rows.finish(),
+            prior_std=request.schedule.prior_std(times[0]),
+            schedule=request.schedule.to_dict(),
+            options={
+                "lower_order_final": lower_order_final,
+                "denoise_to_zero": denoise_to_zero,
+                **({"solver_type": solver_type} if order > 1 else {}),
+            },
+        )
+
+    plus = space == "data"
+    ordinal = ("first", "second", "third")[order - 1]
+    options = {"lower_order_final": LOWER, "denoise_to_zero": TO_ZERO}
+    if order > 1:
+        options["solver_type"] = solver_type("taylor" if order == 3 else "dpmsolver")
+    return Method(
+        name=name,
+        summary=f"DPM-Solver{'++' if plus else ''}, multistep, {ordinal} order"
+        + (" (data prediction)" if plus else " (noise prediction)"),
+        paper=PAPER_PP if plus else PAPER,
+        order=order,
+        build=build,
+        space=space,
+        spacing="time_uniform",
+        options=options,
+        aliases=ALIASES.get(name, ()),
+    )
+
+
+ALIASES = {
+    "dpm1": ("dpmsolver1", "dpm_solver_1"),
+    "dpm2": ("dpmsolver2", "dpm_solver_2", "dpm2m"),
+    "dpm3": ("dpmsolver3", "dpm_solver_3", "dpm3m", "dpmsolver"),
+    "dpmpp2m": ("dpmpp_2m", "dpm++2m", "dpmsolver++", "dpm_solver++", "dpmsolvermultistep"),
+    "dpmpp3m": ("dpmpp_3m", "dpm++3m"),
+    "dpmpp1": ("dpm++1",),
+}
+
+METHODS = (
+    multistep("dpm1", "noise", 1),
+    multistep("dpm2", "noise", 2),
+    multistep("dpm3", "noise", 3),
+    multistep("dpmpp1", "data", 1),
+    multistep("dpmpp2m", "data", 2),
+    multistep("dpmpp3m", "data", 3),
+)
