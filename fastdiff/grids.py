@@ -284,8 +284,8 @@ def _subsequence(request: _Request, counts: list[int] | None, n: int) -> NDArray
     if tau[0] < 0 or tau[-1] > n - 1:
         extra = f" and steps_offset={offset}" if offset else ""
         raise ValueError(
-            f"spacing {spacing!r} with steps={steps}{extra} lists times {int(tau[0])} to {int(tau[-1])}; there are 0 to "
-            f"{n - 1} in this range: use fewer steps or another spacing, such as 'linspace'"
+            f"spacing {spacing!r} with steps={steps}{extra} lists times {int(tau[0])} to {int(tau[-1])}; there are "
+            f"0 to {n - 1} in this range: use fewer steps or another spacing, such as 'linspace'"
         )
     return tau
 
