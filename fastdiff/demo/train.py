@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastdiff import schedules
 from fastdiff.demo.classifier import Classifier
 from fastdiff.demo.data import load_digits, split
 from fastdiff.demo.unet import UNet
@@ -35,20 +36,15 @@ LABEL_DROPOUT = 0.1
 EMA_DECAY = 0.999
 
 
-def ddpm_alpha_sigma() -> tuple[Tensor, Tensor]:
-    """alpha and sigma at the 1000 indices of DDPM's schedule, (1000,) float32 each."""
-    log_alpha = 0.5 * np.log1p(-np.linspace(1e-4, 0.02, 1000)).cumsum()
-    alpha, sigma = np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha))
-    return torch.from_numpy(alpha).float(), torch.from_numpy(sigma).float()
-
-
 class Trainer:
     """The network, the average of its weights and the optimizer, after ``step`` of ``steps`` steps."""
 
     def __init__(self, model: UNet, images: Tensor, labels: Tensor, steps: int, seed: int, batch: int = BATCH) -> None:
         self.model, self.images, self.labels = model, images, labels
         self.steps, self.seed, self.batch, self.step = steps, seed, batch, 0
-        self.alpha, self.sigma = ddpm_alpha_sigma()
+        index, schedule = np.arange(1000.0), schedules.ddpm()
+        self.alpha = torch.from_numpy(schedule.alpha(index)).float()
+        self.sigma = torch.from_numpy(schedule.sigma(index)).float()
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
 

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from fastdiff.demo import WEIGHTS, load_classifier, load_model, pictures
+from fastdiff.demo.eager import dpm3, logsnr_times
+from fastdiff.demo.quality import frechet_distance, measure
+from fastdiff.demo.train import Trainer, interruptible
+from fastdiff.demo.unet import UNet
+
+
+def spd(size: int, seed: int) -> np.ndarray:
+    factor = np.random.default_rng(seed).standard_normal((size, size))
+    return factor @ factor.T
+
+
+def test_frechet_distance_of_equal_gaussians_is_zero() -> None:
+    mean, covariance = np.arange(8.0), spd(8, 0)
+    # Traces of about 64 cancel; each is good to a few roundings, the roots to 1e-8 of the smallest ones at worst.
+    assert frechet_distance(mean, covariance, mean, covariance) < 1e-10
+
+
+def test_frechet_distance_of_diagonal_gaussians() -> None:
+    """Commuting covariances: |difference|^2 + sum (sd_a - sd_b)^2."""
+    sd_a, sd_b = np.array([1.0, 2.0, 0.0, 0.5]), np.array([3.0, 2.0, 0.25, 0.0])
+    mean_a, mean_b = np.array([1.0, -1.0, 0.0, 2.0]), np.array([0.0, -1.0, 2.0, 2.0])
+    expected = 5.0 + 4.0 + 0.0 + 0.0625 + 0.25
+    assert frechet_distance(mean_a, np.diag(sd_a**2), mean_b, np.diag(sd_b**2)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_frechet_distance_against_scipy_s_matrix_root() -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    a, b = spd(16, 1), spd(16, 2)
+    mean_a, mean_b = np.random.default_rng(3).standard_normal((2, 16))
+    expected = np.sum((mean_a - mean_b) ** 2) + np.trace(a + b) - 2.0 * np.trace(linalg.sqrtm(a @ b)).real
+    assert frechet_distance(mean_a, a, mean_b, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(mean_b, b, mean_a, a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_measure_rejects_labels_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"got images \(4, 1, 8, 8\) and labels \(3,\)"):
+        measure(torch.zeros(4, 1, 8, 8), torch.zeros(3, dtype=torch.int64))
+
+
+def test_shipped_files_are_within_the_limit_and_say_how_they_were_made() -> None:
+    files = [WEIGHTS / f"{name}.safetensors" for name in ("unet", "classifier", "real_digits")]
+    assert sum(file.stat().st_size for file in files) <= 4_000_000
+    with safe_open(files[0], "pt") as file:
+        assert {"steps", "seed", "batch", "loss"} <= file.metadata().keys()
+    with safe_open(files[1], "pt") as file:
+        assert float(file.metadata()["held_out_accuracy"]) >= 0.97
+
+
+def test_shipped_classifier_knows_held_out_digits_and_the_statistics_are_theirs() -> None:
+    pytest.importorskip("sklearn")
+    from fastdiff.demo.data import load_digits, split
+
+    images, labels = load_digits()
+    training, held_out = split(len(images))
+    assert images.shape == (1797, 1, 8, 8) and images.min() == -1.0 and images.max() == 1.0
+    assert sorted(torch.cat([training, held_out]).tolist()) == list(range(1797))
+    assert measure(images[held_out], labels[held_out]).accuracy >= 0.97
+    everything = measure(images, labels)
+    # Features in float32 are good to about 1e-6 of values around 1, so the distance, a square, to about 1e-6 in all.
+    assert everything.frechet < 1e-5 and everything.accuracy >= 0.98
+
+
+def test_quality_tells_digits_from_noise_and_right_labels_from_wrong() -> None:
+    """Ten eager steps with the shipped weights: the digits asked for, far nearer to real ones than noise is."""
+    model = load_model()
+    labels = torch.arange(10).repeat_interleave(10)
+    noise = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    samples = dpm3(lambda x, t: model(x, t.float(), labels), noise)
+    good = measure(samples, labels)
+    assert good.accuracy >= 0.95
+    assert measure(samples, (labels + 1) % 10).accuracy <= 0.1
+    assert measure(noise, labels).frechet > 5.0 * good.frechet
+
+
+def test_eager_baseline_is_of_third_order() -> None:
+    """Data from a Gaussian of sd s: eps = sigma x / v, v = alpha^2 s^2 + sigma^2, and x(t) = x_T sqrt(v(t) / v(T))."""
+    s = 0.5
+    alpha_bar = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
+
+    def variance(t: float) -> tuple[float, float]:
+        # Between the indices log alpha, not alpha_bar, is linear: the solver's own schedule.
+        a = math.exp(np.interp(t, np.arange(1000.0), np.log(alpha_bar)))
+        return a * s**2 + 1.0 - a, 1.0 - a
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        v, sigma_squared = variance(t[0].item())
+        return x * (math.sqrt(sigma_squared) / v)
+
+    x = torch.ones(1, dtype=torch.float64)
+    errors = []
+    for steps in (40, 80, 160):
+        times = logsnr_times(steps)
+        exact = math.sqrt(variance(times[-1])[0] / variance(times[0])[0])
+        errors.append(abs(dpm3(model, x, steps).item() - exact))
+    assert math.log2(errors[1] / errors[2]) > 2.7 and errors[2] < errors[1] < errors[0]
+
+
+def test_schedule_of_the_training_is_ddpm_s() -> None:
+    alpha, sigma = trainer().alpha, trainer().sigma
+    product = math.prod(1.0 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(1000))
+    assert alpha[-1].item() == pytest.approx(math.sqrt(product), rel=1e-6)
+    assert sigma[0].item() == pytest.approx(1e-2, rel=1e-6)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(1000), rtol=0.0, atol=3e-7)
+
+
+def trainer() -> Trainer:
+    generator = torch.Generator().manual_seed(5)
+    images, labels = torch.rand(40, 1, 8, 8, generator=generator) * 2 - 1, torch.arange(40) % 10
+    torch.manual_seed(7)
+    return Trainer(UNet(channels=8), images, labels, steps=6, seed=3, batch=16)
+
+
+def test_interrupted_and_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
+    straight = trainer()
+    losses = [straight.train_step().item() for _ in range(6)]
+    first = trainer()
+    for _ in range(3):
+        first.train_step()
+    first.save(tmp_path / "checkpoint.safetensors")
+    second = trainer()
+    second.load(tmp_path / "checkpoint.safetensors")
+    assert [second.train_step().item() for _ in range(3)] == losses[3:]
+    for name, parameter in straight.model.named_parameters():
+        assert torch.equal(parameter, dict(second.model.named_parameters())[name]), name
+        assert torch.equal(straight.average[name], second.average[name]), name
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_resuming_another_run_is_an_error(tmp_path: Path) -> None:
+    first = trainer()
+    first.save(tmp_path / "checkpoint.safetensors")
+    first.seed = 4
+    with pytest.raises(ValueError, match="seed=3, batch=16, but this one has steps=6, seed=4"):
+        first.load(tmp_path / "checkpoint.safetensors")
+
+
+def test_ctrl_c_is_a_flag_once_and_the_old_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible() as stopped:
+        assert not stopped()
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_missing_weights_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"python -m fastdiff\.demo\.train"):
+        load_classifier(tmp_path)
+
+
+def test_tile_is_upscaled_without_blur() -> None:
+    image = np.full((8, 8), -1.0)
+    image[2, 5] = 1.0
+    pixels = np.array(pictures.tile(image, 6))
+    expected = np.full((48, 48, 3), pictures.TILE)
+    expected[12:18, 30:36] = pictures.INK
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_sheets_hold_every_image_in_its_place() -> None:
+    images = np.random.default_rng(0).uniform(-1.5, 1.5, (10, 4, 8, 8))
+    for picture in (pictures.digits(images), pictures.trajectory(images, [999, 600, 300, 0], "title")):
+        pixels = np.array(picture)
+        right, bottom = picture.width - pictures.MARGIN, picture.height - pictures.MARGIN
+        for row in range(10):
+            for column in range(4):
+                x = right - 56 - (3 - column) * (56 + pictures.GAP)
+                y = bottom - 56 - (9 - row) * (56 + pictures.GAP)
+                np.testing.assert_array_equal(pixels[y : y + 56, x : x + 56], pictures.tile(images[row, column], 7))
+        assert (pixels[:, : right - 4 * 56 - 3 * pictures.GAP - 1] != pictures.PAPER).any(), "row labels"
+
+
+def test_labels_that_do_not_fit_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"got images \(10, 4, 8, 8\), 10 row labels and 3 column labels"):
+        pictures.trajectory(np.zeros((10, 4, 8, 8)), [999, 500, 0])
+
+
+def test_reference_figures_say_how_they_were_made() -> None:
+    figures = json.loads((WEIGHTS / "ddpm1000.json").read_text(encoding="utf-8"))
+    assert (figures["method"], figures["steps"]) == ("ddpm", 1000)
+    assert figures["count"] >= 1000 and "fastdiff.demo.reference" in figures["made_by"]
+    assert figures["accuracy"] >= 0.95 and 0.0 < figures["frechet"] < 10.0
