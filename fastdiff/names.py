@@ -13,7 +13,8 @@ def unknown(kind: str, got: object, valid: Iterable[str]) -> str:
     "unknown spacing 'karas'; did you mean 'karras'? Valid: karras, logsnr"
     """
     names = list(valid)
-    near = difflib.get_close_matches(got.lower(), names, n=1) if isinstance(got, str) else []
-    hint = f"; did you mean '{near[0]}'?" if near else "."
+    folded = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(got.lower(), folded, n=1) if isinstance(got, str) else []
+    hint = f"; did you mean '{folded[near[0]]}'?" if near else "."
     listed = ", ".join(names) if names else "none"
     return f"unknown {kind} {got!r}{hint} Valid: {listed}"

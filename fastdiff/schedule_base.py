@@ -50,7 +50,8 @@ class NoiseSchedule:
     _types: ClassVar[dict[str, type[NoiseSchedule]]] = {}
 
     def __init_subclass__(cls) -> None:
-        NoiseSchedule._types[cls.__name__] = cls
+        if not cls.__name__.startswith("_"):
+            NoiseSchedule._types[cls.__name__] = cls
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "time_scale", positive("time_scale", self.time_scale))

@@ -63,7 +63,9 @@ def test_counter_and_key_layout() -> None:
 
 
 def test_uniform_is_exact() -> None:
-    c = np.array([0, 1, 2, 3, (1 << 24) + 1, (1 << 25) + 2, (1 << 31) - 1, 1 << 31, ONES - 128, ONES - 127, ONES], np.uint32)
+    c = np.array(
+        [0, 1, 2, 3, (1 << 24) + 1, (1 << 25) + 2, (1 << 31) - 1, 1 << 31, ONES - 128, ONES - 127, ONES], np.uint32
+    )
     u = philox.uniforms(c)
     assert u.dtype == np.float32
     # Rational arithmetic, each step rounded to 24 bits by the float64 to float32 conversion: c and the sum of two
