@@ -57,7 +57,7 @@ def test_counter_and_key_layout() -> None:
     seed, index, draw = 0x123456789ABCDEF0, 7, 11
     words = philox.integers(10, seed, index, draw, philox.PRIOR).tolist()
     blocks = [scalar_philox([k, index, draw, 1], [0x9ABCDEF0, 0x12345678]) for k in range(3)]
-    assert words == sum(blocks, [])[:10]
+    assert words == [word for block in blocks for word in block][:10]
     assert philox.integers(8, -1, 0, 0).tolist() == philox.integers(8, (1 << 64) - 1, 0, 0).tolist()
     assert philox.integers(8, 1 << 64, 0, 0).tolist() == philox.integers(8, 0, 0, 0).tolist()
 

@@ -44,7 +44,7 @@ def discrete_truth(betas: list[mpf], t: float) -> tuple[mpf, mpf]:
     logs = [mpf(0)]
     for beta in betas:
         logs.append(logs[-1] + mpmath.log(1 - beta) / 2)
-    i = min(int(math.floor(t)) + 1, len(betas) - 1)
+    i = min(math.floor(t) + 1, len(betas) - 1)
     w = mpf(t) + 1 - i
     log_alpha = (1 - w) * logs[i] + w * logs[i + 1]
     return mpmath.exp(log_alpha), mpmath.sqrt(1 - mpmath.exp(2 * log_alpha))
@@ -107,7 +107,7 @@ def test_discrete_values() -> None:
                 point = schedule.at(t)
                 # log alpha is a sum of up to 1000 terms: 1000 EPS |log alpha| <= 2.2e-12 for the cosine's 9.9.
                 assert abs(point.alpha - alpha) <= 2.5e-12 * alpha
-                # -1 + 1e-9 is exact in float64, but log alpha there is 1e-9 log_alphas[0]: relative error as that of beta_0.
+                # log alpha at -1 + d is d log_alphas[0], with the relative error of beta_0.
                 assert abs(point.sigma - sigma) <= 1e-12 * sigma
 
 
@@ -143,7 +143,7 @@ def test_round_trip_from_times(schedule: S.NoiseSchedule) -> None:
 @every
 def test_round_trip_from_lambdas(schedule: S.NoiseSchedule) -> None:
     # A time is known to half a unit in the last place, so lambda to |dlam/dt| EPS |t|. That stays below 1e-10 for all
-    # finite ranges; where lambda is -inf at t_max it is EPS t / (t_max - t), which bounds the range: flow at lambda = -12
+    # finite ranges; where lambda is -inf at t_max it is EPS t / (t_max - t), which bounds the range: flow at -12
     # has t_max - t = 6e-6 / shift; zero_snr at -12 has t_max - t = 1e-3 of an index.
     low = max(schedule.lam(schedule.t_max), -12.0)
     lam = np.linspace(low, schedule.lam(schedule.t_floor), 2001)
