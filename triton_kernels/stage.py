@@ -1,0 +1,203 @@
+"""One stage of a sampler as one Triton kernel; fastdiff/ops/reference.py is the same operation in plain PyTorch."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastdiff._triton.noise import normals
+
+# Columns of a table row, as in fastdiff/table.py.
+W1 = tl.constexpr(0)
+W2 = tl.constexpr(1)
+CU = tl.constexpr(2)
+CG = tl.constexpr(3)
+PU = tl.constexpr(4)
+PG = tl.constexpr(5)
+QU = tl.constexpr(6)
+QX = tl.constexpr(7)
+IN_SCALE = tl.constexpr(8)
+NEXT_U = tl.constexpr(9)
+NEXT_X = tl.constexpr(22)
+WIDTH = tl.constexpr(36)
+
+# How m is made, as in fastdiff/table.py.
+NONE = tl.constexpr(0)
+RAW = tl.constexpr(1)
+LINEAR = tl.constexpr(2)
+CLIP = tl.constexpr(3)
+
+# Registers, in the order of fastdiff/plan.py.
+X = tl.constexpr(0)
+U = tl.constexpr(1)
+M = tl.constexpr(2)
+H1 = tl.constexpr(3)
+AUX = tl.constexpr(9)
+ZA = tl.constexpr(10)
+
+ONE = tl.constexpr(1)  # on the left of << and &, since an int there does not know constexpr in the interpreter
+STEP = tl.constexpr(0)  # the Philox stream of the stages' noise
+
+
+@triton.jit
+def _read(source, offset, inside, USED: tl.constexpr, TYPE: tl.constexpr):
+    """One stream in the state's dtype; a scalar zero, and no load, where the specialisation does not use it."""
+    if USED:
+        value = tl.load(source + offset, mask=inside, other=0.0).to(TYPE)
+    else:
+        value = 0.0
+    return value
+
+
+@triton.jit
+def _write(target, value, offset, inside, BITS: tl.constexpr):
+    """Round to the target's dtype: to 16-bit formats by way of float32, as PyTorch's copy does.
+
+    BITS: round to bfloat16 by integer arithmetic, for the interpreter, whose own conversion truncates.
+    """
+    if target.dtype.element_ty == tl.bfloat16 or target.dtype.element_ty == tl.float16:
+        value = value.to(tl.float32)
+    if BITS and target.dtype.element_ty == tl.bfloat16:
+        bits = value.to(tl.uint32, bitcast=True).to(tl.uint64)
+        # NaN must stay NaN: adding the rounding bias could carry out of its mantissa.
+        rounded = tl.where(value == value, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        tl.store(target + offset, (rounded >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
+    else:
+        tl.store(target + offset, value.to(target.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _term(total, row, value, J: tl.constexpr, FIRST: tl.constexpr, MASK: tl.constexpr):
+    """total + coefficient·value for register J of the combination whose coefficients begin at column FIRST."""
+    if (ONE << J) & MASK:
+        c = tl.load(row + FIRST + J)
+        if ((ONE << J) - 1) & MASK:
+            total = tl.fma(c, value, total)
+        else:
+            total = c * value
+    return total
+
+
+@triton.jit
+def _combine(row, x, u, m, h1, h2, h3, h4, h5, h6, aux, za, zb, zc, zero, FIRST: tl.constexpr, MASK: tl.constexpr):
+    total = _term(zero, row, x, X, FIRST, MASK)
+    total = _term(total, row, u, U, FIRST, MASK)
+    total = _term(total, row, m, M, FIRST, MASK)
+    total = _term(total, row, h1, H1, FIRST, MASK)
+    total = _term(total, row, h2, H1 + 1, FIRST, MASK)
+    total = _term(total, row, h3, H1 + 2, FIRST, MASK)
+    total = _term(total, row, h4, H1 + 3, FIRST, MASK)
+    total = _term(total, row, h5, H1 + 4, FIRST, MASK)
+    total = _term(total, row, h6, H1 + 5, FIRST, MASK)
+    total = _term(total, row, aux, AUX, FIRST, MASK)
+    total = _term(total, row, za, ZA, FIRST, MASK)
+    total = _term(total, row, zb, ZA + 1, FIRST, MASK)
+    return _term(total, row, zc, ZA + 2, FIRST, MASK)
+
+
+@triton.jit
+def _noise(
+    given, offset, inside, tile, row_number, sample, draws, seeds, index,
+    I: tl.constexpr, MASK: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Draw I of the stage: the user's stream where one is given, else Philox."""
+    if (ONE << (ZA + I)) & MASK:
+        if given is None:
+            draw = tl.load(draws + row_number * 3 + I)
+            tag = draw.to(tl.uint32) * 0 + STEP
+            value = normals(tile, tl.load(index + sample), draw, tag, tl.load(seeds + sample), BLOCK).to(TYPE)
+        else:
+            value = tl.load(given + offset, mask=inside, other=0.0).to(TYPE)
+    else:
+        value = 0.0
+    return value
+
+
+@triton.jit
+def _model_value(
+    row, u, g, sample, lo, hi, scale, CONVERT: tl.constexpr, M_READS_U: tl.constexpr
+):  # fmt: skip
+    """m from the (guided) output g: the prediction in the solver's space, by way of the clamped x0 under CLIP."""
+    m = g
+    if CONVERT == LINEAR:
+        m = tl.load(row + CG) * g
+        if M_READS_U:
+            m = tl.fma(tl.load(row + CU), u, m)
+    if CONVERT == CLIP:
+        x0 = tl.load(row + PG) * g
+        if M_READS_U:
+            x0 = tl.fma(tl.load(row + PU), u, x0)
+        x0 = tl.minimum(x0, tl.load(hi + sample), propagate_nan=tl.PropagateNan.ALL)
+        x0 = tl.maximum(x0, tl.load(lo + sample), propagate_nan=tl.PropagateNan.ALL)
+        x0 = x0 * tl.load(scale + sample)
+        m = tl.load(row + QX) * x0
+        if M_READS_U:
+            m = tl.fma(tl.load(row + QU), u, m)
+    return m
+
+
+@triton.jit(do_not_specialize=["k", "tiles"])
+def stage_kernel(
+    x, u, out, aux, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in,
+    table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k,
+    CONVERT: tl.constexpr, GUIDED: tl.constexpr, M_READS_U: tl.constexpr, U_MASK: tl.constexpr, X_MASK: tl.constexpr,
+    COPIES: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK consecutive elements of one sample, every stream read once, every output written once.
+
+    Pointers are None where the stage does not use the stream; see fastdiff/ops/buffers.py for the rest. n: elements per
+    sample (of the whole batch if not SPLIT); total: elements of the batch, the offset of net_in's second copy; tiles: programs
+    per sample; k: the table row; SPLIT: samples differ (own noise, bounds or rows); WIDE: offsets inside a sample need 64 bits.
+    Outputs may be the same memory as inputs: all loads come before all stores, and no element is touched by two programs.
+    """
+    TYPE: tl.constexpr = table.dtype.element_ty
+    MASK: tl.constexpr = U_MASK | X_MASK
+    tile = tl.program_id(0)
+    sample = tile * 0
+    if SPLIT:
+        sample = tile // tiles
+        tile = tile % tiles
+    start = tile.to(tl.int64) * BLOCK if WIDE else tile * BLOCK
+    offset = start + tl.arange(0, BLOCK)
+    inside = offset < n
+    base = sample.to(tl.int64) * n
+    offset = base + offset
+    number = k
+    if rows is not None:
+        number = tl.load(rows + sample)
+    row = table + number * WIDTH
+
+    xv = _read(x, offset, inside, (ONE << X) & MASK, TYPE)
+    uv = _read(u, offset, inside, M_READS_U or (ONE << U) & MASK, TYPE)
+    g = _read(out, offset, inside, CONVERT != NONE, TYPE)
+    av = _read(aux, offset, inside, GUIDED or (ONE << AUX) & MASK, TYPE)
+    v1 = _read(h1, offset, inside, (ONE << H1) & MASK, TYPE)
+    v2 = _read(h2, offset, inside, (ONE << (H1 + 1)) & MASK, TYPE)
+    v3 = _read(h3, offset, inside, (ONE << (H1 + 2)) & MASK, TYPE)
+    v4 = _read(h4, offset, inside, (ONE << (H1 + 3)) & MASK, TYPE)
+    v5 = _read(h5, offset, inside, (ONE << (H1 + 4)) & MASK, TYPE)
+    v6 = _read(h6, offset, inside, (ONE << (H1 + 5)) & MASK, TYPE)
+    n1 = _noise(za, offset, inside, tile, number, sample, draws, seeds, index, 0, MASK, TYPE, BLOCK)
+    n2 = _noise(zb, offset, inside, tile, number, sample, draws, seeds, index, 1, MASK, TYPE, BLOCK)
+    n3 = _noise(zc, offset, inside, tile, number, sample, draws, seeds, index, 2, MASK, TYPE, BLOCK)
+
+    if GUIDED:
+        g = tl.fma(tl.load(row + W2), av, tl.load(row + W1) * g)
+    m = _model_value(row, uv, g, sample, lo, hi, scale, CONVERT, M_READS_U)
+    zero = tl.zeros((BLOCK,), TYPE)
+    if COPIES > 0 or u_out is not None:
+        u_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_U, U_MASK)
+    if X_MASK:
+        x_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_X, X_MASK)
+
+    if m_out is not None:
+        _write(m_out, m, offset, inside, BITS)
+    if COPIES > 0:
+        scaled = tl.load(row + IN_SCALE) * u_next
+        _write(net_in, scaled, offset, inside, BITS)
+        if COPIES > 1:
+            _write(net_in + total.to(tl.int64), scaled, offset, inside, BITS)
+    if X_MASK:
+        _write(x_out, x_next, offset, inside, BITS)
+    if u_out is not None:
+        _write(u_out, u_next, offset, inside, BITS)
