@@ -119,6 +119,24 @@ def conversion(prediction: str, space: str, alpha: float, sigma: float) -> tuple
     return form
 
 
+def classifier_shift(prediction: str, alpha: float, sigma: float) -> float:
+    """The factor of grad log p(y | u) in the network's output: score += grad (Dhariwal and Nichol 2021, Algorithm 2).
+
+    In eps that is −sigma, in x0 sigma²/alpha, and in v and flow what follows from these.
+    """
+    if prediction == "score":
+        return 1.0
+    if prediction == "eps":
+        return -sigma
+    if alpha == 0:
+        raise ValueError(f"classifier guidance of prediction={prediction!r} needs alpha > 0: start at an earlier t_start")
+    if prediction == "x0":
+        return sigma**2 / alpha
+    if prediction == "v":
+        return -sigma * (alpha**2 + sigma**2) / alpha
+    return -sigma * (alpha + sigma) / alpha
+
+
 class Table(NamedTuple):
     """A bound plan: `values` float64 (stages + 1, WIDTH), `draws` int32 (stages + 1, 3), one spec per row, `times` (stages,).
 
@@ -137,6 +155,7 @@ def bind(
     *,
     space: str | None = None,
     guidance_scale: float | None = None,
+    classifier: bool = False,
     clip: bool = False,
     copies: int = 1,
 ) -> Table:
@@ -147,6 +166,7 @@ def bind(
         prediction: what the network gives: one of `PREDICTIONS`.
         space: overrides the plan's space (the predicted-x0 probe uses "data").
         guidance_scale: s in g = s·out + (1 − s)·aux (Ho and Salimans 2022, eq. 6, with w = s − 1); None: no guidance.
+        classifier: whether aux is grad log p(y | u), already scaled: the score form of classifier guidance.
         clip: whether m goes through the clamped x0.
         copies: how often the next network input is written (2 with batched guidance; 0 where the state serves as input).
 
@@ -159,7 +179,7 @@ def bind(
         following = plan.stages[k + 1 :]
         more = any(s.evaluate for s in following)
         in_scale = next((s.in_scale for s in following if s.evaluate), 1.0)
-        row, spec = _bind_stage(stage, prediction, space, guidance_scale, clip)
+        row, spec = _bind_stage(stage, prediction, space, guidance_scale, classifier, clip)
         row[IN_SCALE] = in_scale
         writes_input = more and (k + 1 < len(plan.stages)) and plan.stages[k + 1].evaluate
         specs.append(spec._replace(copies=copies if writes_input else 0))
@@ -181,7 +201,7 @@ def _opening_spec(copies: int) -> StageSpec:
 
 
 def _bind_stage(
-    stage: Stage, prediction: str, space: str, guidance_scale: float | None, clip: bool
+    stage: Stage, prediction: str, space: str, guidance_scale: float | None, classifier: bool, clip: bool
 ) -> tuple[np.ndarray, StageSpec]:
     row = np.zeros(WIDTH)
     row[NEXT_U : NEXT_U + NREG] = stage.next_u
@@ -191,8 +211,11 @@ def _bind_stage(
         x_mask = 0
     if not stage.evaluate:
         return row, StageSpec(NONE, False, False, u_mask, x_mask, 0)
-    guided = guidance_scale is not None
-    row[W1], row[W2] = (guidance_scale, 1.0 - guidance_scale) if guidance_scale is not None else (1.0, 0.0)
+    guided = classifier or guidance_scale is not None
+    if guidance_scale is not None:
+        row[W1], row[W2] = guidance_scale, 1.0 - guidance_scale
+    else:
+        row[W1], row[W2] = 1.0, (classifier_shift(prediction, stage.alpha, stage.sigma) if classifier else 0.0)
     if clip:
         row[PU], row[PG] = conversion(prediction, "data", stage.alpha, stage.sigma)
         row[QU], row[QX] = conversion("x0", space, stage.alpha, stage.sigma)
