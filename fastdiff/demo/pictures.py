@@ -14,7 +14,7 @@ MARGIN, GAP = 28, 7
 
 
 def tile(image: NDArray[np.floating], scale: int) -> Image.Image:
-    """One image (H, W) from -1, paper, to 1, ink, a pixel as a square of ``scale`` pixels; values outside are clipped."""
+    """One image (H, W), -1 (paper) to 1 (ink), clipped to that, each pixel as a square of ``scale`` pixels."""
     amount = ((np.clip(image, -1.0, 1.0) + 1.0) / 2.0)[..., None]
     colours = np.array(TILE) + amount * (np.array(INK) - np.array(TILE))
     small = Image.fromarray(np.round(colours).astype(np.uint8))

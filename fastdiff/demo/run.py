@@ -129,7 +129,7 @@ def main(
     title = f"{METHOD}, {STEPS} steps"
     pictures.digits(images.reshape(10, PER_CLASS, 8, 8).cpu().numpy(), title).save(out / "digits.png")
     columns = torch.stack([state[::PER_CLASS, 0] for state in path.x], dim=1)
-    pictures.trajectory(columns.cpu().numpy(), path.times, title).save(out / "trajectory.png")
+    pictures.trajectory(columns.cpu().numpy(), path.times.tolist(), title).save(out / "trajectory.png")
 
     difference = (images - eager(model, noise, labels)).abs().max().item()
     times = timings(model, noise, labels, {"fastdiff": ours, "eager": eager})
