@@ -29,6 +29,8 @@ NEEDED_FILES = (
     "fastdiff/_triton/stage.py",
 )
 
+ALLOWED_TOPS = re.compile(r"fastdiff|fastdiff_sampler\.libs|fastdiff_sampler-[^/]*\.(dist-info|data)")
+
 # torch: a wheel is not tied to a torch release. cudart and the driver: the module loads where there is neither.
 FORBIDDEN = re.compile(r"^(lib)?(torch|c10|cudart|cuda|nvcuda|nvrtc|cublas|curand)([-_.\d].*|_.*)?$", re.IGNORECASE)
 _LIBRARY_NAME = re.compile(rb"[\w.+-]{3,}\.(?:dylib|dll)", re.IGNORECASE)
