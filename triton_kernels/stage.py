@@ -104,8 +104,8 @@ def _noise(
     if (ONE << (ZA + I)) & MASK:
         if given is None:
             draw = tl.load(draws + row_number * 3 + I)
-            tag = draw.to(tl.uint32) * 0 + STEP
-            value = normals(tile, tl.load(index + sample), draw, tag, tl.load(seeds + sample), BLOCK).to(TYPE)
+            seed = tl.load(seeds + sample)
+            value = normals(tile, tl.load(index + sample), draw, tl.cast(STEP, tl.uint32), seed, BLOCK).to(TYPE)
         else:
             value = tl.load(given + offset, mask=inside, other=0.0).to(TYPE)
     else:
@@ -187,16 +187,17 @@ def stage_kernel(
     zero = tl.zeros((BLOCK,), TYPE)
     if COPIES > 0 or u_out is not None:
         u_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_U, U_MASK)
+    if COPIES > 0:
+        scaled = tl.load(row + IN_SCALE) * u_next
     if X_MASK:
         x_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_X, X_MASK)
 
     if m_out is not None:
         _write(m_out, m, offset, inside, BITS)
     if COPIES > 0:
-        scaled = tl.load(row + IN_SCALE) * u_next
         _write(net_in, scaled, offset, inside, BITS)
         if COPIES > 1:
-            _write(net_in + total.to(tl.int64), scaled, offset, inside, BITS)
+            _write(net_in + tl.cast(total, tl.int64), scaled, offset, inside, BITS)
     if X_MASK:
         _write(x_out, x_next, offset, inside, BITS)
     if u_out is not None:

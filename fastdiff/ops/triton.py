@@ -174,6 +174,7 @@ def _fill(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int
     warps = _warps(n, torch.float32)
     block = warps * _ELEMENTS_PER_WARP[torch.float32]
     tiles = -(-n // block)
+    draw = (draw + 2**31) % 2**32 - 2**31  # the 32-bit word as the kernel's int32
     with _on(out.device):
         kernel[(tiles * batch,)](
             out, seeds, index, n, tiles, draw, stream, raw, n >= _WIDE, block, num_warps=warps, **_OPTIONS
