@@ -54,6 +54,19 @@ def methods() -> dict[str, dict[str, Any]]:
     }
 
 
+def _own_times(spacing: Sequence[float]) -> tuple[float, ...]:
+    try:
+        times = np.asarray(spacing, dtype=np.float64)
+    except (TypeError, ValueError):
+        times = np.empty(())
+    if times.ndim != 1:
+        raise ValueError(
+            f"spacing got {spacing!r}; expected a name of {', '.join(SPACINGS)}, a respacing string such as 'ddim25', or steps + 1 "
+            "schedule times in one dimension"
+        )
+    return tuple(times.tolist())
+
+
 def plan(
     method: str = "dpm3",
     steps: int | None = None,
@@ -84,7 +97,7 @@ def plan(
     if spacing is None:
         # DDIM-type subsequences need a discrete schedule.
         spacing = "uniform" if chosen.spacing == "leading" and not resolved.discrete else chosen.spacing
-    named = spacing if isinstance(spacing, str) else tuple(np.asarray(spacing, dtype=np.float64).ravel().tolist())
+    named = spacing if isinstance(spacing, str) else _own_times(spacing)
     if steps is None and named in SPACINGS:
         steps = DEFAULT_STEPS
     grid_options = {k: options.pop(k) for k in GRID_OPTIONS if k in options and k not in chosen.options}

@@ -36,7 +36,10 @@ class Option:
         """`value`, or ValueError/TypeError that names the method, the option and what it accepts."""
         call = f"method={method!r}, {name}={self.default!r}"
         if self.choices is not None:
-            if value not in self.choices or isinstance(value, bool) != isinstance(self.choices[0], bool):
+            kind = type(self.choices[0])
+            if isinstance(value, np.integer):
+                value = int(value)
+            if type(value) is not kind or value not in self.choices:
                 if isinstance(value, str):
                     raise ValueError(unknown(f"{name} of method {method!r}:", value, [str(c) for c in self.choices]))
                 raise ValueError(f"{name}={value!r}: method {method!r} accepts {', '.join(map(repr, self.choices))} ({call})")

@@ -8,37 +8,42 @@ a last step to sigma = 0 and a first one from alpha = 0 are finite.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from fastdiff.plan import Plan
 from fastdiff.schedule_base import Point
 from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
 
 
-def transition(s: Point, t: Point) -> tuple[float, float]:
-    """(ratio, variance) of q(x_s | x_t) for t cleaner than s: x_s = ratio·x_t + sqrt(variance)·noise."""
-    ratio = s.alpha / t.alpha
-    return ratio, s.sigma**2 - (ratio * t.sigma) ** 2
+def fresh(s: Point, t: Point) -> float:
+    """The part of sigma_s² that is new since t, the cleaner time: Var(x_s | x_t)/sigma_s² = 1 − exp(−2h), h = lambda_t − lambda_s.
+
+    From h, as the difference of sigma_s² and (alpha_s·sigma_t/alpha_t)² cancels where steps are short.
+    """
+    return -math.expm1(2.0 * (s.lam - t.lam))
 
 
 def posterior_std(s: Point, t: Point) -> float:
     """Standard deviation of q(x_t | x_s, x0): the square root of beta-tilde of the subsequence."""
-    _, variance = transition(s, t)
-    return t.sigma / s.sigma * math.sqrt(max(variance, 0.0))
+    return t.sigma * math.sqrt(fresh(s, t))
 
 
-def ddim_row(s: Point, t: Point, std: float) -> Row:
-    """x_t = alpha_t·x0 + sqrt(sigma_t² − std²)·eps, with eps = (x − alpha_s·x0)/sigma_s and x0 = m."""
-    direction = math.sqrt(max(t.sigma**2 - std**2, 0.0)) / s.sigma
-    return direction * ROW["x"] + (t.alpha - direction * s.alpha) * ROW["m"] + std * ROW["za"]
+def ddim_row(s: Point, t: Point, eta: float) -> Row:
+    """x_t = alpha_t·x0 + sqrt(sigma_t² − std²)·eps + std·noise, with eps = (x − alpha_s·x0)/sigma_s, x0 = m, std = eta·posterior_std."""
+    w = fresh(s, t)
+    kept = math.sqrt(1.0 - eta**2 * w)
+    # 1 − e^(−h)·kept without cancellation: (1 − (1 − w)(1 − eta²·w)) / (1 + e^(−h)·kept).
+    gain = w * (1.0 + eta**2 * (1.0 - w)) / (1.0 + math.exp(s.lam - t.lam) * kept)
+    return t.sigma / s.sigma * kept * ROW["x"] + t.alpha * gain * ROW["m"] + eta * posterior_std(s, t) * ROW["za"]
 
 
 def ddpm_row(s: Point, t: Point, std: float) -> Row:
     """The mean of q(x_t | x_s, x0) (eq. 7), with x0 = m, and noise of standard deviation `std`."""
-    ratio, variance = transition(s, t)
-    return (ratio * t.sigma**2 * ROW["x"] + t.alpha * variance * ROW["m"]) / s.sigma**2 + std * ROW["za"]
+    ratio = s.alpha / t.alpha
+    return ratio * (t.sigma / s.sigma) ** 2 * ROW["x"] + t.alpha * fresh(s, t) * ROW["m"] + std * ROW["za"]
 
 
-def chain(name: str, request: Request, options: dict[str, object], row: object) -> Plan:
+def chain(name: str, request: Request, options: dict[str, object], row: Callable[[Point, Point], Row]) -> Plan:
     """One stage a step; `row(s, t)` gives the coefficients."""
     points = request.points()
     rows = Recorder()
@@ -46,7 +51,7 @@ def chain(name: str, request: Request, options: dict[str, object], row: object) 
     for i, (s, t) in enumerate(zip(points, points[1:])):
         if s.sigma == 0:
             raise ValueError(f"method {name!r} cannot start at t={s.t:g}, where sigma = 0")
-        form = row(s, t)  # type: ignore[operator]
+        form = row(s, t)
         noisy = bool((ROW["za"] * form).any())
         rows.add(s, t, form, step=i, draws=(draw if noisy else -1, -1, -1))
         draw += noisy
@@ -63,14 +68,14 @@ def chain(name: str, request: Request, options: dict[str, object], row: object) 
 
 
 def build_ddim(request: Request, *, eta: float) -> Plan:
-    return chain("ddim", request, {"eta": eta}, lambda s, t: ddim_row(s, t, eta * posterior_std(s, t)))
+    return chain("ddim", request, {"eta": eta}, lambda s, t: ddim_row(s, t, eta))
 
 
 def build_ddpm(request: Request, *, variance: str) -> Plan:
     def row(s: Point, t: Point) -> Row:
         if t.sigma == 0:
             return ddpm_row(s, t, 0.0)
-        return ddpm_row(s, t, posterior_std(s, t) if variance == "small" else math.sqrt(transition(s, t)[1]))
+        return ddpm_row(s, t, posterior_std(s, t) if variance == "small" else s.sigma * math.sqrt(fresh(s, t)))
 
     return chain("ddpm", request, {"variance": variance}, row)
 

@@ -23,19 +23,52 @@ def split(steps: int, order: int) -> list[int]:
     return [order] * full if order == 2 else [3] * (full - 1) + [2, 1]
 
 
-def outer_points(request: Request, orders: list[int], fixed: bool) -> list[Point]:
-    """Where the outer steps begin and end: every logSNR (or fixed) grid has a point for each; the others sub-sample."""
-    if isinstance(request.spacing, tuple) or not (fixed or request.spacing == "logsnr"):
-        return [request.points()[i] for i in np.cumsum([0, *orders])]
-    return request.points(len(orders))
+def outer_and_inner(request: Request, name: str, orders: list[int], fixed: bool) -> tuple[list[Point], list[list[Point]]]:
+    """Where the outer steps begin and end, and where each evaluates the network (its begin included).
+
+    A logSNR or fixed grid has a point for each outer step, the others sub-sample a grid of one point an evaluation. Inner
+    points are spaced anew inside the step; own times are taken as they are, and so are those of a step that is infinitely
+    long in lambda, where there is no other choice.
+    """
+    own = isinstance(request.spacing, tuple)
+    nested = own or not (fixed or request.spacing == "logsnr")
+    if nested:
+        fine = request.points()
+        first = np.cumsum([0, *orders])
+        points = [fine[i] for i in first]
+    else:
+        points = request.points(len(orders))
+    inner = []
+    for i, order in enumerate(orders):
+        s, t = points[i], points[i + 1]
+        finite = s.alpha > 0 and t.sigma > 0
+        if order == 1:
+            inner.append([s])
+        elif own or (nested and not finite):
+            inner.append(fine[first[i] : first[i + 1]])
+        elif finite:
+            inner.append(request.between(s.t, t.t, order)[:-1])
+            inner[-1][0] = s
+        else:
+            end = f"to sigma = 0: end at t_end > {t.t:g}" if t.sigma == 0 else f"from alpha = 0: start at t_start < {s.t:g}"
+            raise ValueError(f"method {name!r} cannot take a step of order {order} {end}, or use spacing='time_uniform', fixed=False")
+    return points, inner
 
 
 def add_step(rows: Recorder, space: str, form: str, nodes: list[Point], t: Point, index: int) -> None:
-    """One singlestep update from nodes[0] through the inner nodes to t; as many evaluations as nodes."""
+    """One singlestep update from nodes[0] through the inner nodes to t; as many evaluations as nodes.
+
+    Where h is infinite, the part that touches alpha = 0 or sigma = 0 is a step of its own, of first order.
+    """
     s, x, m = nodes[0], ROW["x"], ROW["m"]
     whole = Exponential(space, s, t)
     if len(nodes) == 1:
         rows.add(s, t, whole.first(x, m), step=index)
+        return
+    if not whole.finite:
+        cut = 1 if s.alpha == 0 else len(nodes) - 1
+        add_step(rows, space, form, nodes[:cut], nodes[cut], index)
+        add_step(rows, space, form, nodes[cut:], t, index)
         return
     s1 = nodes[1]
     first = Exponential(space, s, s1)
@@ -64,28 +97,22 @@ def add_step(rows: Recorder, space: str, form: str, nodes: list[Point], t: Point
 
 def singlestep(name: str, space: str, order: int) -> Method:
     def build(request: Request, *, fixed: bool, denoise_to_zero: bool, solver_type: str) -> Plan:
-        steps = request.steps or len(request.points()) - 1
+        # The grid checks `steps`, and counts what own times or a respacing string say.
+        steps = len(request.points()) - 1
         if fixed and steps < order:
             raise ValueError(
                 f"method {name!r} with fixed=True takes {order} evaluations a step and needs steps >= {order}, got {steps}"
             )
+        if fixed and isinstance(request.spacing, tuple) and steps % order:
+            raise ValueError(
+                f"method {name!r} with fixed=True takes {order} evaluations a step; {steps + 1} own times make {steps}: give a multiple "
+                f"of {order}, plus one, or fixed=False"
+            )
         orders = [order] * (steps // order) if fixed else split(steps, order)
-        points = outer_points(request, orders, fixed)
+        points, inner = outer_and_inner(request, name, orders, fixed)
         rows = Recorder()
-        offset = 0
-        for i, inner in enumerate(orders):
-            s, t = points[i], points[i + 1]
-            if inner > 1 and t.sigma == 0:
-                raise ValueError(
-                    f"method {name!r} cannot take a step of order {inner} to sigma = 0: end at t_end > {t.t:g}, or use "
-                    "denoise_to_zero=True for the last evaluation"
-                )
-            if isinstance(request.spacing, tuple):
-                nodes = [request.schedule.at(v) for v in request.spacing[offset : offset + inner + 1]]
-            else:
-                nodes = request.between(s.t, t.t, inner)
-            add_step(rows, space, solver_type, [s, *nodes[1:-1]], t, i)
-            offset += inner
+        for i, nodes in enumerate(inner):
+            add_step(rows, space, solver_type, nodes, points[i + 1], i)
         times = [p.t for p in points]
         if denoise_to_zero and points[-1].sigma > 0:
             clean = request.schedule.at(request.schedule.t_clean)

@@ -47,15 +47,18 @@ def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_n
         if i == steps or gamma == 0 or not s_tmin <= ratio(p) <= s_tmax:
             return p, 0.0, -1
         hat = churned(request.schedule, p, gamma)
+        std = s_noise * math.sqrt(ratio(hat) ** 2 - ratio(p) ** 2)
+        if std == 0:
+            return hat, 0.0, -1
         draw += 1
-        return hat, s_noise * math.sqrt(ratio(hat) ** 2 - ratio(p) ** 2), draw - 1
+        return hat, std, draw - 1
 
     def lift(form: Row, p: Point, hat: Point, std: float) -> Row:
         """From p to the churned point: x/alpha gains noise."""
         return hat.alpha / p.alpha * form + hat.alpha * std * ROW["za"]
 
     start, std, number = entry(0)
-    if std:
+    if start != points[0]:
         rows.add(points[0], start, lift(ROW["x"], points[0], start, std), step=0, evaluate=False, draws=(number, -1, -1))
     for i in range(steps):
         end = points[i + 1]
@@ -69,7 +72,7 @@ def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_n
         else:
             rows.add(start, end, euler, ROW["x"], step=i, push=True)
             heun = end.alpha * (base + width * 0.5 * (ROW["m"] + ROW["h1"]))
-            rows.add(end, following, lift(heun, end, following, std) if std else heun, step=i, draws=draws)
+            rows.add(end, following, lift(heun, end, following, std), step=i, draws=draws)
         start = following
     return Plan(
         method="heun",

@@ -34,8 +34,10 @@ def update(
     if not step.finite:
         return base
     h = step.h
-    ratios = [(node.lam - nodes[0].lam) / h for node in nodes[1:]]
-    differences = [(v - values[0]) / r for v, r in zip(values[1:], ratios)]
+    # A start at alpha = 0 is infinitely far in lambda: its value says nothing about the slope.
+    older = [(node, v) for node, v in zip(nodes[1:], values[1:]) if math.isfinite(node.lam)]
+    ratios = [(node.lam - nodes[0].lam) / h for node, _ in older]
+    differences = [(v - values[0]) / r for (_, v), r in zip(older, ratios)]
     if corrected is not None:
         ratios, differences = [*ratios, 1.0], [*differences, corrected - values[0]]
     if not ratios:
@@ -71,7 +73,7 @@ def build(
         base = ROW["x"]
         if corrector and i > 0:
             p = order_of(i - 1)
-            base = update(space, variant, base, points[i - 1 :: -1][:p] if i > 1 else points[:1], HISTORY[:p], points[i], ROW["m"])
+            base = update(space, variant, base, points[i - 1 :: -1][:p], HISTORY[:p], points[i], ROW["m"])
         p = order_of(i)
         nodes = points[i::-1][:p]
         predicted = update(space, variant, base, nodes, (ROW["m"], *HISTORY)[:p], points[i + 1], None)

@@ -1,0 +1,68 @@
+"""A NumPy interpreter of bound tables in float64: the smallest loop that runs a plan, for tests without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from analytic import Array, Mixture
+from fastdiff.plan import AUX, H1, IDENTITY, MAX_DRAWS, NREG, ZA, M, Plan, Stage, U, X
+from fastdiff.table import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, W1, W2, bind
+
+Model = Callable[[Array, Stage], Array]
+Noise = Callable[[int, Array], Array]
+
+
+def network(dist: Mixture, prediction: str) -> Model:
+    """The perfect network for `dist`, told alpha and sigma of the stage."""
+    return lambda u, stage: dist.predict(prediction, u, stage.alpha, stage.sigma)
+
+
+def run(
+    plan: Plan,
+    model: Model,
+    x: Array,
+    prediction: str = "eps",
+    *,
+    noise: Noise | None = None,
+    guidance: tuple[float, Model] | None = None,
+    clip: tuple[float, float] | None = None,
+) -> Array:
+    """The plan's result from `x`; `noise(draw, like)` gives the normals, `guidance` the scale and the second model."""
+    scale = guidance[0] if guidance else None
+    table = bind(plan, prediction, guidance_scale=scale, clip=clip is not None)
+    history: list[Array] = []
+    u, net_in = x, table.values[0, IN_SCALE] * x
+    for k, stage in enumerate(plan.stages):
+        row, spec = table.values[k + 1], table.specs[k + 1]
+        registers: list[Array | None] = [None] * NREG
+        registers[X], registers[U] = x, u
+        registers[H1 : H1 + len(history)] = history[: AUX - H1]
+        for d in range(MAX_DRAWS):
+            if spec.reads_z(d):
+                assert noise is not None
+                registers[ZA + d] = noise(int(table.draws[k + 1, d]), x)
+        if spec.convert != NONE:
+            g = model(net_in, stage)
+            if guidance:
+                registers[AUX] = guidance[1](net_in, stage)
+                g = row[W1] * g + row[W2] * registers[AUX]
+            if spec.convert == CLIP:
+                assert clip is not None
+                g = row[QU] * u + row[QX] * np.clip(row[PU] * u + row[PG] * g, *clip)
+            elif spec.convert == LINEAR:
+                g = row[CU] * u + row[CG] * g
+            else:
+                assert spec.convert == RAW
+            registers[M] = g
+
+        def combine(first: int, mask: int, row: Array = row, registers: list[Array | None] = registers) -> Array:
+            return sum((row[first + j] * registers[j] for j in range(NREG) if mask >> j & 1), np.zeros_like(x))  # type: ignore[operator]
+
+        new_u = combine(NEXT_U, spec.u_mask)
+        new_x = combine(NEXT_X, spec.x_mask) if spec.x_mask else (x if stage.next_x == IDENTITY else new_u)
+        u, x, net_in = new_u, new_x, row[IN_SCALE] * new_u
+        if stage.push:
+            history.insert(0, registers[M])  # type: ignore[arg-type]
+    return x
