@@ -1,0 +1,5 @@
+"""`python -m fastdiff`: see `fastdiff.cli`."""
+
+from fastdiff.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,164 @@
+"""The command `fastdiff`: demo, methods, plan, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "FASTDIFF_SIMD": "instruction set of the cpu back end: portable, avx2 or avx512 (default: the widest that runs)",
+    "FASTDIFF_CPU": "at build time: 0, 1 or auto: build the cpu back end",
+    "FASTDIFF_CUDA": "at build time: 0, 1 or auto: build the cuda back end",
+    "TRITON_INTERPRET": "1: Triton kernels run in its interpreter on CPU tensors (for tests)",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen) or 0)
+    except (ValueError, TypeError) as error:
+        print(f"fastdiff: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fastdiff: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastdiff", description="Fast sampling of diffusion models.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="sample handwritten digits with the network that ships with the package")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the pictures (default: demo)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--device", default=None, help="default: cuda where there is one")
+    demo.set_defaults(run=_demo)
+
+    methods = commands.add_parser("methods", help="list the methods, or one method's options")
+    methods.add_argument("method", nargs="?")
+    methods.set_defaults(run=_methods)
+
+    plan = commands.add_parser("plan", help="print, draw or save a method's table")
+    plan.add_argument("method")
+    plan.add_argument("--steps", type=int, default=None, help="default: what the spacing says, else 10")
+    plan.add_argument("--schedule", default="ddpm", help="a schedule's name (default: ddpm)")
+    plan.add_argument("--spacing", default=None, help="a time grid's name, or times separated by spaces")
+    plan.add_argument("--t-start", type=float, default=None)
+    plan.add_argument("--t-end", type=float, default=None)
+    plan.add_argument("-o", "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method")
+    plan.add_argument("--json", type=Path, help="save the plan here")
+    plan.add_argument("--plot", type=Path, help="draw the plan here")
+    plan.set_defaults(run=_plan)
+
+    doctor = commands.add_parser("doctor", help="versions, back ends and why they run or do not, threads, GPU")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _demo(chosen: argparse.Namespace) -> None:
+    from fastdiff.demo.run import main as demo
+
+    demo(chosen.out, seed=chosen.seed, device=chosen.device)
+
+
+def _methods(chosen: argparse.Namespace) -> None:
+    from fastdiff.solvers import METHODS, find
+
+    if chosen.method is None:
+        width = max(map(len, METHODS))
+        for m in METHODS.values():
+            print(f"{m.name:<{width}}  {m.summary}")
+        print("\nfastdiff methods NAME shows a method's options, aliases and paper.")
+        return
+    m = find(chosen.method)
+    print(f"{m.name}: {m.summary}\norder {m.order}, {m.nfe_per_step} evaluation(s) a step, {m.space} space, spacing {m.spacing!r}")
+    print(f"paper: {m.paper}")
+    if m.aliases:
+        print(f"aliases: {', '.join(m.aliases)}")
+    for name, option in m.options.items():
+        choices = f" ({' | '.join(map(repr, option.choices))})" if option.choices else ""
+        print(f"  {name}={option.default!r}{choices}: {option.doc}")
+
+
+def _value(text: str) -> Any:
+    """A command-line value: a truth value, a number, or the text itself."""
+    named = {"true": True, "false": False}
+    if text.lower() in named:
+        return named[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _plan(chosen: argparse.Namespace) -> None:
+    from fastdiff.solvers import plan
+
+    options = {}
+    for pair in chosen.option:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--option {pair!r}: expected NAME=VALUE, such as --option eta=0.5")
+        options[name] = _value(text)
+    spacing: Any = chosen.spacing
+    if spacing is not None:
+        values = [_value(word) for word in spacing.split()]
+        if len(values) > 1 and all(isinstance(v, int | float) for v in values):
+            spacing = values
+    made = plan(chosen.method, chosen.steps, chosen.schedule, spacing, chosen.t_start, chosen.t_end, **options)
+    print(made)
+    if chosen.json:
+        made.save(chosen.json)
+        print(f"saved {chosen.json}")
+    if chosen.plot:
+        made.plot(chosen.plot)
+        print(f"drew {chosen.plot}")
+
+
+def _doctor(chosen: argparse.Namespace) -> None:
+    print(report())
+
+
+def report() -> str:
+    """What `fastdiff doctor` prints: versions, back ends with reasons, SIMD level, threads, GPU, settings."""
+    import numpy
+    import torch
+
+    from fastdiff import __version__
+    from fastdiff.ops import backends
+
+    lines = [
+        f"fastdiff {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        f"torch {torch.__version__}, NumPy {numpy.__version__}, triton {_version('triton')}",
+        f"threads: {torch.get_num_threads()} (torch), cores: {os.cpu_count()}",
+    ]
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            lines.append(f"GPU {i}: {p.name}, {p.total_memory / 2**30:.0f} GiB, compute capability {p.major}.{p.minor}")
+    else:
+        lines.append("GPU: none that torch can use")
+    lines.append("back ends, in the order of preference:")
+    lines += [f"  {name:<10} {'yes' if ok else 'no ':<4} {why}" for name, (ok, why) in backends().items()]
+    lines.append("environment variables:")
+    lines += [f"  {name}={os.environ.get(name, '')!r}: {doc}" for name, doc in ENVIRONMENT.items()]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
