@@ -89,20 +89,9 @@ def problems(wheel: str, require: tuple[str, ...] = ()) -> list[str]:
             if stat.S_ISLNK(info.external_attr >> 16)
         ]
         tops = {PurePosixPath(name).parts[0] for name in names}
-        allowed = re.compile(
-            r"fastdiff|fastdiff_sampler-.*\.dist-info|fastdiff_sampler\.libs|fastdiff_sampler-.*\.data"
-        )
-        found += [
-            f"installs a top-level {top!r}; only 'fastdiff' may be"
-            for top in sorted(tops)
-            if not allowed.fullmatch(top)
-        ]
+        found += [f"installs a top-level {top!r}" for top in sorted(tops) if not ALLOWED_TOPS.fullmatch(top)]
         found += [f"lacks {name}" for name in NEEDED_FILES if name not in names]
-        found += [
-            f"holds {name}, which is not for users"
-            for name in names
-            if "__pycache__" in name or name.endswith((".cu", ".cpp"))
-        ]
+        found += [f"holds {name}" for name in names if "__pycache__" in name or name.endswith((".cu", ".cpp", ".h"))]
         if not any(name.endswith(".dist-info/licenses/LICENSE") for name in names):
             found.append("lacks the licence")
 
@@ -120,10 +109,8 @@ def problems(wheel: str, require: tuple[str, ...] = ()) -> list[str]:
         for backend in require:
             if not any(name.startswith(f"fastdiff/_{backend}.") for name in modules):
                 found.append(f"lacks the compiled back end {backend!r}, fastdiff/_{backend}.*")
-        pure = b"Root-Is-Purelib: true" in archive.read(
-            next(name for name in names if name.endswith(".dist-info/WHEEL"))
-        )
-        if pure and modules:
+        tags = next(name for name in names if name.endswith(".dist-info/WHEEL"))
+        if modules and b"Root-Is-Purelib: true" in archive.read(tags):
             found.append("is tagged as pure Python and holds compiled modules")
     return found
 

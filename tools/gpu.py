@@ -9,9 +9,7 @@ def main() -> None:
     try:
         import torch
     except ImportError as error:
-        sys.exit(
-            f"no GPU: torch cannot be imported by {sys.executable} ({error}); `make gpu PYTHON=...` names another Python"
-        )
+        sys.exit(f"no GPU: {sys.executable} cannot import torch ({error}); for another Python: make gpu PYTHON=...")
     if not torch.cuda.is_available():
         build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is a build without CUDA"
         sys.exit(f"no GPU: torch {torch.__version__} {build} and finds no CUDA device; `make test` needs none")

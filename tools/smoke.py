@@ -54,9 +54,9 @@ def main() -> None:
         if not error < 0.06:
             sys.exit(f"dpm3 in 10 steps on {name}: expected 0.5 everywhere, got an error of {error}")
     for name, sample in samples.items():
-        torch.testing.assert_close(
-            sample, samples["reference"], rtol=1e-5, atol=1e-5, msg=f"{name} differs from reference"
-        )
+        # A rounding of 2^-22 at the start, where |x| < 8, grows by alpha_0 / alpha_999 = 160; a few of them each step.
+        if not (sample - samples["reference"]).abs().max().item() < 1e-3:
+            sys.exit(f"{name} differs from reference")
     if not torch.isfinite(noise).all():
         sys.exit("fastdiff.randn gave numbers that are not finite")
 

@@ -1,0 +1,417 @@
+"""What is installed, and how: import directions, the wheel's contents, pins, workflows, the Makefile."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fastdiff"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+NUMPY = {"names", "_version", "phi", "philox"}
+PLANS = NUMPY | {"schedule_base", "schedule_discrete", "schedules", "grids", "plan"}
+OPS = {"names", "philox", "plan", "table", "ops", "_triton", "_cpu", "_cuda"}
+
+# A module or subpackage of fastdiff, and what else of fastdiff it may import. None: anything.
+LAYERS: dict[str, set[str] | None] = {
+    "names": set(),
+    "_version": set(),
+    "phi": {"names"},
+    "philox": {"names"},
+    "schedule_base": NUMPY,
+    "schedule_discrete": NUMPY | {"schedule_base"},
+    "schedules": NUMPY | {"schedule_base", "schedule_discrete"},
+    "grids": NUMPY | {"schedule_base", "schedule_discrete", "schedules"},
+    "plan": NUMPY | {"schedule_base", "schedule_discrete", "schedules", "grids"},
+    "table": PLANS,
+    "solvers": PLANS | {"table"},
+    "_triton": set(),
+    "ops": OPS,
+    "network": {"names"},
+    "loop": OPS | {"network"},
+    "graph": OPS | {"network", "loop"},
+    "sampler": OPS | PLANS | {"solvers", "network", "loop", "graph"},
+    "integrations": None,
+    "doctor": None,
+    "cli": None,
+    "demo": None,
+    "__main__": None,
+    "__init__": None,
+}
+NUMPY_ONLY = ("names", "_version", "phi", "philox", "schedule_base", "schedule_discrete", "schedules", "grids", "plan")
+NUMPY_ONLY += ("table", "solvers")
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below `fastdiff` and path of every module, the Triton kernels through their symlink's target."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts)] = path
+    for path in sorted((ROOT / "triton_kernels").glob("*.py")):
+        found[f"_triton.{path.stem}"] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function, as a dotted absolute name."""
+    found = set()
+    package = ["fastdiff", *name.split(".")][:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            # `from fastdiff import x` may name a module or a thing that __init__ has; both count as `fastdiff.x`.
+            found |= {f"{origin}.{alias.name}" for alias in node.names} if origin == "fastdiff" else {origin}
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_one_way(name: str) -> None:
+    layer = name.split(".")[0]
+    assert layer in LAYERS, f"fastdiff/{layer} has no place in LAYERS: say what it may import"
+    allowed = LAYERS[layer]
+    imported = imports(name, MODULES[name])
+    inside = {
+        module.split(".")[1] if "." in module else "" for module in imported if module.split(".")[0] == "fastdiff"
+    }
+    if allowed is not None:
+        wrong = inside - allowed - {layer}
+        assert not wrong, (
+            f"fastdiff.{name} imports fastdiff.{{{', '.join(sorted(wrong))}}}; it may import {sorted(allowed)}"
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] in NUMPY_ONLY])
+def test_tables_need_numpy_alone(name: str) -> None:
+    outside = {module.split(".")[0] for module in imports(name, MODULES[name])} - {"fastdiff", "__future__"}
+    # matplotlib: only inside Plan.plot, and only then imported.
+    allowed = {"numpy"} | ({"matplotlib"} if name == "plan" else set())
+    assert outside - set(sys.stdlib_module_names) <= allowed
+
+
+def test_the_import_checker_sees_what_it_should(tmp_path: Path) -> None:
+    path = tmp_path / "dpm.py"
+    path.write_text(
+        "import os, torch.nn\nfrom . import base\nfrom ..ops import load\ndef f():\n    from fastdiff import loop\n"
+    )
+    assert imports("solvers.dpm", path) == {"os", "torch.nn", "fastdiff.solvers", "fastdiff.ops", "fastdiff.loop"}
+
+
+def unsafe(tree: ast.AST) -> list[str]:
+    """What in a module could run code that lies in data or in a string."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [
+                name for name in names if name.split(".")[0] in ("pickle", "dill", "cloudpickle", "marshal", "shelve")
+            ]
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("eval", "exec", "__import__", "torch.load", "os.system", "joblib.load"):
+                found.append(called)
+            found += [f"{called}({word.arg}=...)" for word in node.keywords if word.arg in ("allow_pickle", "shell")]
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_data_is_ever_executed(name: str) -> None:
+    assert unsafe(ast.parse(MODULES[name].read_text(encoding="utf-8"))) == []
+
+
+def test_the_search_for_unsafe_calls_finds_them() -> None:
+    code = "import pickle\neval('1')\ntorch.load(p)\nnp.load(p, allow_pickle=True)\nmodel.eval()\nsafe.load(p)"
+    assert unsafe(ast.parse(code)) == ["pickle", "eval", "torch.load", "np.load(allow_pickle=...)"]
+
+
+def test_import_loads_nothing_that_it_does_not_need() -> None:
+    code = "import sys, fastdiff; print(*({'triton', 'matplotlib', 'sklearn', 'scipy', 'PIL', 'safetensors'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == []
+
+
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The source archive, and the wheel without extension modules that is built from it."""
+    pytest.importorskip("setuptools", minversion="77")
+    here = tmp_path_factory.mktemp("built")
+    tree = here / "tree"
+    tree.mkdir()
+    for name in ("fastdiff", "triton_kernels", "csrc", "tools", "tests"):
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.iterdir():
+        if path.is_file() and path.suffix not in (".png", ".zip"):
+            shutil.copy2(path, tree)
+    # README comes with the documentation; the build needs only that there is one.
+    (tree / "README.md").touch()
+
+    env = os.environ | {"FASTDIFF_CPU": "0", "FASTDIFF_CUDA": "0"}
+
+    def build(kind: str, folder: Path) -> Path:
+        code = f"from setuptools import build_meta; build_meta.build_{kind}({str(here)!r})"
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (made,) = here.glob("*.tar.gz" if kind == "sdist" else "*.whl")
+        return made
+
+    sdist = build("sdist", tree)
+    with tarfile.open(sdist) as archive:
+        assert not [member.name for member in archive.getmembers() if not (member.isfile() or member.isdir())]
+        archive.extractall(here, **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
+    return sdist, build("wheel", here / sdist.name.removesuffix(".tar.gz"))
+
+
+symlinks = pytest.mark.skipif(not (PACKAGE / "_triton").is_dir(), reason="the checkout has no symbolic links")
+
+
+@symlinks
+def test_a_wheel_from_the_source_archive_is_fit_to_publish(built: tuple[Path, Path]) -> None:
+    assert tool("check_wheel").problems(str(built[1])) == []
+
+
+@symlinks
+def test_the_wheel_holds_every_module_and_the_same_text(built: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(built[1]) as archive:
+        names = set(archive.namelist())
+        for name, path in MODULES.items():
+            entry = f"fastdiff/{name.replace('.', '/')}.py"
+            assert entry in names
+            assert archive.read(entry) == path.read_bytes()
+        assert {name.split("/")[0] for name in names if not name.startswith("fastdiff_sampler-")} == {"fastdiff"}
+        points = next(name for name in names if name.endswith("entry_points.txt"))
+        assert "fastdiff = fastdiff.cli:main" in archive.read(points).decode()
+
+
+@symlinks
+def test_the_source_archive_builds_the_extension_modules(built: tuple[Path, Path]) -> None:
+    with tarfile.open(built[0]) as archive:
+        names = {"/".join(name.split("/")[1:]) for name in archive.getnames()}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert sources | {"setup.py", "CMakeLists.txt", "LICENSE", "fastdiff/_triton/stage.py"} <= names
+    assert not [name for name in names if name.startswith("triton_kernels") or name.endswith((".so", ".pyc"))]
+
+
+def fake_wheel(path: Path, files: dict[str, bytes]) -> str:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return str(path)
+
+
+def test_the_wheel_check_finds_what_is_wrong(tmp_path: Path) -> None:
+    check = tool("check_wheel")
+    info = "fastdiff_sampler-0.1.0.dist-info"
+    header = b"{}"
+    good = {name: b"" for name in check.NEEDED_FILES} | {
+        "fastdiff/demo/unet.safetensors": len(header).to_bytes(8, "little") + header,
+        f"{info}/licenses/LICENSE": b"",
+        f"{info}/WHEEL": b"Root-Is-Purelib: false",
+    }
+    assert check.problems(fake_wheel(tmp_path / "good.whl", good)) == []
+    bad = good | {
+        "triton_kernels/stage.py": b"",
+        "fastdiff/_cpu.pyd": b"MZ\0KERNEL32.dll\0c10.dll\0",
+        "fastdiff/demo/unet.safetensors": b"\x80\x04K\x01.",
+    }
+    del bad["fastdiff/_triton/stage.py"]
+    found = check.problems(fake_wheel(tmp_path / "bad.whl", bad), require=("cpu", "cuda"))
+    assert len(found) == 5
+    for part in ("'triton_kernels'", "lacks fastdiff/_triton/stage.py", "links c10.dll", "safetensors", "'cuda'"):
+        assert sum(part in line for line in found) >= 1, (part, found)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF")
+def test_linked_libraries_are_seen() -> None:
+    """torch's own extension module links libtorch: the check must refuse the likes of it."""
+    pytest.importorskip("elftools")
+    torch = pytest.importorskip("torch")
+    check = tool("check_wheel")
+    libraries, _ = check.linked(Path(torch._C.__file__).read_bytes())
+    assert any(check.forbidden(library) and "torch" in library for library in libraries)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF")
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_extension_modules_link_neither_torch_nor_cuda(backend: str) -> None:
+    pytest.importorskip("elftools")
+    spec = importlib.util.find_spec(f"fastdiff._{backend}")
+    if spec is None or spec.origin is None:
+        pytest.skip(f"fastdiff._{backend} is not built here")
+    check = tool("check_wheel")
+    libraries, paths = check.linked(Path(spec.origin).read_bytes())
+    assert "libc.so.6" in libraries
+    assert [library for library in libraries if check.forbidden(library)] == []
+    assert paths == []
+
+
+def pins() -> dict[str, set[str]]:
+    """The pinned versions of each project in constraints.txt; more than one where they depend on Python's version."""
+    found: dict[str, set[str]] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            match = re.fullmatch(r'([a-z0-9-]+)==([\w.]+)(; python_version (<|>=) "3\.11")?', line)
+            assert match is not None, line
+            assert match[2] not in found.setdefault(match[1], set()), line
+            found[match[1]].add(match[2])
+    return found
+
+
+def test_every_requirement_is_pinned_for_ci() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.findall(r'^\s*"([A-Za-z][\w-]*)(?:[<>=].*)?",?$', text, flags=re.MULTILINE)
+    build = re.search(r"^requires = (\[.*\])$", text, flags=re.MULTILINE)
+    assert build is not None
+    listed += [re.split(r"[<>=]", item)[0] for item in ast.literal_eval(build[1])]
+    assert {"torch", "numpy", "pytest", "ruff", "pybind11"} <= set(listed)
+    assert {name.lower() for name in listed} - set(pins()) == set()
+
+
+@pytest.mark.parametrize(
+    "path", ["Makefile", "pyproject.toml", ".pre-commit-config.yaml", ".github/workflows/ci.yml"], ids=lambda path: path
+)
+def test_pins_agree(path: str) -> None:
+    # The job with the oldest releases is the one place that pins others.
+    text = re.sub(r"\n  oldest:.*?(?=\n  [a-z-]+:\n)", "", (ROOT / path).read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = re.findall(r"\b([a-z][a-z-]+)==([\d.]+\d)", text)
+    assert found
+    for name, version in found:
+        assert version in pins()[name], f"{path} pins {name}=={version}"
+
+
+def test_the_installed_version_is_the_one_in_the_source() -> None:
+    metadata = pytest.importorskip("importlib.metadata")
+    try:
+        installed = metadata.version("fastdiff-sampler")
+    except metadata.PackageNotFoundError:
+        pytest.skip("fastdiff-sampler is not installed")
+    text = (PACKAGE / "_version.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{installed}"' in text
+    assert f"## [{installed}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflow_fits_the_schema(path: Path) -> None:
+    pytest.importorskip("check_jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflow_is_bounded_and_has_few_rights(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    for name, job in workflow["jobs"].items():
+        assert 0 < job["timeout-minutes"] <= 180, name
+        assert set(job.get("needs", [])) <= set(workflow["jobs"]), name
+        if name != "publish":
+            assert "permissions" not in job
+        for step in job["steps"]:
+            assert ("uses" in step) != ("run" in step), step
+            assert "@" in step.get("uses", "@"), step
+
+
+def test_ci_covers_the_systems_and_versions() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+    matrix = jobs["tests"]["strategy"]["matrix"]
+    assert {system.split("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    assert matrix["python"] == ["3.10", "3.11", "3.12", "3.13"]
+    assert [step["run"] for step in jobs["checks"]["steps"] if "run" in step] == [".ci/run"]
+
+
+def test_wheels_are_published_on_a_tag_alone() -> None:
+    # YAML 1.1 reads the key `on` as True.
+    workflow = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text(encoding="utf-8"))
+    assert workflow[True]["push"] == {"tags": ["v*"]}
+    publish = workflow["jobs"]["publish"]
+    assert "refs/tags/v" in publish["if"] and "'push'" in publish["if"]
+    assert set(publish["needs"]) == {"sdist", "cpu", "cuda"}
+    assert publish["permissions"]["id-token"] == "write"
+    text = str(publish)
+    assert "password" not in text and "secrets." not in text
+    uploaded = [
+        entry["artifact"] for job in ("cpu", "cuda") for entry in workflow["jobs"][job]["strategy"]["matrix"]["include"]
+    ]
+    assert len(set(uploaded)) == len(uploaded) == 6
+    sort = next(step["run"] for step in publish["steps"] if step.get("name") == "Sort")
+    for artifact in uploaded:
+        system = artifact.rpartition("-")[0]
+        assert f"artifacts/{system}-*/*" in sort
+
+
+@pytest.mark.parametrize(
+    ("platform", "expected"), [("linux", "manylinux"), ("macos", "macosx_arm64"), ("windows", "win_amd64")]
+)
+def test_cibuildwheel_accepts_its_configuration(platform: str, expected: str) -> None:
+    pytest.importorskip("cibuildwheel")
+    # Asked outside its containers, cibuildwheel takes its settings from the environment too.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CIBW_")}
+    command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", platform, str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    identifiers = done.stdout.split()
+    assert [name.split("-")[0] for name in identifiers] == ["cp310", "cp311", "cp312", "cp313", "cp314"]
+    assert all(expected in name for name in identifiers)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_knows_its_targets() -> None:
+    targets = ["demo", "test", "bench", "wheel", "lint", "gpu", "clean"]
+    done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^make (\w+) ", listed, flags=re.MULTILINE) == targets
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_gpu_says_that_there_is_none() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = subprocess.run(["make", "gpu", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "no GPU" in done.stderr
+
+
+def test_markers_are_declared_and_unknown_ones_refused(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("import pytest\n@pytest.mark.gpus\ndef test() -> None: ...\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "-p",
+        "no:cacheprovider",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and "'gpus' not found in `markers`" in done.stdout
