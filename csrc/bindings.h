@@ -1,0 +1,86 @@
+// What both extension modules share: the arguments of `stage`, read from Python without pybind11's casters, which would cost more
+// than a small stage itself.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "stage.h"
+
+namespace fastdiff {
+
+// A pointer: None, an integer, or an object with data_ptr(), such as a tensor. Returns false with a Python error set.
+inline bool pointer(PyObject *object, void **result) {
+  static PyObject *const name = PyUnicode_InternFromString("data_ptr");
+  if (object == Py_None) {
+    *result = nullptr;
+    return true;
+  }
+  if (PyLong_CheckExact(object)) {
+    *result = PyLong_AsVoidPtr(object);
+    return !(*result == nullptr && PyErr_Occurred());
+  }
+  PyObject *const number = PyObject_CallMethodObjArgs(object, name, nullptr);
+  if (!number) return false;
+  *result = PyLong_AsVoidPtr(number);
+  Py_DECREF(number);
+  return !(*result == nullptr && PyErr_Occurred());
+}
+
+template <class T>
+bool integer(PyObject *object, T *result) {
+  const long long value = PyLong_AsLongLong(object);
+  *result = static_cast<T>(value);
+  return !(value == -1 && PyErr_Occurred());
+}
+
+constexpr Py_ssize_t STAGE_ARGUMENTS = 28;
+
+// (spec, k, batch, n, state, net, hist, in, x, u, out, aux, h, z, u_out, x_out, m_out, net_in, table, draws, rows, seeds, index,
+// lo, hi, scale, spare, last): `spec` a tuple in the order of StageSpec, `h` and `z` tuples of pointers, `spare` an integer
+// that the CUDA module takes as the number of multiprocessors, `last` the thread count or the stream.
+inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, long long *spare, long long *last) {
+  if (count != STAGE_ARGUMENTS) {
+    PyErr_Format(PyExc_TypeError, "stage takes %zd arguments, got %zd", STAGE_ARGUMENTS, count);
+    return false;
+  }
+  PyObject *const spec = args[0], *const h = args[12], *const z = args[13];
+  if (!PyTuple_Check(spec) || PyTuple_GET_SIZE(spec) != 6 || !PyTuple_Check(h) || PyTuple_GET_SIZE(h) > 6 ||
+      !PyTuple_Check(z) || PyTuple_GET_SIZE(z) != 3) {
+    PyErr_SetString(PyExc_TypeError, "stage: spec, h and z must be tuples of 6, at most 6, and 3 items");
+    return false;
+  }
+  *a = StageArgs{};
+  bool ok = integer(PyTuple_GET_ITEM(spec, 0), &a->convert) && integer(PyTuple_GET_ITEM(spec, 1), &a->guided) &&
+            integer(PyTuple_GET_ITEM(spec, 2), &a->m_reads_u) && integer(PyTuple_GET_ITEM(spec, 3), &a->u_mask) &&
+            integer(PyTuple_GET_ITEM(spec, 4), &a->x_mask) && integer(PyTuple_GET_ITEM(spec, 5), &a->copies) &&
+            integer(args[1], &a->k) && integer(args[2], &a->batch) && integer(args[3], &a->n) &&
+            integer(args[4], &a->state) && integer(args[5], &a->net) && integer(args[6], &a->hist) &&
+            integer(args[7], &a->in);
+  const auto read = [&](int i, auto **to) {
+    void *p = nullptr;
+    ok = ok && pointer(args[i], &p);
+    *to = static_cast<std::remove_reference_t<decltype(*to)>>(p);
+  };
+  read(8, &a->x), read(9, &a->u), read(10, &a->out), read(11, &a->aux);
+  const auto item = [&](PyObject *tuple, Py_ssize_t i, const void **to) {
+    void *p = nullptr;
+    ok = ok && pointer(PyTuple_GET_ITEM(tuple, i), &p);
+    *to = p;
+  };
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(h); ++i) item(h, i, &a->h[i]);
+  for (Py_ssize_t i = 0; i < 3; ++i) item(z, i, &a->z[i]);
+  read(14, &a->u_out), read(15, &a->x_out), read(16, &a->m_out), read(17, &a->net_in);
+  read(18, &a->table), read(19, &a->draws), read(20, &a->rows), read(21, &a->seeds), read(22, &a->index);
+  read(23, &a->lo), read(24, &a->hi), read(25, &a->scale);
+  return ok && integer(args[26], spare) && integer(args[27], last);
+}
+
+// Adds a function that takes its arguments as a C array.
+inline void add_fast_function(pybind11::module_ &module, PyMethodDef *definition) {
+  pybind11::object name = module.attr("__name__");
+  PyObject *const function = PyCFunction_NewEx(definition, nullptr, name.ptr());
+  if (!function) throw pybind11::error_already_set();
+  module.add_object(definition->ml_name, pybind11::reinterpret_steal<pybind11::object>(function));
+}
+
+}  // namespace fastdiff

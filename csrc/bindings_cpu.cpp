@@ -1,0 +1,122 @@
+// The Python module fastdiff._cpu.
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "bindings.h"
+#include "cpu/kernel.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace py = pybind11;
+
+namespace fastdiff {
+namespace {
+
+// Below this many elements another Python thread gains nothing from the interpreter lock.
+constexpr int64_t RELEASE = 1 << 16;
+
+// What this processor can run, the widest last.
+std::vector<const Kernels *> supported() {
+  std::vector<const Kernels *> found{&kernels_portable};
+#if defined(FASTDIFF_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    found.push_back(&kernels_avx2);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+      found.push_back(&kernels_avx512);
+  }
+#endif
+  return found;
+}
+
+const Kernels *active = &kernels_portable;
+
+py::tuple simd_levels() {
+  py::list names;
+  for (const Kernels *k : supported()) names.append(k->name);
+  return py::tuple(names);
+}
+
+void set_simd(const std::string &name) {
+  std::string names;
+  for (const Kernels *k : supported()) {
+    if (name == k->name) {
+      active = k;
+      return;
+    }
+    names += names.empty() ? k->name : std::string(", ") + k->name;
+  }
+  throw py::value_error("SIMD level '" + name + "' cannot run here: this build on this processor has " + names +
+                        " (unset FASTDIFF_SIMD for the widest)");
+}
+
+PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
+  StageArgs a;
+  long long spare = 0, threads = 0;
+  if (!parse_stage(args, count, &a, &spare, &threads)) return nullptr;
+  if (a.batch * a.n >= RELEASE) {
+    Py_BEGIN_ALLOW_THREADS;
+    active->stage(a, int(threads));
+    Py_END_ALLOW_THREADS;
+  } else {
+    active->stage(a, int(threads));
+  }
+  Py_RETURN_NONE;
+}
+
+PyMethodDef stage_definition = {
+    "stage", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stage)), METH_FASTCALL,
+    "Run one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cpu.py for their use."};
+
+void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds, uintptr_t index, uint32_t draw,
+            uint32_t stream, int threads) {
+  const NormalArgs a = {reinterpret_cast<void *>(out), dtype, batch, n, reinterpret_cast<const int64_t *>(seeds),
+                        reinterpret_cast<const int32_t *>(index), draw, stream};
+  py::gil_scoped_release release;
+  active->normal(a, threads);
+}
+
+py::tuple philox_words(py::tuple counter, py::tuple key) {
+  const auto word = [](py::handle h) { return h.cast<uint32_t>(); };
+  const Block r =
+      philox({word(counter[0]), word(counter[1]), word(counter[2]), word(counter[3])}, word(key[0]), word(key[1]));
+  return py::make_tuple(r.c0, r.c1, r.c2, r.c3);
+}
+
+bool has_openmp() {
+#if defined(_OPENMP)
+  return true;
+#else
+  return false;
+#endif
+}
+
+int max_threads() {
+#if defined(_OPENMP)
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+}  // namespace
+}  // namespace fastdiff
+
+PYBIND11_MODULE(_cpu, module) {
+  using namespace fastdiff;
+  module.doc() = "The fused stage and the noise on the CPU; takes raw pointers, knows no tensor library.";
+  active = supported().back();
+  if (const char *forced = std::getenv("FASTDIFF_SIMD"); forced && *forced) set_simd(forced);
+  add_fast_function(module, &stage_definition);
+  module.def("normal", normal, "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, stream, threads).");
+  module.def("philox", philox_words, "Philox4x32-10 of (counter: 4 words, key: 2 words).");
+  module.def("simd_level", [] { return active->name; }, "The instruction set in use: portable, avx2 or avx512.");
+  module.def("simd_levels", simd_levels, "Those that this build and processor have, the widest last.");
+  module.def("set_simd", set_simd, "Use the named instruction set from now on. Raises ValueError where it cannot run.");
+  module.def("has_openmp", has_openmp, "Whether the module runs on several threads.");
+  module.def("max_threads", max_threads, "OpenMP's thread count; 1 without OpenMP.");
+}

@@ -1,0 +1,252 @@
+// The stage and the normals on the CPU. Compiled once for each instruction set (FD_LEVEL names it); tiles of the streams stay in
+// the first-level cache, so that each pass over a tile is free beside the traffic to memory.
+#include "kernel.h"
+
+#include "convert.h"
+
+#define FD_JOIN2(a, b) a##b
+#define FD_JOIN(a, b) FD_JOIN2(a, b)
+#define FD_STRING2(a) #a
+#define FD_STRING(a) FD_STRING2(a)
+
+namespace fastdiff {
+namespace {
+
+// Elements in a tile: a multiple of the 16 blocks of 4 that one noise pass makes.
+constexpr int64_t TILE = 1024;
+// Below this many elements a second thread costs more than it saves.
+constexpr int64_t PARALLEL = 1 << 15;
+// Outputs of more bytes than this in all are written past the caches.
+constexpr int64_t PAST_CACHE = 8 << 20;
+
+struct Stream {
+  uint32_t index, draw, tag, k0, k1;
+};
+
+Stream stream_of(int64_t seed, int32_t index, uint32_t draw, uint32_t tag) {
+  return {uint32_t(index), draw, tag, uint32_t(uint64_t(seed)), uint32_t(uint64_t(seed) >> 32)};
+}
+
+// Normals 4*block .. 4*block + len, rounded up to a multiple of 64: `out` must have room.
+void fill_normals(float *out, int64_t block, int64_t len, Stream s) {
+  constexpr int lanes = 16;
+  for (int64_t i = 0; i < len; i += 4 * lanes, block += lanes) {
+    float *o = out + i;
+    FD_LOOP
+    for (int lane = 0; lane < lanes; ++lane) {
+      const Block words = philox({uint32_t(block) + uint32_t(lane), s.index, s.draw, s.tag}, s.k0, s.k1);
+      const Pair first = box_muller(words.c0, words.c1), second = box_muller(words.c2, words.c3);
+      o[4 * lane] = first.first;
+      o[4 * lane + 1] = first.second;
+      o[4 * lane + 2] = second.first;
+      o[4 * lane + 3] = second.second;
+    }
+  }
+}
+
+template <class T>
+struct Terms {
+  int count = 0;
+  const T *from[NREG];
+  T factor[NREG];
+};
+
+template <class T, int N>
+void combine_n(T *out, const Terms<T> &terms, int64_t len) {
+  const T *r[N];
+  T c[N];
+  for (int j = 0; j < N; ++j) r[j] = terms.from[j], c[j] = terms.factor[j];
+  FD_LOOP
+  for (int64_t i = 0; i < len; ++i) {
+    T total = c[0] * r[0][i];
+    for (int j = 1; j < N; ++j) total += c[j] * r[j][i];
+    out[i] = total;
+  }
+}
+
+template <class T>
+void combine(T *out, const Terms<T> &terms, int64_t len) {
+  using Function = void (*)(T *, const Terms<T> &, int64_t);
+  static constexpr Function functions[NREG] = {
+      combine_n<T, 1>, combine_n<T, 2>, combine_n<T, 3>,  combine_n<T, 4>,  combine_n<T, 5>,  combine_n<T, 6>, combine_n<T, 7>,
+      combine_n<T, 8>, combine_n<T, 9>, combine_n<T, 10>, combine_n<T, 11>, combine_n<T, 12>, combine_n<T, 13>};
+  if (terms.count == 0) {
+    for (int64_t i = 0; i < len; ++i) out[i] = T(0);
+  } else {
+    functions[terms.count - 1](out, terms, len);
+  }
+}
+
+template <class T>
+Terms<T> terms_of(const T *row, uint32_t mask, const T *const *registers) {
+  Terms<T> terms;
+  for (int j = 0; j < NREG; ++j)
+    if (mask >> j & 1u) {
+      terms.from[terms.count] = registers[j];
+      terms.factor[terms.count++] = row[j];
+    }
+  return terms;
+}
+
+template <class T>
+struct Scratch {
+  alignas(64) T registers[NREG][TILE];
+  alignas(64) T out[TILE], g[TILE], u[TILE], x[TILE], scaled[TILE];
+  alignas(64) float normals[TILE];
+};
+
+template <class T>
+void drawn(T *out, float *normals, int64_t first, int64_t len, Stream s) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    fill_normals(out, first / 4, len, s);
+  } else {
+    fill_normals(normals, first / 4, len, s);
+    for (int64_t i = 0; i < len; ++i) out[i] = T(normals[i]);
+  }
+}
+
+// Which outputs may be written past the caches: those that no input shares.
+struct PastCache {
+  bool u, x, m, in;
+};
+
+PastCache past_cache(const StageArgs &a, int64_t bytes) {
+  const auto alone = [&](const void *p) {
+    bool shared = p == a.x || p == a.u || p == a.out || p == a.aux;
+    for (const void *h : a.h) shared = shared || p == h;
+    for (const void *z : a.z) shared = shared || p == z;
+    return bytes > PAST_CACHE && !shared;
+  };
+  return {alone(a.u_out), alone(a.x_out), alone(a.m_out), alone(a.net_in)};
+}
+
+// Elements first..first+len of sample b. Everything is read before anything is written, since buffers may be shared.
+template <class T>
+void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int64_t len, Scratch<T> &s) {
+  const int64_t at = b * a.n + first;
+  const int64_t row_number = a.rows ? a.rows[b] : a.k;
+  const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
+  const uint32_t mask = a.u_mask | a.x_mask;
+  const T *r[NREG] = {};
+  const bool reads_u = a.m_reads_u || (mask >> RU & 1u);
+  if (mask >> RX & 1u) r[RX] = static_cast<const T *>(a.x) + at;
+  if (reads_u) r[RU] = static_cast<const T *>(a.u) + at;
+  for (int i = 0; i < 6; ++i)
+    if (mask >> (RH1 + i) & 1u) r[RH1 + i] = load(a.h[i], a.hist, at, len, s.registers[RH1 + i]);
+  if (a.guided || (mask >> RAUX & 1u)) r[RAUX] = load(a.aux, a.net, at, len, s.registers[RAUX]);
+  for (int i = 0; i < 3; ++i) {
+    if (!(mask >> (RZA + i) & 1u)) continue;
+    if (a.z[i]) {
+      r[RZA + i] = static_cast<const T *>(a.z[i]) + at;
+    } else {
+      const Stream stream = stream_of(a.seeds[b], a.index[b], uint32_t(a.draws[row_number * 3 + i]), 0);
+      drawn(s.registers[RZA + i], s.normals, first, len, stream);
+      r[RZA + i] = s.registers[RZA + i];
+    }
+  }
+  if (a.convert != CONVERT_NONE) {
+    const T *g = load(a.out, a.net, at, len, s.out);
+    if (a.guided) {
+      const T w1 = row[W1], w2 = row[W2], *aux = r[RAUX];
+      FD_LOOP
+      for (int64_t i = 0; i < len; ++i) s.g[i] = guide(w1, g[i], w2, aux[i]);
+      g = s.g;
+    }
+    T *m = s.registers[RM];
+    const T *u = r[RU];
+    if (a.convert == CONVERT_RAW) {
+      r[RM] = g;
+    } else if (a.convert == CONVERT_LINEAR) {
+      const T cu = row[CU], cg = row[CG];
+      if (a.m_reads_u) {
+        FD_LOOP
+        for (int64_t i = 0; i < len; ++i) m[i] = linear(cu, u[i], cg, g[i]);
+      } else {
+        FD_LOOP
+        for (int64_t i = 0; i < len; ++i) m[i] = cg * g[i];
+      }
+      r[RM] = m;
+    } else {
+      const T lo = static_cast<const T *>(a.lo)[b], hi = static_cast<const T *>(a.hi)[b];
+      const T scale = static_cast<const T *>(a.scale)[b];
+      const T c[8] = {0, 0, 0, 0, row[PU], row[PG], row[QU], row[QX]};
+      if (a.m_reads_u) {
+        FD_LOOP
+        for (int64_t i = 0; i < len; ++i) m[i] = clipped(c, u[i], g[i], lo, hi, scale);
+      } else {
+        FD_LOOP
+        for (int64_t i = 0; i < len; ++i) m[i] = clipped(c, T(0), g[i], lo, hi, scale);
+      }
+      r[RM] = m;
+    }
+  }
+  const Terms<T> next_u = terms_of(row + NEXT_U, a.u_mask, r);
+  const int own = sizeof(T) == 4 ? F32 : F64;
+  const bool sole = a.u_out && !a.x_mask && !a.m_out && !a.copies;
+  if (sole && !past.u) {
+    combine(static_cast<T *>(a.u_out) + at, next_u, len);
+    return;
+  }
+  combine(s.u, next_u, len);
+  if (a.x_mask) combine(s.x, terms_of(row + NEXT_X, a.x_mask, r), len);
+  if (a.m_out) store(a.m_out, a.hist, at, len, r[RM], past.m);
+  if (a.u_out) store(a.u_out, own, at, len, s.u, past.u);
+  if (a.x_mask) store(a.x_out, own, at, len, s.x, past.x);
+  if (a.copies) {
+    const T *scaled = s.u;
+    if (const T in_scale = row[IN_SCALE]; in_scale != T(1)) {
+      FD_LOOP
+      for (int64_t i = 0; i < len; ++i) s.scaled[i] = in_scale * s.u[i];
+      scaled = s.scaled;
+    }
+    for (int c = 0; c < a.copies; ++c) store(a.net_in, a.in, c * a.batch * a.n + at, len, scaled, past.in);
+  }
+}
+
+template <class T>
+void run_stage(const StageArgs &a, int threads) {
+  const int64_t tiles = (a.n + TILE - 1) / TILE, all = a.batch * tiles, elements = a.batch * a.n;
+  const PastCache past = past_cache(a, elements * int64_t(sizeof(T)));
+  (void)threads;
+#pragma omp parallel num_threads(threads) if (threads > 1 && elements >= PARALLEL)
+  {
+    Scratch<T> scratch;
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < all; ++t) {
+      const int64_t b = t / tiles, first = (t - b * tiles) * TILE;
+      run_tile(a, past, b, first, a.n - first < TILE ? a.n - first : TILE, scratch);
+    }
+    fence();
+  }
+}
+
+void stage(const StageArgs &a, int threads) {
+  if (a.state == F32) {
+    run_stage<float>(a, threads);
+  } else {
+    run_stage<double>(a, threads);
+  }
+}
+
+void normal(const NormalArgs &a, int threads) {
+  const int64_t tiles = (a.n + TILE - 1) / TILE, all = a.batch * tiles, elements = a.batch * a.n;
+  const bool past = elements * 4 > PAST_CACHE;
+  (void)threads;
+#pragma omp parallel num_threads(threads) if (threads > 1 && elements >= PARALLEL)
+  {
+    alignas(64) float normals[TILE];
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < all; ++t) {
+      const int64_t b = t / tiles, first = (t - b * tiles) * TILE, len = a.n - first < TILE ? a.n - first : TILE;
+      fill_normals(normals, first / 4, len, stream_of(a.seeds[b], a.index[b], a.draw, a.stream));
+      store(a.out, a.dtype, b * a.n + first, len, normals, past);
+    }
+    fence();
+  }
+}
+
+}  // namespace
+
+extern const Kernels FD_JOIN(kernels_, FD_LEVEL) = {FD_STRING(FD_LEVEL), stage, normal};
+
+}  // namespace fastdiff

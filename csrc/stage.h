@@ -1,0 +1,62 @@
+// One stage of a sampler: what it reads and writes, and its arithmetic for one element, on host and device.
+#pragma once
+
+#include "philox.h"
+
+namespace fastdiff {
+
+// Columns of a table row; the same order as fastdiff/table.py.
+enum Column { W1, W2, CU, CG, PU, PG, QU, QX, IN_SCALE, NEXT_U, NEXT_X = NEXT_U + 13, WIDTH = 36 };
+
+// The same order as fastdiff/plan.py.
+enum Register { RX, RU, RM, RH1, RAUX = RH1 + 6, RZA, NREG = RZA + 3 };
+
+enum Convert { CONVERT_NONE, CONVERT_RAW, CONVERT_LINEAR, CONVERT_CLIP };
+
+enum DType { F16, BF16, F32, F64 };
+
+// Every pointer is to contiguous memory, null where unused. An output may be the same buffer as an input, at the same offset.
+struct StageArgs {
+  int32_t convert, guided, m_reads_u;
+  uint32_t u_mask, x_mask;
+  int32_t copies;
+  int32_t state, net, hist, in;  // DType of the state; of out and aux; of the history and m_out; of net_in
+  int64_t batch, n;              // samples, and elements in each
+  const void *x, *u, *out, *aux;
+  const void *h[6];
+  const void *z[3];  // the user's noise; null: Philox
+  void *u_out, *x_out, *m_out, *net_in;
+  const void *table;       // rows of WIDTH coefficients in the state's dtype
+  const int32_t *draws;    // rows of 3
+  int64_t k;               // the row
+  const int32_t *rows;     // or a row for each sample
+  const int64_t *seeds;    // per sample
+  const int32_t *index;    // per sample
+  const void *lo, *hi, *scale;  // per sample, state's dtype
+};
+
+template <class T>
+FD_FN T guide(T w1, T out, T w2, T aux) {
+  return w1 * out + w2 * aux;
+}
+
+// A NaN in any argument comes out, unlike with fmin and fmax.
+template <class T>
+FD_FN T clamp(T v, T lo, T hi) {
+  v = v < hi ? v : (v != v ? v : hi);
+  return v > lo ? v : (v != v ? v : lo);
+}
+
+template <class T>
+FD_FN T linear(T cu, T u, T cg, T g) {
+  return cu * u + cg * g;
+}
+
+// m through the clipped x0; u is 0 where the stage does not read it.
+template <class T>
+FD_FN T clipped(const T *row, T u, T g, T lo, T hi, T scale) {
+  const T x0 = clamp(row[PU] * u + row[PG] * g, lo, hi) * scale;
+  return row[QU] * u + row[QX] * x0;
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,114 @@
+"""The fused stage on the CPU: C++ with SIMD chosen at run time, and OpenMP.
+
+FASTDIFF_SIMD=portable|avx2|avx512 forces an instruction set; one that cannot run is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.table import StageSpec
+
+NAME = "cpu"
+
+_CODES: dict[Any, int] = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+_ext: ModuleType | None
+_reason: str
+try:
+    from fastdiff import _cpu as _ext
+
+    _reason = f"SIMD {_ext.simd_level()}, OpenMP {'on' if _ext.has_openmp() else 'off'}"
+except ImportError as error:
+    _ext, _reason = (
+        None,
+        f"the extension fastdiff._cpu cannot be imported ({error}); reinstall with a C++ compiler at hand",
+    )
+_stage = None if _ext is None else _ext.stage
+_threads = torch.get_num_threads
+
+
+def available() -> tuple[bool, str]:
+    """Whether the extension is there, and which instruction set it uses, or why it is not."""
+    return _ext is not None, _reason
+
+
+def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> tuple[bool, str]:
+    """CPU tensors; state float32 or float64; network float16, bfloat16, float32 or float64."""
+    if device.type != "cpu":
+        return False, f"it takes CPU tensors, and the state is on {device}"
+    if state not in (torch.float32, torch.float64):
+        return False, f"the state must be float32 or float64, got {state}"
+    if network not in _CODES:
+        return False, f"the network's dtype must be float16, bfloat16, float32 or float64, got {network}"
+    return True, ""
+
+
+def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
+    """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
+    table, seeds, rows = coeffs.table, coeffs.seeds, coeffs.rows
+    out, aux, h = buf.out, buf.aux, buf.h
+    u_out, x_out, m_out, net_in = buf.u_out, buf.x_out, buf.m_out, buf.net_in
+    batch = seeds.numel()
+    if u_out is not None:
+        n = u_out.numel() // batch
+    elif net_in is not None:
+        n = net_in.numel() // (batch * spec[5])
+    else:
+        like = x_out if x_out is not None else m_out
+        assert like is not None, "a stage without an output"
+        n = like.numel() // batch
+    state = _CODES[table.dtype]
+    given = out if out is not None else aux
+    hist = state
+    for entry in h:
+        if entry is not None:
+            hist = _CODES[entry.dtype]
+            break
+    else:
+        if m_out is not None:
+            hist = _CODES[m_out.dtype]
+    assert _stage is not None, _reason
+    _stage(
+        spec,
+        k,
+        batch,
+        n,
+        state,
+        state if given is None else _CODES[given.dtype],
+        hist,
+        state if net_in is None else _CODES[net_in.dtype],
+        buf.x,
+        buf.u,
+        out,
+        aux,
+        h,
+        buf.z,
+        u_out,
+        x_out,
+        m_out,
+        net_in,
+        table,
+        coeffs.draws,
+        rows,
+        seeds,
+        coeffs.index,
+        coeffs.lo,
+        coeffs.hi,
+        coeffs.scale,
+        0,
+        _threads(),
+    )
+
+
+def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:
+    """Fill `out` (B, ...), contiguous float32 or float64, with the normals of draw `draw` of stream `stream`."""
+    assert _ext is not None, _reason
+    n = math.prod(out.shape[1:])
+    _ext.normal(
+        out.data_ptr(), _CODES[out.dtype], len(out), n, seeds.data_ptr(), index.data_ptr(), draw, stream, _threads()
+    )

@@ -1,0 +1,123 @@
+"""Builds the extension modules with CMake and Ninja; the metadata is in pyproject.toml.
+
+FASTDIFF_CPU=0|1|auto and FASTDIFF_CUDA=0|1|auto (default auto): leave a module out, insist on it, or build it where that is
+possible. Under auto, a module that does not build is left out with a notice, and the rest installs. CUDA is built where nvcc is
+found (CUDACXX, CUDA_HOME or PATH). FASTDIFF_CUDA_ARCHITECTURES overrides the list of architectures, in CMake's notation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+ARCHITECTURES = "80-real;90-real;100-real;120"
+
+
+def choice(name: str) -> str:
+    """The environment variable's value: "0", "1" or "auto"."""
+    value = os.environ.get(name, "auto")
+    if value not in ("0", "1", "auto"):
+        raise SystemExit(f"{name}={value!r}: expected 0, 1 or auto")
+    return value
+
+
+def find_nvcc() -> str | None:
+    """Path of nvcc, or None."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    inside = str(Path(home) / "bin" / "nvcc") if home else None
+    for candidate in (os.environ.get("CUDACXX"), inside, "nvcc", "/usr/local/cuda/bin/nvcc"):
+        found = shutil.which(candidate) if candidate else None
+        if found:
+            return found
+    return None
+
+
+def tool(name: str) -> str:
+    """Path of cmake or ninja: of the package that the build requires, else of the system."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name) or name
+
+
+class CMakeBuild(build_ext):
+    """One CMake build for each module, so that one can be left out without the other."""
+
+    def build_extension(self, ext: Extension) -> None:
+        short = ext.name.rpartition(".")[2]
+        wanted = choice("FASTDIFF" + short.upper())
+        try:
+            if wanted == "0":
+                raise RuntimeError(f"FASTDIFF{short.upper()}=0")
+            self._build(short, Path(self.get_ext_fullpath(ext.name)).resolve())
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+            if wanted == "1":
+                raise SystemExit(f"FASTDIFF{short.upper()}=1, but {ext.name} could not be built: {error}") from error
+            print(f"fastdiff: {ext.name} is left out: {error}", file=sys.stderr)
+
+    def _build(self, short: str, target: Path) -> None:
+        import pybind11
+
+        flags = [
+            f"-DFASTDIFF_BUILD_CPU={'ON' if short == '_cpu' else 'OFF'}",
+            f"-DFASTDIFF_BUILD_CUDA={'ON' if short == '_cuda' else 'OFF'}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            "-DPYBIND11_FINDPYTHON=ON",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY_RELEASE={target.parent}",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+        ]
+        archs = re.findall(r"-arch (\S+)", os.environ.get("ARCHFLAGS", ""))
+        if sys.platform == "darwin" and archs:
+            flags.append(f"-DCMAKE_OSX_ARCHITECTURES={';'.join(archs)}")
+        if short == "_cuda":
+            nvcc = find_nvcc()
+            if nvcc is None:
+                raise RuntimeError("no nvcc was found in CUDACXX, CUDA_HOME or PATH")
+            architectures = os.environ.get("FASTDIFF_CUDA_ARCHITECTURES", ARCHITECTURES)
+            flags += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DFASTDIFF_CUDA_ARCHITECTURES={architectures}"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.build_temp).resolve() / f"{short}-{sys.implementation.cache_tag}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._call([tool("cmake"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *flags])
+        self._call([tool("cmake"), "--build", str(folder)])
+
+    def _call(self, command: list[str]) -> None:
+        if self.verbose and os.environ.get("FASTDIFF_VERBOSE"):
+            subprocess.run(command, check=True)
+            return
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        if done.returncode:
+            last = "\n".join(done.stdout.splitlines()[-30:])
+            raise RuntimeError(f"`{' '.join(command[:3])} ...` failed:\n{last}")
+
+    def get_outputs(self) -> list[str]:
+        """Only what was built."""
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+    def copy_extensions_to_source(self) -> None:
+        """For editable installs: copies what was built, since setuptools insists on all of them."""
+        built = [ext for ext in self.extensions if Path(self.build_lib, *ext.name.split(".")[:-1]).exists()]
+        built = [ext for ext in built if Path(self.get_ext_fullpath_in_build(ext.name)).exists()]
+        every, self.extensions = self.extensions, built
+        try:
+            super().copy_extensions_to_source()
+        finally:
+            self.extensions = every
+
+    def get_ext_fullpath_in_build(self, name: str) -> str:
+        """Where `name` lies in the build folder, whether or not the build is in place."""
+        return str(Path(self.build_lib, self.get_ext_filename(name)))
+
+
+setup(
+    ext_modules=[Extension(f"fastdiff.{short}", sources=[], optional=False) for short in ("_cpu", "_cuda")],
+    cmdclass={"build_ext": CMakeBuild},
+)
