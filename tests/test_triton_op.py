@@ -1,7 +1,7 @@
 """The Triton back end against the reference, in Triton's interpreter.
 
-Triton decides when its kernels are imported whether they are interpreted, and other tests compile the same kernels. So these
-tests run in a process of their own: outside it, this file is the one test that starts it.
+Triton decides when its kernels are imported whether they are interpreted, and other tests compile the same kernels.
+So these tests run in a process of their own: outside it, this file is the one test that starts it.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ else:
     def test_box_muller_at_the_edges_and_in_between() -> None:
         """Against float64, for radii where u is next to 0 and to 1, and angles next to every change of quadrant.
 
-        Allowed: 2 ulp of float32, or 1e-6. Small radii (u next to 1) must be right to a relative 1e-6, which a logarithm
-        with a merely absolute error would miss.
+        Allowed: 2 ulp of float32, or 1e-6. Small radii (u next to 1) must be right to a relative 1e-6, which a
+        logarithm with a merely absolute error would miss.
         """
         edges = [0, 1, 2, 127, 128, 2**31, 2**32 - 1, 2**32 - 128, 2**32 - 129, 2**32 - 400, 2**32 - 2**20]
         turns = [(quarter * 2**29 + d) % 2**32 for quarter in range(8) for d in (-65, -1, 0, 1, 64)]
@@ -189,16 +189,15 @@ else:
         """`values` (1, n) through a stage with unit coefficients into a network input of `dtype`."""
         rows = torch.zeros(1, WIDTH, dtype=values.dtype)
         rows[0, [table.PG, table.QX, table.IN_SCALE, table.NEXT_U + M]] = 1
-        coeffs = Coeffs(
-            rows, torch.zeros(1, 3, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int32),
-            **clip,
-        )  # fmt: skip
+        draws, seeds = torch.zeros(1, 3, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+        coeffs = Coeffs(rows, draws, seeds, index=torch.zeros(1, dtype=torch.int32), **clip)
         net_in = torch.full_like(values, torch.nan, dtype=dtype)
         spec = StageSpec(CLIP if clip else RAW, False, False, 1 << M, 0, 1)
         backend.stage(spec, 0, coeffs, Buffers(out=values, net_in=net_in))
         return net_in
 
-    @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # the interpreter's NumPy; infinity is what is meant
+    # The interpreter's NumPy warns; the infinity is meant.
+    @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
     @pytest.mark.parametrize("dtype", NETWORK)
     @pytest.mark.parametrize("state", STATE)
     def test_rounding_to_the_network_dtype_is_pytorchs(dtype: torch.dtype, state: torch.dtype) -> None:

@@ -60,8 +60,8 @@ def log_unit(u):
 def box_muller(a, b):
     """Two float32 standard normals from uint32 words: r·cos and r·sin of the angle 2 pi b / 2^32, r = sqrt(−2 ln u(a)).
 
-    sin and cos by least-maximum polynomials on [−pi/4, pi/4] (0.06 units of 2^-24). Fused multiply-adds are written out, and
-    fusion by the compiler is off, so that a sample's noise has the same bits in every specialisation of every kernel.
+    sin and cos by least-maximum polynomials on [−pi/4, pi/4] (0.06 units of 2^-24). Fused multiply-adds are written
+    out, and fusion by the compiler is off, so that noise has the same bits in every specialisation of every kernel.
     """
     u = tl.fma(a.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
     r = tl.sqrt_rn(-2.0 * log_unit(u))

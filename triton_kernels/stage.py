@@ -98,12 +98,12 @@ def _combine(row, x, u, m, h1, h2, h3, h4, h5, h6, aux, za, zb, zc, zero, FIRST:
 @triton.jit
 def _noise(
     given, offset, inside, tile, row_number, sample, draws, seeds, index,
-    I: tl.constexpr, MASK: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
+    NUMBER: tl.constexpr, MASK: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Draw I of the stage: the user's stream where one is given, else Philox."""
-    if (ONE << (ZA + I)) & MASK:
+    """Draw NUMBER of the stage: the user's stream where one is given, else Philox."""
+    if (ONE << (ZA + NUMBER)) & MASK:
         if given is None:
-            draw = tl.load(draws + row_number * 3 + I)
+            draw = tl.load(draws + row_number * 3 + NUMBER)
             seed = tl.load(seeds + sample)
             value = normals(tile, tl.load(index + sample), draw, tl.cast(STEP, tl.uint32), seed, BLOCK).to(TYPE)
         else:
@@ -136,7 +136,10 @@ def _model_value(
     return m
 
 
-@triton.jit(do_not_specialize=["k", "tiles"])
+@triton.jit(
+    do_not_specialize=["k", "tiles"],
+    do_not_specialize_on_alignment=["table", "draws", "seeds", "index", "rows", "lo", "hi", "scale"],
+)
 def stage_kernel(
     x, u, out, aux, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in,
     table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k,
@@ -146,9 +149,10 @@ def stage_kernel(
     """One program: BLOCK consecutive elements of one sample, every stream read once, every output written once.
 
     Pointers are None where the stage does not use the stream; see fastdiff/ops/buffers.py for the rest. n: elements per
-    sample (of the whole batch if not SPLIT); total: elements of the batch, the offset of net_in's second copy; tiles: programs
-    per sample; k: the table row; SPLIT: samples differ (own noise, bounds or rows); WIDE: offsets inside a sample need 64 bits.
-    Outputs may be the same memory as inputs: all loads come before all stores, and no element is touched by two programs.
+    sample (of the whole batch if not SPLIT); total: elements of the batch, the offset of net_in's second copy; tiles:
+    programs per sample; k: the table row; SPLIT: samples differ (own noise, bounds or rows); WIDE: offsets inside a
+    sample need 64 bits. Outputs may be the same memory as inputs: all loads come before all stores, and no element is
+    touched by two programs.
     """
     TYPE: tl.constexpr = table.dtype.element_ty
     MASK: tl.constexpr = U_MASK | X_MASK

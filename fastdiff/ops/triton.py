@@ -23,10 +23,10 @@ NETWORKS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ELEMENTS_PER_WARP = {torch.float32: 256, torch.float64: 128}
 _MAX_WARPS = 4
 
-# Fused multiply-adds are written out in the kernels. The compiler adds none, so that a specialisation cannot change a sample.
+# Fused multiply-adds are written out in the kernels; the compiler adds none, so no specialisation can change a sample.
 _OPTIONS = {"enable_fp_fusion": False}
 
-# Beyond this many elements per sample, offsets inside it need 64 bits (less the largest block, so that no sum overflows).
+# From here on, offsets inside a sample need 64 bits (2^31 less the largest block, so that no sum overflows).
 _WIDE = 2**31 - 2**12
 
 _NO_HISTORY = (None,) * MAX_HISTORY
@@ -53,10 +53,12 @@ def available() -> tuple[bool, str]:
 
 def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> tuple[bool, str]:
     """Whether tensors on `device` with these dtypes can be given to `stage`."""
-    wanted = "cpu" if _interpreter() else "cuda"
+    if _interpreter():
+        wanted, what = "cpu", "CPU tensors in interpreter mode (TRITON_INTERPRET=1)"
+    else:
+        wanted, what = "cuda", "CUDA or ROCm tensors"
     if device.type != wanted:
-        why = "in interpreter mode (TRITON_INTERPRET=1) it takes CPU tensors" if wanted == "cpu" else "it takes CUDA or ROCm tensors"
-        return False, f"{why}, got a tensor on {device}"
+        return False, f"it takes {what}, got a tensor on {device}"
     if state not in STATES:
         return False, f"the state must be float32 or float64, got {state}"
     if network not in NETWORKS:
@@ -72,6 +74,50 @@ def _kernels() -> tuple[Any, Any, bool]:
     from fastdiff._triton import noise, stage
 
     return stage.stage_kernel, noise.fill_kernel, not isinstance(stage.stage_kernel, triton.JITFunction)
+
+
+@functools.cache
+def _keeps_compiled() -> bool:
+    """Whether a compiled kernel may be kept and launched again by `_launch`.
+
+    From Triton 3.3 on it takes the kernel's full argument list. On ROCm Triton also specialises on the size of the memory
+    behind a pointer, which the key below does not hold.
+    """
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return version >= (3, 3) and torch.version.hip is None
+
+
+_compiled: dict[tuple[Any, ...], Any] = {}
+"""Compiled kernels by all that Triton specialises on, where streams are aligned: Triton's own search takes far longer."""
+
+
+def _launch(
+    spec: StageSpec, device: torch.device, grid: int, warps: int, streams: tuple[torch.Tensor | None, ...],
+    rest: tuple[Any, ...], aligned: bool,
+) -> None:  # fmt: skip
+    """Launch the stage's kernel on `streams` and `rest`; `aligned`: the sizes allow 16-byte accesses throughout."""
+    kernel, _, interpreted = _kernels()
+    key: tuple[Any, ...] | None = None
+    if aligned and not interpreted:
+        addresses, dtypes = 0, []
+        for stream in streams:
+            if stream is None:
+                dtypes.append(None)
+            else:
+                addresses |= stream.data_ptr()
+                dtypes.append(stream.dtype)
+        if addresses & 15 == 0:
+            # The rest of the structure (noise, bounds, rows) follows from which of these pointers are given.
+            key = (spec, warps, device.index, rest[0].dtype, rest[1] is None, rest[4] is None, *dtypes)
+            known = _compiled.get(key)
+            if known is not None:
+                known[(grid, 1, 1)](*streams, *rest)
+                return
+    found = kernel[(grid,)](*streams, *rest, num_warps=warps, **_OPTIONS)
+    if key is not None and _keeps_compiled():
+        _compiled[key] = found
 
 
 class _Structure(NamedTuple):
@@ -118,7 +164,6 @@ def _warps(n: int, state: torch.dtype) -> int:
 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
-    kernel, _, interpreted = _kernels()
     s = _structure(spec)
     table, batch = coeffs.table, coeffs.seeds.shape[0]
     u_out, x_out, net_in = buf.u_out, buf.x_out if spec.x_mask else None, buf.net_in
@@ -152,17 +197,21 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     warps = _warps(n, table.dtype)
     block = warps * _ELEMENTS_PER_WARP[table.dtype]
     tiles = -(-n // block)
+    wide = n >= _WIDE
+    streams = (
+        buf.x if s.reads_x else None,
+        buf.u if s.reads_u else None,
+        buf.out if s.converts else None,
+        buf.aux if s.reads_aux else None,
+        h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None,
+    )  # fmt: skip
+    rest = (
+        table, draws, seeds, index, coeffs.rows, lo, hi, scale, n, total, tiles, k,
+        *s.constants, split, wide, _kernels()[2], block,
+    )  # fmt: skip
     with _on(table.device):
-        kernel[(tiles * batch if split else tiles,)](
-            buf.x if s.reads_x else None,
-            buf.u if s.reads_u else None,
-            buf.out if s.converts else None,
-            buf.aux if s.reads_aux else None,
-            h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None,
-            table, draws, seeds, index, coeffs.rows, lo, hi, scale, n, total, tiles, k,
-            *s.constants, split, n >= _WIDE, interpreted, block,
-            num_warps=warps, **_OPTIONS,
-        )  # fmt: skip
+        aligned = not (n & 15 or total & 15 or wide or total >= _WIDE)
+        _launch(spec, table.device, tiles * batch if split else tiles, warps, streams, rest, aligned)
 
 
 def _fill(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int, raw: bool) -> None:
@@ -190,5 +239,5 @@ def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: i
 
 
 def words_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:
-    """Fill `out` (B, ...) int32 with the raw Philox words behind `normal_`, for tests: these are equal bit for bit everywhere."""
+    """Fill `out` (B, ...) int32 with the raw Philox words behind `normal_`; for tests, since these are exact."""
     _fill(out, seeds, index, draw, stream, True)
