@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--spacing", default=None, help="a time grid's name, or times separated by spaces")
     plan.add_argument("--t-start", type=float, default=None)
     plan.add_argument("--t-end", type=float, default=None)
-    plan.add_argument("-o", "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method")
+    plan.add_argument(
+        "-o", "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method"
+    )
     plan.add_argument("--json", type=Path, help="save the plan here")
     plan.add_argument("--plot", type=Path, help="draw the plan here")
     plan.set_defaults(run=_plan)
@@ -79,7 +81,9 @@ def _methods(chosen: argparse.Namespace) -> None:
         print("\nfastdiff methods NAME shows a method's options, aliases and paper.")
         return
     m = find(chosen.method)
-    print(f"{m.name}: {m.summary}\norder {m.order}, {m.nfe_per_step} evaluation(s) a step, {m.space} space, spacing {m.spacing!r}")
+    print(
+        f"{m.name}: {m.summary}\norder {m.order}, {m.nfe_per_step} evaluation(s) a step, {m.space} space, spacing {m.spacing!r}"
+    )
     print(f"paper: {m.paper}")
     if m.aliases:
         print(f"aliases: {', '.join(m.aliases)}")

@@ -5,21 +5,18 @@ Where x and u live, when the history is written and which buffer is free are dec
 
 from __future__ import annotations
 
-import contextlib
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from fastdiff.history import Draws, History, Noise, Recycled, recycles, remember
 from fastdiff.network import Network
 from fastdiff.ops.buffers import Buffers, Coeffs
-from fastdiff.plan import IDENTITY, MAX_DRAWS, Plan
+from fastdiff.plan import IDENTITY, Plan
 from fastdiff.table import RAW, StageSpec, Table
-
-Noise = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class Move(NamedTuple):
@@ -114,6 +111,105 @@ class Run:
     hooks: Hooks
 
 
+class State:
+    """A run between two network evaluations: the buffers, the history, and the stage that waits for an output.
+
+    Attributes:
+        k: the stage whose network evaluation is due; the number of stages when all is done.
+        input: what the network is to be given, (B, ...) or (2·B, ...) under batched guidance, in its own dtype.
+        time: the model's time for `input`, one per row.
+        x: the latest state; the result at the end.
+    """
+
+    def __init__(self, r: Run, x: torch.Tensor, copies: bool = False, quiet: int = 0) -> None:
+        self.r, self.k, self.quiet = r, 0, quiet
+        self.batch, guided = x.shape[0], r.network.guided
+        wide = (2 * self.batch, *x.shape[1:]) if guided else x.shape
+        apart = any(m.x != m.u or m.u_to != m.u or m.x_to is not None for m in r.program)
+        # Under guidance a slot that serves as the network's input holds both halves.
+        self.slots = [
+            torch.empty(wide if r.direct else x.shape, dtype=x.dtype, device=x.device) for _ in range(1 + apart)
+        ]
+        self.halves = [slot[: self.batch] for slot in self.slots] if guided and r.direct else self.slots
+        self.shared = None if r.direct else torch.empty(wide, dtype=r.network_dtype, device=x.device)
+        self.own = self.slots if self.shared is None else [*self.slots, self.shared]
+        self.past = History(r.history, r.raw, copies)
+        self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in r.program))
+        self._write(Buffers(x=x), r.opening, 0, 0)
+        self.x = self.halves[0]
+        self._settle()
+
+    @property
+    def done(self) -> bool:
+        return self.k == len(self.r.program)
+
+    def _settle(self) -> None:
+        """Run the stages that need no network, up to the next that does."""
+        program = self.r.program
+        while self.k < len(program) and not program[self.k].evaluate:
+            self._finish(program[self.k], self._buffers(program[self.k]))
+        if self.k < len(program):
+            self.input = self.slots[program[self.k].u] if self.shared is None else self.shared
+            self.time = self.r.times[self.k]
+
+    def _buffers(self, move: Move) -> Buffers:
+        return Buffers(x=self.halves[move.x], u=self.halves[move.u], h=tuple(self.past.values))
+
+    def step(self, out: torch.Tensor) -> None:
+        """Take the network's output at `input`, and go on to the next evaluation. `out` has the shape of `input`."""
+        r, k = self.r, self.k
+        move = r.program[k]
+        buf = self._buffers(move)
+        if not out.is_contiguous():
+            out = out.contiguous()
+        loud = k >= self.quiet
+        if r.hooks.finite is not None and loud:
+            r.hooks.finite(k, out)
+        out = self.past.arrived(out, self.own, k)
+        if r.network.guided:
+            buf.out, buf.aux = out[: self.batch], out[self.batch :]
+        else:
+            buf.out = out
+            if r.gradient is not None:
+                assert buf.u is not None
+                buf.aux = _gradient(r.gradient, buf.u, self.time, out)
+        if r.probe is not None:
+            _observe(r, r.probe, move, buf, loud)
+        if move.push:
+            assert buf.u is not None
+            buf.m_out = self.past.slot(buf.out, buf.u)
+        self._finish(move, buf)
+        self._settle()
+
+    def _finish(self, move: Move, buf: Buffers) -> None:
+        """Run the stage itself, and take it into account."""
+        r, k = self.r, self.k
+        if self.draws is not None and buf.u is not None:
+            buf.z = self.draws(k, move.draws, buf.u)
+        if move.x_to is not None:
+            buf.x_out = self.halves[move.x_to]
+        if k + 1 == len(r.program) and r.network.guided and r.direct:
+            # A fresh tensor, rather than half of a buffer that would stay alive with it.
+            buf.u_out = self.x = torch.empty_like(self.halves[0])
+            r.backend.stage(move.spec, move.row, r.coeffs, buf)
+        else:
+            self._write(buf, move.spec, move.row, move.u_to)
+            self.x = self.halves[move.u_to]
+        if move.push:
+            self.past.pushed(buf)
+        if move.ends and r.hooks.progress is not None and k >= self.quiet:
+            r.hooks.progress()
+        self.k = k + 1
+
+    def _write(self, buf: Buffers, spec: StageSpec, row: int, slot: int) -> None:
+        """Run a stage whose u' goes to `slot`, and to the network's input where the spec says so."""
+        if spec.copies:
+            buf.net_in = self.slots[slot] if self.shared is None else self.shared
+        if not (spec.copies and self.shared is None):
+            buf.u_out = self.halves[slot]
+        self.r.backend.stage(spec, row, self.r.coeffs, buf)
+
+
 def run(r: Run, x: torch.Tensor) -> torch.Tensor:
     """Sample from `x` (B, ...), contiguous in the state's dtype, and return a fresh tensor. `x` is not changed."""
     model = r.network.model
@@ -127,72 +223,18 @@ def run(r: Run, x: torch.Tensor) -> torch.Tensor:
 
 def _run(r: Run, x: torch.Tensor, copies: bool, quiet: int) -> torch.Tensor:
     """One pass over the stages; hooks are silent before stage `quiet`."""
-    stage, coeffs, network, hooks = r.backend.stage, r.coeffs, r.network, r.hooks
-    batch, guided = x.shape[0], network.guided
-    wide = (2 * batch, *x.shape[1:]) if guided else x.shape
-    apart = any(move.x != move.u or move.u_to != move.u or move.x_to is not None for move in r.program)
-    slots = [torch.empty(wide if r.direct else x.shape, dtype=x.dtype, device=x.device) for _ in range(1 + apart)]
-    state = [slot[:batch] for slot in slots] if guided and r.direct else slots
-    shared = None if r.direct else torch.empty(wide, dtype=r.network_dtype, device=x.device)
-
-    def write(buf: Buffers, spec: StageSpec, row: int, slot: int) -> None:
-        """Run one stage whose u' goes to `slot`, and to the network's input where the spec says so."""
-        if spec.copies:
-            buf.net_in = shared if shared is not None else slots[slot]
-        if not (spec.copies and r.direct):
-            buf.u_out = state[slot]
-        stage(spec, row, coeffs, buf)
-
-    write(Buffers(x=x), r.opening, 0, 0)
-    past = History(r.history, r.raw, copies)
-    own = slots if shared is None else [*slots, shared]
-    draws = _Draws(r.noise, r.program) if r.noise is not None else None
-    last = len(r.program) - 1
-    result = state[0]
-    for k, move in enumerate(r.program):
-        u, spec = state[move.u], move.spec
-        buf = Buffers(x=state[move.x], u=u, h=tuple(past.values))
-        if move.evaluate:
-            full = slots[move.u] if shared is None else shared
-            version = full._version
-            out = network(full, r.times[k])
-            if full._version != version:
-                raise RuntimeError(
-                    "the model changed its input in place, which the sampler still needs: let it work on a copy, "
-                    "lambda x, t, **kw: model(x.clone(), t, **kw)"
-                )
-            if not out.is_contiguous():
-                out = out.contiguous()
-            if hooks.finite is not None and k >= quiet:
-                hooks.finite(k, out)
-            out = past.arrived(out, own, k)
-            if guided:
-                buf.out, buf.aux = out[:batch], out[batch:]
-            else:
-                buf.out = out
-                if r.gradient is not None:
-                    buf.aux = _gradient(r.gradient, u, r.times[k], out)
-            if r.probe is not None:
-                _observe(r, r.probe, move, buf, k >= quiet)
-            if move.push:
-                buf.m_out = past.slot(out, x)
-        if draws is not None:
-            buf.z = draws(move, u)
-        if move.x_to is not None:
-            buf.x_out = state[move.x_to]
-        if k == last and guided and r.direct:
-            # A fresh tensor, rather than half of a buffer that would stay alive with it.
-            buf.u_out = torch.empty_like(x)
-            stage(spec, move.row, coeffs, buf)
-            result = buf.u_out
-        else:
-            write(buf, spec, move.row, move.u_to)
-            result = state[move.u_to]
-        if move.push:
-            past.pushed(buf)
-        if move.ends and hooks.progress is not None and k >= quiet:
-            hooks.progress()
-    return result
+    state, network, last = State(r, x, copies, quiet), r.network, len(r.program)
+    while state.k < last:
+        given = state.input
+        version = given._version
+        out = network(given, state.time)
+        if given._version != version:
+            raise RuntimeError(
+                "the model changed its input in place, which the sampler still needs: let it work on a copy, "
+                "lambda x, t, **kw: model(x.clone(), t, **kw)"
+            )
+        state.step(out)
+    return state.x
 
 
 def _gradient(
@@ -205,9 +247,7 @@ def _gradient(
     return grad.detach().to(device=out.device, dtype=out.dtype).contiguous()
 
 
-def _observe(
-    r: Run, probe: tuple[torch.Tensor, tuple[StageSpec, ...]], move: Move, buf: Buffers, report: bool
-) -> None:
+def _observe(r: Run, probe: tuple[torch.Tensor, tuple[StageSpec, ...]], move: Move, buf: Buffers, report: bool) -> None:
     """Predicted x0 for the hooks and for dynamic thresholding: the same operation, run with the probe's row."""
     (values, specs), hooks, c, row = probe, r.hooks, r.coeffs, move.row
     record = report and move.begins and hooks.trajectory is not None
@@ -217,7 +257,9 @@ def _observe(
     u = buf.u
     assert u is not None
     x0 = torch.empty_like(u)
-    r.backend.stage(specs[row], row, Coeffs(values, c.draws, c.seeds, c.index), Buffers(u=u, out=buf.out, aux=buf.aux, u_out=x0))
+    r.backend.stage(
+        specs[row], row, Coeffs(values, c.draws, c.seeds, c.index), Buffers(u=u, out=buf.out, aux=buf.aux, u_out=x0)
+    )
     if r.threshold is not None:
         r.threshold(x0, c)
     if c.lo is not None and c.hi is not None and c.scale is not None:
@@ -227,107 +269,6 @@ def _observe(
         hooks.trajectory.append((u.clone(), x0))
     if call and hooks.callback is not None:
         hooks.callback(row - 1, r.plan.stages[row - 1].t, u.clone(), x0)
-
-
-class Recycled(Exception):
-    """The network wrote into an output that the history still needed; `stage` is the first one that would have read it."""
-
-    def __init__(self, stage: int) -> None:
-        super().__init__(stage)
-        self.stage = stage
-
-
-RECYCLING: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Models seen to return a buffer of theirs again: their outputs are copied into the history from the start."""
-
-
-def recycles(model: Any) -> bool:
-    try:
-        return model in RECYCLING
-    except TypeError:
-        return False
-
-
-def remember(model: Any) -> None:
-    with contextlib.suppress(TypeError):
-        RECYCLING.add(model)
-
-
-class History:
-    """Earlier model values, newest first. Where `raw`, the network's own outputs are kept, and no copy is written.
-
-    Networks that replay graphs or engines of their own may return one buffer, or a few in turn. Their memory tells: an
-    output whose storage is still in the history raises `Recycled`, and the run is repeated with copies.
-    """
-
-    def __init__(self, length: int, raw: bool, copies: bool) -> None:
-        self.length, self.raw, self.copies = length, raw, copies or not raw
-        self.values: list[torch.Tensor] = []
-        self.storages: list[int] = []
-        self.ring: list[torch.Tensor] = []
-
-    def arrived(self, out: torch.Tensor, own: list[torch.Tensor], k: int) -> torch.Tensor:
-        """Look at where a new output lies. Returns it, or a copy if it lies across the buffers of the loop."""
-        storage = out.untyped_storage().data_ptr()
-        if storage in self.storages:
-            raise Recycled(k)
-        for buffer in own:
-            if buffer.data_ptr() == storage:
-                self.copies = True
-                return out if out.data_ptr() == storage else out.clone()
-        return out
-
-    def slot(self, out: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
-        """Where the stage writes m, or None if the output itself is kept."""
-        if not self.length or not self.copies:
-            return None
-        # The oldest value may be overwritten: every element is read before it is written.
-        keep = self.values[: self.length - 1]
-        for buffer in self.ring:
-            if all(buffer is not v for v in keep):
-                return buffer
-        dtype = out.dtype if self.raw else like.dtype
-        self.ring.append(torch.empty(like.shape, dtype=dtype, device=like.device))
-        return self.ring[-1]
-
-    def pushed(self, buf: Buffers) -> None:
-        """The stage has run: its m is now h1."""
-        value = buf.out if buf.m_out is None else buf.m_out
-        if not self.length or value is None:
-            return
-        self.values.insert(0, value)
-        self.storages.insert(0, 0 if buf.m_out is not None else value.untyped_storage().data_ptr())
-        del self.values[self.length :], self.storages[self.length :]
-
-
-class _Draws:
-    """The user's own noise, asked for once per draw number and kept while a later stage needs it."""
-
-    def __init__(self, noise: Noise, program: tuple[Move, ...]) -> None:
-        self.noise = noise
-        self.last = {d: k for k, move in enumerate(program) for d in move.draws if d >= 0}
-        self.kept: dict[int, torch.Tensor] = {}
-
-    def __call__(
-        self, move: Move, like: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        z: list[torch.Tensor | None] = [None] * MAX_DRAWS
-        for i, d in enumerate(move.draws):
-            if d < 0:
-                continue
-            if d not in self.kept:
-                value = self.noise(d, like.detach())
-                if not isinstance(value, torch.Tensor) or value.shape != like.shape or value.device != like.device:
-                    got = (tuple(value.shape), str(value.device)) if isinstance(value, torch.Tensor) else type(value).__name__
-                    raise ValueError(
-                        f"noise(draw, like) returned {got}; expected a tensor of shape {tuple(like.shape)} on {like.device}, such "
-                        "as torch.randn_like(like)"
-                    )
-                self.kept[d] = value.to(like.dtype).contiguous()
-            z[i] = self.kept[d]
-            if self.last[d] == move.row - 1:
-                del self.kept[d]
-        return z[0], z[1], z[2]
 
 
 def is_raw(table: Table, plan: Plan) -> bool:

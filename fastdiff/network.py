@@ -27,7 +27,11 @@ def sample_shape(model: Any) -> tuple[int, ...] | None:
         return None
     height, width = size if isinstance(size, tuple | list) else (size, size)
     frames = getattr(config, "sample_frames", None)
-    return (int(channels), int(height), int(width)) if frames is None else (int(channels), int(frames), int(height), int(width))
+    return (
+        (int(channels), int(height), int(width))
+        if frames is None
+        else (int(channels), int(frames), int(height), int(width))
+    )
 
 
 def placement(model: Any) -> tuple[torch.device | None, torch.dtype | None]:
@@ -57,7 +61,9 @@ def _unwrap(out: Any) -> torch.Tensor:
 
 def _batch_tree(name: str, tree: Tree, batch: int) -> None:
     if not isinstance(tree, Mapping):
-        raise TypeError(f"{name} must be a dict of keyword arguments, such as {name}={{'y': labels}}; got {type(tree).__name__}")
+        raise TypeError(
+            f"{name} must be a dict of keyword arguments, such as {name}={{'y': labels}}; got {type(tree).__name__}"
+        )
     for key, value in tree.items():
         for leaf in tree_flatten(value)[0]:
             if isinstance(leaf, torch.Tensor) and (leaf.ndim == 0 or leaf.shape[0] != batch):
@@ -78,7 +84,9 @@ def _stack(cond: Tree, uncond: Tree) -> dict[str, Any]:
     for x, y in zip(a, b):
         if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
             if x.shape != y.shape:
-                raise ValueError(f"cond and uncond differ in shape: {tuple(x.shape)} and {tuple(y.shape)}; pad them to one")
+                raise ValueError(
+                    f"cond and uncond differ in shape: {tuple(x.shape)} and {tuple(y.shape)}; pad them to one"
+                )
             joined.append(torch.cat([x, y]))
         elif x == y:
             joined.append(x)
@@ -148,5 +156,7 @@ class Network:
                 )
             raise ValueError(f"the model returned shape {got}, expected {want}, the shape of its input{hint}")
         if out.device != x.device:
-            raise ValueError(f"the model returned a tensor on {out.device}, its input is on {x.device}: move the model there")
+            raise ValueError(
+                f"the model returned a tensor on {out.device}, its input is on {x.device}: move the model there"
+            )
         raise TypeError(f"the model returned {out.dtype}; expected a floating-point tensor")

@@ -52,10 +52,13 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
         if (next_x[apart, j] != 0).any():
             bottom.plot(stages[apart], next_x[apart, j], "x:", ms=5, color=colours[j], label=f"x': {REGISTERS[j]}")
     bottom.axhline(0.0, color="0.8", lw=0.8, zorder=0)
-    bottom.set_yscale("symlog", linthresh=1.0)
+    if max(np.abs(next_u).max(), np.abs(next_x).max()) > 10.0:
+        bottom.set_yscale("symlog", linthresh=1.0)
+        bottom.set_ylabel("coefficient (linear within ±1)")
+    else:
+        bottom.set_ylabel("coefficient")
     bottom.set_xlabel("stage")
-    bottom.set_ylabel("coefficient (linear within ±1)")
-    bottom.legend(ncols=4, fontsize=8, frameon=False)
+    bottom.legend(ncols=1, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(path, dpi=150)
 
 
@@ -75,7 +78,9 @@ def image_grid(images: Array, path: str | Path, *, columns: int | None = None, s
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
 
 
-def trajectory(states: Array, path: str | Path, *, predicted: Array | None = None, sample: int = 0, scale: int = 1) -> None:
+def trajectory(
+    states: Array, path: str | Path, *, predicted: Array | None = None, sample: int = 0, scale: int = 1
+) -> None:
     """One sample's way from noise to image: a row of x (steps + 1, B, C, H, W), and a row of the predicted x0 below it."""
     x = np.asarray(states)[:, sample]
     rows = [x]
@@ -87,7 +92,11 @@ def trajectory(states: Array, path: str | Path, *, predicted: Array | None = Non
 
 
 def convergence(
-    errors: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: str | Path, *, ylabel: str = "error", title: str = ""
+    errors: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | Path,
+    *,
+    ylabel: str = "error",
+    title: str = "",
 ) -> None:
     """Error against network evaluations on logarithmic axes; `errors` maps a label to (evaluations, errors)."""
     figure = _pyplot()(figsize=(7, 4.6), layout="constrained")

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from fastdiff import ops, solvers
-from fastdiff.loop import Hooks, Move, Noise, Run, is_raw, moves, run
+from fastdiff.history import Noise
+from fastdiff.loop import Hooks, Move, Run, is_raw, moves, run
 from fastdiff.names import unknown
 from fastdiff.network import Network, placement, sample_shape, stated
 from fastdiff.ops.buffers import Coeffs
@@ -124,7 +125,9 @@ class Sampler:
         self.clip = _check_clip(clip)
         if plan is not None:
             if not isinstance(plan, Plan):
-                raise TypeError(f"plan must be a fastdiff.Plan, got {type(plan).__name__}: fastdiff.plan(...) makes one")
+                raise TypeError(
+                    f"plan must be a fastdiff.Plan, got {type(plan).__name__}: fastdiff.plan(...) makes one"
+                )
             self.plan = plan
         else:
             named = tuple(np.asarray(spacing, dtype=np.float64).ravel().tolist()) if _is_times(spacing) else spacing
@@ -191,7 +194,9 @@ class Sampler:
             hooks = Hooks(callback=callback, trajectory=[] if return_trajectory else None)
             if check_finite:
                 hooks.finite = functools.partial(_require_finite, self.plan)
-            r = self._prepare(network, backend, network_dtype, start, seeds, index, noise, guidance_scale, classifier_grad, hooks)
+            r = self._prepare(
+                network, backend, network_dtype, start, seeds, index, noise, guidance_scale, classifier_grad, hooks
+            )
             with _progress(self.plan, hooks) if progress else contextlib.nullcontext():
                 result = run(r, start)
             if hooks.trajectory is None:
@@ -489,13 +494,21 @@ def _check_guidance(scale: Any, cond: Any, uncond: Any, gradient: Any) -> None:
     if any(given.values()) and not all(given.values()):
         have = ", ".join(k for k, v in given.items() if v)
         need = ", ".join(k for k, v in given.items() if not v)
-        hint = "; to condition without guidance, give model_kwargs=..." if given["cond"] and not given["guidance_scale"] else ""
-        raise ValueError(f"classifier-free guidance needs guidance_scale, cond and uncond together: got {have}, missing {need}{hint}")
+        hint = (
+            "; to condition without guidance, give model_kwargs=..."
+            if given["cond"] and not given["guidance_scale"]
+            else ""
+        )
+        raise ValueError(
+            f"classifier-free guidance needs guidance_scale, cond and uncond together: got {have}, missing {need}{hint}"
+        )
     if scale is not None and (isinstance(scale, bool) or not math.isfinite(scale)):
         raise ValueError(f"guidance_scale={scale!r}: expected a finite number, such as 3.0")
     if gradient is not None:
         if scale is not None:
-            raise ValueError("classifier_grad and classifier-free guidance (guidance_scale, cond, uncond) do not go together: use one")
+            raise ValueError(
+                "classifier_grad and classifier-free guidance (guidance_scale, cond, uncond) do not go together: use one"
+            )
         if not callable(gradient):
             raise TypeError(f"classifier_grad must be callable as classifier_grad(x, t), got {type(gradient).__name__}")
 
@@ -535,17 +548,25 @@ def _shape(model: Any, shape: Any) -> tuple[int, ...]:
 
 
 def _device(device: torch.device | str | None, x: torch.Tensor | None, model: torch.device | None) -> torch.device:
-    where = torch.device(device) if device is not None else (x.device if x is not None else model or torch.device("cpu"))
+    where = (
+        torch.device(device) if device is not None else (x.device if x is not None else model or torch.device("cpu"))
+    )
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
     if model is not None and (model.type != where.type or (model.index is not None and model.index != where.index)):
-        raise ValueError(f"the model is on {model}, and sampling would run on {where}: move one, x.to({str(model)!r}) or model.to(...)")
+        raise ValueError(
+            f"the model is on {model}, and sampling would run on {where}: move one, x.to({str(model)!r}) or model.to(...)"
+        )
     return where
 
 
 def _seeds(seed: Any, first_sample: Any, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """(B,) int64 keys and (B,) int32 indices: one seed and consecutive indices, or a seed for each sample with index 0."""
-    if isinstance(first_sample, bool) or not isinstance(first_sample, int | np.integer) or not 0 <= first_sample <= 2**31 - 1 - batch:
+    if (
+        isinstance(first_sample, bool)
+        or not isinstance(first_sample, int | np.integer)
+        or not 0 <= first_sample <= 2**31 - 1 - batch
+    ):
         raise ValueError(f"first_sample={first_sample!r}: expected an integer from 0 to {2**31 - 1 - batch}")
     if isinstance(seed, torch.Tensor):
         seed = seed.tolist()
@@ -553,13 +574,19 @@ def _seeds(seed: Any, first_sample: Any, batch: int, device: torch.device) -> tu
     values = list(seed) if several else [seed] * batch
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -(2**63) <= value < 2**64:
-            raise TypeError(f"seed={value!r}: expected an integer from -2**63 to 2**64 - 1, or one such integer per sample")
+            raise TypeError(
+                f"seed={value!r}: expected an integer from -2**63 to 2**64 - 1, or one such integer per sample"
+            )
     if len(values) != batch:
         raise ValueError(f"got {len(values)} seeds for a batch of {batch}: give one seed, or one per sample")
     if several and first_sample:
         raise ValueError("first_sample goes with a single seed: with one seed per sample, each sample is its own")
     signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
-    index = torch.zeros(batch, dtype=torch.int32) if several else torch.arange(first_sample, first_sample + batch, dtype=torch.int32)
+    index = (
+        torch.zeros(batch, dtype=torch.int32)
+        if several
+        else torch.arange(first_sample, first_sample + batch, dtype=torch.int32)
+    )
     return torch.tensor(signed, dtype=torch.int64).to(device), index.to(device)
 
 
@@ -567,5 +594,7 @@ def _prior(noise: Noise, like: torch.Tensor) -> torch.Tensor:
     value = noise(-1, like)
     if not isinstance(value, torch.Tensor) or value.shape != like.shape:
         got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-        raise ValueError(f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise")
+        raise ValueError(
+            f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
+        )
     return value
