@@ -3,6 +3,7 @@
 #include "kernel.h"
 
 #include "convert.h"
+#include "words.h"
 
 #define FD_JOIN2(a, b) a##b
 #define FD_JOIN(a, b) FD_JOIN2(a, b)
@@ -12,34 +13,30 @@
 namespace fastdiff {
 namespace {
 
-// Elements in a tile: a multiple of the 16 blocks of 4 that one noise pass makes.
+// Elements in a tile: a multiple of what one pass of the noise makes.
 constexpr int64_t TILE = 1024;
 // Below this many elements a second thread costs more than it saves.
 constexpr int64_t PARALLEL = 1 << 15;
 // Outputs of more bytes than this in all are written past the caches.
 constexpr int64_t PAST_CACHE = 8 << 20;
 
-struct Stream {
-  uint32_t index, draw, tag, k0, k1;
-};
-
 Stream stream_of(int64_t seed, int32_t index, uint32_t draw, uint32_t tag) {
   return {uint32_t(index), draw, tag, uint32_t(uint64_t(seed)), uint32_t(uint64_t(seed) >> 32)};
 }
 
-// Normals 4*block .. 4*block + len, rounded up to a multiple of 64: `out` must have room.
+// Normals 4*block .. 4*block + len, rounded up to a multiple of STEP: `out` must have room.
+constexpr int STEP = 4 * LANES * CHAINS;
+
 void fill_normals(float *out, int64_t block, int64_t len, Stream s) {
-  constexpr int lanes = 16;
-  for (int64_t i = 0; i < len; i += 4 * lanes, block += lanes) {
+  for (int64_t i = 0; i < len; i += STEP, block += STEP / 4) {
+    alignas(64) uint32_t a[STEP / 2], b[STEP / 2];
+    philox_words(a, b, uint32_t(block), s);
     float *o = out + i;
     FD_LOOP
-    for (int lane = 0; lane < lanes; ++lane) {
-      const Block words = philox({uint32_t(block) + uint32_t(lane), s.index, s.draw, s.tag}, s.k0, s.k1);
-      const Pair first = box_muller(words.c0, words.c1), second = box_muller(words.c2, words.c3);
-      o[4 * lane] = first.first;
-      o[4 * lane + 1] = first.second;
-      o[4 * lane + 2] = second.first;
-      o[4 * lane + 3] = second.second;
+    for (int j = 0; j < STEP / 2; ++j) {
+      const Pair pair = box_muller(a[j], b[j]);
+      o[2 * j] = pair.first;
+      o[2 * j + 1] = pair.second;
     }
   }
 }
