@@ -172,7 +172,9 @@ def stage_kernel(
     row = table + number * WIDTH
 
     xv = _read(x, offset, inside, (ONE << X) & MASK, TYPE)
-    uv = _read(u, offset, inside, M_READS_U or (ONE << U) & MASK, TYPE)
+    uv = xv  # u is not given where it is the same memory as x
+    if u is not None:
+        uv = _read(u, offset, inside, True, TYPE)
     g = _read(out, offset, inside, CONVERT != NONE, TYPE)
     av = _read(aux, offset, inside, GUIDED or (ONE << AUX) & MASK, TYPE)
     v1 = _read(h1, offset, inside, (ONE << H1) & MASK, TYPE)

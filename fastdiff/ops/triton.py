@@ -80,8 +80,8 @@ def _kernels() -> tuple[Any, Any, bool]:
 def _keeps_compiled() -> bool:
     """Whether a compiled kernel may be kept and launched again by `_launch`.
 
-    From Triton 3.3 on it takes the kernel's full argument list. On ROCm Triton also specialises on the size of the memory
-    behind a pointer, which the key below does not hold.
+    From Triton 3.3 on it takes the kernel's full argument list. On ROCm Triton also specialises on the size of the
+    memory behind a pointer, which the key below does not hold.
     """
     import triton
 
@@ -90,7 +90,7 @@ def _keeps_compiled() -> bool:
 
 
 _compiled: dict[tuple[Any, ...], Any] = {}
-"""Compiled kernels by all that Triton specialises on, where streams are aligned: Triton's own search takes far longer."""
+"""Compiled kernels by all that Triton specialises on, where streams are aligned: its own search takes far longer."""
 
 
 def _launch(
@@ -101,7 +101,8 @@ def _launch(
     kernel, _, interpreted = _kernels()
     key: tuple[Any, ...] | None = None
     if aligned and not interpreted:
-        addresses, dtypes = 0, []
+        addresses = 0
+        dtypes: list[torch.dtype | None] = []
         for stream in streams:
             if stream is None:
                 dtypes.append(None)
@@ -200,7 +201,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     wide = n >= _WIDE
     streams = (
         buf.x if s.reads_x else None,
-        buf.u if s.reads_u else None,
+        buf.u if s.reads_u and not (s.reads_x and buf.u is buf.x) else None,
         buf.out if s.converts else None,
         buf.aux if s.reads_aux else None,
         h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None,
