@@ -1,16 +1,30 @@
 """fastdiff: diffusion samplers as tables, run by one fused operation.
 
-    import fastdiff
-    x = fastdiff.sample(model, steps=10, method="dpm3")
+import fastdiff
+x = fastdiff.sample(model, steps=10, method="dpm3")
 """
 
 from __future__ import annotations
 
 from fastdiff import schedules
+from fastdiff.api import randn, sample
+from fastdiff.graph import clear_graphs
 from fastdiff.ops import backends
 from fastdiff.plan import Plan, Stage
-from fastdiff.sampler import Sampler, Trajectory, randn, sample
+from fastdiff.sampler import Sampler, Trajectory
 from fastdiff.solvers import methods, plan
 
-__all__ = ["Plan", "Sampler", "Stage", "Trajectory", "backends", "methods", "plan", "randn", "sample", "schedules"]
+__all__ = [
+    "Plan",
+    "Sampler",
+    "Stage",
+    "Trajectory",
+    "backends",
+    "clear_graphs",
+    "methods",
+    "plan",
+    "randn",
+    "sample",
+    "schedules",
+]
 from fastdiff._version import __version__ as __version__

@@ -80,7 +80,8 @@ class Run:
         backend: the module whose `stage` runs them.
         network: the adapted model.
         coeffs: coefficients, seeds, bounds, on the device.
-        times: one (rows of network input,) tensor per stage: the model's time.
+        clock: (stages, rows of network input): the model's times.
+        times: the rows of `clock`.
         opening: structure of row 0, which writes x into its slot and the network's first input.
         network_dtype: dtype of the network's input.
         direct: whether the slots themselves are the network's input (same dtype, in_scale = 1).
@@ -98,6 +99,7 @@ class Run:
     backend: ModuleType
     network: Network
     coeffs: Coeffs
+    clock: torch.Tensor
     times: list[torch.Tensor]
     opening: StageSpec
     network_dtype: torch.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -136,8 +137,18 @@ class Network:
             kwargs = {**tree_map(repeat, kwargs), **_stack(cond, uncond)}
         self.kwargs = kwargs
 
+    def with_kwargs(self, kwargs: dict[str, Any]) -> Network:
+        """The same network, given other keyword arguments, already batched."""
+        other = copy.copy(self)
+        other.kwargs = kwargs
+        return other
+
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         out = self.model(x, t, **self.kwargs)
+        return self.check(out, x)
+
+    def check(self, out: Any, x: torch.Tensor) -> torch.Tensor:
+        """The tensor in a model's output, of x's shape and device. Raises TypeError or ValueError for anything else."""
         if not isinstance(out, torch.Tensor):
             out = _unwrap(out)
         if out.shape != x.shape or out.device != x.device or not out.dtype.is_floating_point:

@@ -1,0 +1,169 @@
+"""Checks of what the public functions are given: each error says what was got, what was expected, and the right call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdiff.history import Noise
+from fastdiff.network import sample_shape
+
+Clip = None | str | tuple[float, float]
+Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+STATE_DTYPES = (torch.float32, torch.float64)
+
+
+def is_times(spacing: Any) -> bool:
+    return spacing is not None and not isinstance(spacing, str)
+
+
+def check_clip(clip: Any) -> Clip:
+    if clip is None:
+        return None
+    if isinstance(clip, str):
+        if clip != "dynamic":
+            raise ValueError(f"clip={clip!r}: expected None, 'dynamic', or bounds such as (-1, 1)")
+        return clip
+    try:
+        lo, hi = (float(v) for v in clip)
+    except (TypeError, ValueError):
+        raise ValueError(f"clip={clip!r}: expected None, 'dynamic', or bounds such as (-1, 1)") from None
+    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+        raise ValueError(f"clip={clip!r}: expected finite bounds lo < hi, such as (-1, 1)")
+    return lo, hi
+
+
+def check_guidance(scale: Any, cond: Any, uncond: Any, gradient: Any) -> None:
+    given = {"guidance_scale": scale is not None, "cond": cond is not None, "uncond": uncond is not None}
+    if any(given.values()) and not all(given.values()):
+        have = ", ".join(k for k, v in given.items() if v)
+        need = ", ".join(k for k, v in given.items() if not v)
+        hint = (
+            "; to condition without guidance, give model_kwargs=..."
+            if given["cond"] and not given["guidance_scale"]
+            else ""
+        )
+        raise ValueError(
+            f"classifier-free guidance needs guidance_scale, cond and uncond together: got {have}, missing {need}{hint}"
+        )
+    if scale is not None and (isinstance(scale, bool) or not math.isfinite(scale)):
+        raise ValueError(f"guidance_scale={scale!r}: expected a finite number, such as 3.0")
+    if gradient is not None:
+        if scale is not None:
+            raise ValueError(
+                "classifier_grad and classifier-free guidance (guidance_scale, cond, uncond) do not go together: use one"
+            )
+        if not callable(gradient):
+            raise TypeError(f"classifier_grad must be callable as classifier_grad(x, t), got {type(gradient).__name__}")
+
+
+def check_x(x: Any) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x must be a torch.Tensor of shape (B, ...), got {type(x).__name__}")
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"x has dtype {x.dtype}; expected floating point: pass x.float()")
+    if x.ndim < 1 or x.numel() == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, ...) with at least one sample and one element")
+    if x.requires_grad:
+        raise ValueError("x requires grad, but sampling runs without gradients: pass x.detach()")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x has NaN or Inf; expected finite values")
+
+
+def check_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        size = tuple(int(n) for n in shape)
+    except (TypeError, ValueError):
+        raise TypeError(f"shape={shape!r}: expected (B, ...), such as shape=(16, 3, 32, 32)") from None
+    if not size or min(size) < 1:
+        raise ValueError(f"shape={size}: expected (B, ...) with sizes of at least 1, such as shape=(16, 3, 32, 32)")
+    return size
+
+
+def check_out(out: Any, start: torch.Tensor) -> None:
+    if out is None:
+        return
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out must be a torch.Tensor of shape {tuple(start.shape)}, got {type(out).__name__}")
+    got = (tuple(out.shape), out.dtype, out.device)
+    want = (tuple(start.shape), start.dtype, start.device)
+    if got != want or out.requires_grad:
+        raise ValueError(f"out has shape, dtype and device {got}; expected {want}, without requires_grad")
+
+
+def resolve_shape(model: Any, shape: Any, x: Any) -> tuple[int, ...]:
+    """The shape of the run's state: x's, the one asked for, or one sample of the model's."""
+    if isinstance(x, torch.Tensor):
+        if shape is not None and tuple(shape) != tuple(x.shape):
+            raise ValueError(f"shape={tuple(shape)} does not go with x of shape {tuple(x.shape)}: give one of them")
+        return tuple(x.shape)
+    if x is not None:
+        check_x(x)
+    if shape is not None:
+        return check_shape(shape)
+    one = sample_shape(model)
+    if one is None:
+        raise ValueError(
+            "cannot tell the shape of a sample: pass x=..., or shape=(B, ...), or give the model an attribute sample_shape = (C, H, W)"
+        )
+    return (1, *one)
+
+
+def resolve_device(
+    device: torch.device | str | None, x: torch.Tensor | None, model: torch.device | None
+) -> torch.device:
+    where = (
+        torch.device(device) if device is not None else (x.device if x is not None else model or torch.device("cpu"))
+    )
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", torch.cuda.current_device())
+    if model is not None and (model.type != where.type or (model.index is not None and model.index != where.index)):
+        raise ValueError(
+            f"the model is on {model}, and sampling would run on {where}: move one, x.to({str(model)!r}) or model.to(...)"
+        )
+    return where
+
+
+def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) int64 keys and (B,) int32 indices: one seed and consecutive indices, or a seed for each sample with index 0."""
+    if (
+        isinstance(first_sample, bool)
+        or not isinstance(first_sample, int | np.integer)
+        or not 0 <= first_sample <= 2**31 - 1 - batch
+    ):
+        raise ValueError(f"first_sample={first_sample!r}: expected an integer from 0 to {2**31 - 1 - batch}")
+    if isinstance(seed, torch.Tensor):
+        seed = seed.tolist()
+    several = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
+    values = list(seed) if several else [seed] * batch
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -(2**63) <= value < 2**64:
+            raise TypeError(
+                f"seed={value!r}: expected an integer from -2**63 to 2**64 - 1, or one such integer per sample"
+            )
+    if len(values) != batch:
+        raise ValueError(f"got {len(values)} seeds for a batch of {batch}: give one seed, or one per sample")
+    if several and first_sample:
+        raise ValueError("first_sample goes with a single seed: with one seed per sample, each sample is its own")
+    signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
+    index = (
+        torch.zeros(batch, dtype=torch.int32)
+        if several
+        else torch.arange(first_sample, first_sample + batch, dtype=torch.int32)
+    )
+    return torch.tensor(signed, dtype=torch.int64).to(device), index.to(device)
+
+
+def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
+    value = noise(-1, like)
+    if not isinstance(value, torch.Tensor) or value.shape != like.shape:
+        got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(
+            f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
+        )
+    return value
