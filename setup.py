@@ -18,7 +18,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-ARCHITECTURES = "80-real;90-real;100-real;120"
+ARCHITECTURES = "80;90-real;100-real;120"
 
 
 def choice(name: str) -> str:

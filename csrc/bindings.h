@@ -36,9 +36,9 @@ bool integer(PyObject *object, T *result) {
 constexpr Py_ssize_t STAGE_ARGUMENTS = 28;
 
 // (spec, k, batch, n, state, net, hist, in, x, u, out, aux, h, z, u_out, x_out, m_out, net_in, table, draws, rows, seeds, index,
-// lo, hi, scale, spare, last): `spec` a tuple in the order of StageSpec, `h` and `z` tuples of pointers, `spare` an integer
-// that the CUDA module takes as the number of multiprocessors, `last` the thread count or the stream.
-inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, long long *spare, long long *last) {
+// lo, hi, scale, device, last): `spec` a tuple in the order of StageSpec, `h` and `z` tuples of pointers, `device` the number of
+// the GPU (0 for the CPU), `last` the thread count or the stream.
+inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, long long *device, long long *last) {
   if (count != STAGE_ARGUMENTS) {
     PyErr_Format(PyExc_TypeError, "stage takes %zd arguments, got %zd", STAGE_ARGUMENTS, count);
     return false;
@@ -72,7 +72,7 @@ inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, l
   read(14, &a->u_out), read(15, &a->x_out), read(16, &a->m_out), read(17, &a->net_in);
   read(18, &a->table), read(19, &a->draws), read(20, &a->rows), read(21, &a->seeds), read(22, &a->index);
   read(23, &a->lo), read(24, &a->hi), read(25, &a->scale);
-  return ok && integer(args[26], spare) && integer(args[27], last);
+  return ok && integer(args[26], device) && integer(args[27], last);
 }
 
 // Adds a function that takes its arguments as a C array.

@@ -56,8 +56,8 @@ void set_simd(const std::string &name) {
 
 PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
   StageArgs a;
-  long long spare = 0, threads = 0;
-  if (!parse_stage(args, count, &a, &spare, &threads)) return nullptr;
+  long long device = 0, threads = 0;
+  if (!parse_stage(args, count, &a, &device, &threads)) return nullptr;
   if (a.batch * a.n >= RELEASE) {
     Py_BEGIN_ALLOW_THREADS;
     active->stage(a, int(threads));

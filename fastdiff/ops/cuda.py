@@ -1,0 +1,115 @@
+"""The fused stage on CUDA devices: csrc/cuda, compiled ahead by nvcc. Launches are asynchronous, and may be captured."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.table import StageSpec
+
+NAME = "cuda"
+CAPABILITY = (8, 0)
+"""The oldest compute capability that the extension carries code for."""
+
+_CODES: dict[Any, int] = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+_ext: ModuleType | None
+_missing: str
+try:
+    from fastdiff import _cuda as _ext
+
+    _missing = ""
+except ImportError as error:
+    _ext, _missing = None, f"built without CUDA ({error}); reinstall where nvcc is on PATH, with FASTDIFF_CUDA=1"
+
+
+def available() -> tuple[bool, str]:
+    """Whether the extension is there and finds a device; asks the driver, and needs none."""
+    if _ext is None:
+        return False, _missing
+    count, why = _ext.devices()
+    version = f"CUDA runtime {_ext.runtime // 1000}.{_ext.runtime % 1000 // 10}"
+    if not count:
+        return False, f"no CUDA driver or device: {why}; built with {version}"
+    return True, f"{version}, {count} device{'s' if count > 1 else ''}"
+
+
+def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> tuple[bool, str]:
+    """CUDA tensors on compute capability 8.0 or later; state float32 or float64; network float16, bfloat16, float32, float64."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False, f"it takes tensors on an NVIDIA GPU, and the state is on {device}"
+    if state not in (torch.float32, torch.float64):
+        return False, f"the state must be float32 or float64, got {state}"
+    if network not in _CODES:
+        return False, f"the network's dtype must be float16, bfloat16, float32 or float64, got {network}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        return (
+            False,
+            f"it needs compute capability {CAPABILITY[0]}.{CAPABILITY[1]}, and {device} has {capability[0]}.{capability[1]}",
+        )
+    return True, ""
+
+
+def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
+    """Launch table row `k` (or `coeffs.rows`, one row per sample) on the current stream; see `Buffers` for shapes and dtypes."""
+    table, seeds = coeffs.table, coeffs.seeds
+    out, aux, h = buf.out, buf.aux, buf.h
+    u_out, x_out, m_out, net_in = buf.u_out, buf.x_out, buf.m_out, buf.net_in
+    batch = seeds.numel()
+    if u_out is not None:
+        n = u_out.numel() // batch
+    elif net_in is not None:
+        n = net_in.numel() // (batch * spec[5])
+    else:
+        like = x_out if x_out is not None else m_out
+        assert like is not None, "a stage without an output"
+        n = like.numel() // batch
+    state = _CODES[table.dtype]
+    given = out if out is not None else aux
+    entry = next((e for e in h if e is not None), m_out)
+    device = table.device
+    assert _ext is not None, _missing
+    _ext.stage(
+        spec,
+        k,
+        batch,
+        n,
+        state,
+        state if given is None else _CODES[given.dtype],
+        state if entry is None else _CODES[entry.dtype],
+        state if net_in is None else _CODES[net_in.dtype],
+        buf.x,
+        buf.u,
+        out,
+        aux,
+        h,
+        buf.z,
+        u_out,
+        x_out,
+        m_out,
+        net_in,
+        table,
+        coeffs.draws,
+        coeffs.rows,
+        seeds,
+        coeffs.index,
+        coeffs.lo,
+        coeffs.hi,
+        coeffs.scale,
+        device.index or 0,
+        torch.cuda.current_stream(device).cuda_stream,
+    )
+
+
+def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:
+    """Fill `out` (B, ...), contiguous float32 or float64, with the normals of draw `draw` of stream `stream`."""
+    assert _ext is not None, _missing
+    n, on = math.prod(out.shape[1:]), torch.cuda.current_stream(out.device).cuda_stream
+    device = out.device.index or 0
+    _ext.normal(
+        out.data_ptr(), _CODES[out.dtype], len(out), n, seeds.data_ptr(), index.data_ptr(), draw, stream, device, on
+    )
