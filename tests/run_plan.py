@@ -32,13 +32,13 @@ def run(
     """The plan's result from `x`; `noise(draw, like)` gives the normals, `guidance` the scale and the second model."""
     scale = guidance[0] if guidance else None
     table = bind(plan, prediction, guidance_scale=scale, clip=clip is not None)
-    history: list[Array] = []
+    history: list[Array | None] = []
     u, net_in = x, table.values[0, IN_SCALE] * x
     for k, stage in enumerate(plan.stages):
         row, spec = table.values[k + 1], table.specs[k + 1]
         registers: list[Array | None] = [None] * NREG
         registers[X], registers[U] = x, u
-        registers[H1 : H1 + len(history)] = history[: AUX - H1]
+        registers[H1 : H1 + len(history)] = history
         for d in range(MAX_DRAWS):
             if spec.reads_z(d):
                 assert noise is not None
@@ -57,12 +57,14 @@ def run(
                 assert spec.convert == RAW
             registers[M] = g
 
-        def combine(first: int, mask: int, row: Array = row, registers: list[Array | None] = registers) -> Array:
-            return sum((row[first + j] * registers[j] for j in range(NREG) if mask >> j & 1), np.zeros_like(x))  # type: ignore[operator]
-
-        new_u = combine(NEXT_U, spec.u_mask)
-        new_x = combine(NEXT_X, spec.x_mask) if spec.x_mask else (x if stage.next_x == IDENTITY else new_u)
+        new_u = combine(row[NEXT_U:], spec.u_mask, registers)
+        new_x = combine(row[NEXT_X:], spec.x_mask, registers) if spec.x_mask else (x if stage.next_x == IDENTITY else new_u)
         u, x, net_in = new_u, new_x, row[IN_SCALE] * new_u
         if stage.push:
-            history.insert(0, registers[M])  # type: ignore[arg-type]
+            history = [registers[M], *history][: AUX - H1]
     return x
+
+
+def combine(coefficients: Array, mask: int, registers: list[Array | None]) -> Array:
+    """The sum of the registers in `mask`, each times its coefficient; a register in the mask that is not there raises TypeError."""
+    return sum(coefficients[j] * registers[j] for j in range(NREG) if mask >> j & 1) + 0.0  # type: ignore[operator]

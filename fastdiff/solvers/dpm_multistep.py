@@ -70,7 +70,7 @@ def multistep(name: str, space: str, order: int) -> Method:
         return Plan(
             method=name,
             space=space,
-            order=order,
+            order=min(order, 2) if solver_type == "dpmsolver" else order,
             times=tuple(times),
             stages=rows.finish(),
             prior_std=request.schedule.prior_std(times[0]),

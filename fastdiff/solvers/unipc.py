@@ -88,7 +88,8 @@ def build(
     return Plan(
         method="unipc",
         space=space,
-        order=order + 1 if corrector else order,
+        # The corrector's extra order is lost where the last steps are of lower order.
+        order=order + 1 if corrector and not lower_order_final else order,
         times=tuple(times),
         stages=rows.finish(),
         prior_std=request.schedule.prior_std(times[0]),
