@@ -195,6 +195,12 @@ class _Cache:
 _cache = _Cache()
 
 
+def capture_refusal() -> str | None:
+    """Why nothing can be captured in this process, or None."""
+    why: str | None = CAPTURE.refusal()
+    return why
+
+
 def clear_graphs() -> None:
     """Free every captured graph and its memory, and forget which models could not be captured."""
     _cache.drop(lambda key: True)

@@ -26,7 +26,7 @@ from fastdiff.arguments import (
     resolve_seeds,
     resolve_shape,
 )
-from fastdiff.graph import CAPTURE, execute
+from fastdiff.graph import capture_refusal, execute
 from fastdiff.history import Noise
 from fastdiff.loop import Hooks, Move, Run, State, is_raw, moves
 from fastdiff.names import unknown
@@ -131,7 +131,7 @@ class Sampler:
         if graph not in ("auto", True, False):
             raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
         if graph is True:
-            why = CAPTURE.refusal()
+            why = capture_refusal()
             if why is not None:
                 raise RuntimeError(f"graph=True: {why}; use graph='auto' or graph=False")
         self.clip = check_clip(clip)

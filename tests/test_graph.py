@@ -1,0 +1,363 @@
+"""Signatures, the cache and the filling of static buffers, with a stand-in for the CUDA graph that runs on the CPU.
+
+The stand-in records the loop's body once, and runs it again at every replay on the same static buffers: what a graph
+does. A value that the capture had baked in instead of reading it from a buffer would show as a stale result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+
+import fastdiff
+from fastdiff import graph, history
+
+
+class FakePool:
+    def __init__(self, device: torch.device) -> None:
+        self.lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def turn(self):
+        with self.lock:
+            yield
+
+
+class FakeCapture:
+    """Counts captures and replays; `failure` is raised instead of a capture."""
+
+    DEVICE = "cpu"
+    captures = replays = 0
+    failure: Exception | None = None
+
+    def __init__(self, device: torch.device, pool: FakePool) -> None:
+        self.body = self.result = None
+
+    @staticmethod
+    def refusal() -> str | None:
+        return None
+
+    @staticmethod
+    def make_pool(device: torch.device) -> FakePool:
+        return FakePool(device)
+
+    def warm_up(self, body) -> None:
+        body()
+
+    def capture(self, body) -> torch.Tensor:
+        if type(self).failure is not None:
+            raise type(self).failure
+        type(self).captures += 1
+        # Only the network's and the static buffers' identity may be kept: the result of the recording is poisoned.
+        self.body, self.result = body, body().fill_(float("nan"))
+        return self.result
+
+    def replay(self) -> None:
+        type(self).replays += 1
+        self.result.copy_(self.body())
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch):
+    class Capture(FakeCapture):
+        pass
+
+    monkeypatch.setattr(graph, "CAPTURE", Capture)
+    graph.clear_graphs()
+    yield Capture
+    graph.clear_graphs()
+
+
+class Net(torch.nn.Module):
+    """A small network with weights, that depends on x, t and y."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        h = torch.tanh(self.conv(x) + t.to(x.dtype).reshape(-1, 1, 1, 1) / 1000)
+        return h if y is None else h + y.reshape(-1, 1, 1, 1)
+
+
+SHAPE = (3, 2, 5, 5)
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def pair(net: Net, *, method: str = "dpm3", build: dict | None = None, **call: object):
+    """The same call with graph=True and eagerly."""
+    build = {"steps": 4, **(build or {})}
+    ours = fastdiff.Sampler(method, graph=True, **build)(net, **call)
+    eager = fastdiff.Sampler(method, graph=False, **build)(net, **call)
+    return ours, eager
+
+
+@pytest.mark.parametrize("method", sorted(fastdiff.methods()))
+def test_every_method_captures_and_replays(fake, net, method: str) -> None:
+    ours, eager = pair(net, method=method, shape=SHAPE, seed=1)
+    assert torch.equal(ours, eager)
+    again, eager = pair(net, method=method, shape=SHAPE, seed=2)
+    assert torch.equal(again, eager) and not torch.equal(again, ours)
+    assert (fake.captures, fake.replays) == (1, 2)
+
+
+def test_every_value_may_change_between_replays(fake, net) -> None:
+    """Seed, first_sample, x, schedule, times, eta, guidance weight, conditioning, bounds: none is captured."""
+    ones = torch.ones(3)
+    base = {"shape": SHAPE, "guidance_scale": 2.0, "cond": {"y": ones}, "uncond": {"y": 0 * ones}}
+    changes = [
+        ({}, {}),
+        ({}, {"seed": 5}),
+        ({}, {"first_sample": 7}),
+        ({}, {"seed": [4, 5, 6]}),
+        ({}, {"shape": None, "x": torch.full(SHAPE, 0.25)}),
+        ({}, {"guidance_scale": 0.5}),
+        ({}, {"cond": {"y": 3 * ones}}),
+        ({}, {"uncond": {"y": -ones}}),
+        ({"schedule": "cosine"}, {}),
+        ({"spacing": "trailing"}, {}),
+        ({"eta": 0.25}, {}),
+        ({"clip": (-0.5, 0.25)}, {}),
+        ({}, {}),
+    ]
+    seen = []
+    for build, call in changes:
+        options = {"eta": 1.0, "clip": (-1.0, 1.0), **build}
+        ours, eager = pair(net, method="ddim", build=options, **{**base, **call})
+        assert torch.equal(ours, eager), (build, call)
+        seen.append(ours)
+    assert fake.captures == 1
+    assert torch.equal(seen[0], seen[-1])
+    assert all(not torch.equal(seen[0], s) for s in seen[1:-1])
+
+
+def test_structure_makes_another_graph(fake, net) -> None:
+    calls = [
+        ({}, {"shape": SHAPE}),
+        ({"steps": 5}, {"shape": SHAPE}),
+        ({}, {"shape": (4, 2, 5, 5)}),
+        ({"dtype": torch.float64}, {"shape": SHAPE}),
+        ({"clip": (-1, 1)}, {"shape": SHAPE}),
+        ({"prediction": "v"}, {"shape": SHAPE}),
+        ({}, {"shape": SHAPE, "model_kwargs": {"y": torch.zeros(3)}}),
+        ({"backend": "reference"}, {"shape": SHAPE}),
+    ]
+    for i, (build, call) in enumerate(calls):
+        ours, eager = pair(net, build=build, **call)
+        assert torch.equal(ours, eager)
+        assert fake.captures == i + 1
+    net.train(not net.training)
+    pair(net, shape=SHAPE)
+    assert fake.captures == len(calls) + 1
+
+
+def test_auto_runs_eagerly_then_captures_then_replays(fake, net) -> None:
+    sampler = fastdiff.Sampler("dpm3", 4, graph="auto")
+    counts = []
+    for _ in range(4):
+        sampler(net, shape=SHAPE)
+        counts.append((fake.captures, fake.replays))
+    assert counts == [(0, 0), (1, 1), (1, 2), (1, 3)]
+
+
+def test_results_are_fresh_and_out_is_written(fake, net) -> None:
+    sampler = fastdiff.Sampler("dpm3", 4, graph=True)
+    first = sampler(net, shape=SHAPE, seed=1)
+    kept = first.clone()
+    second = sampler(net, shape=SHAPE, seed=2)
+    assert torch.equal(first, kept) and first.data_ptr() != second.data_ptr()
+    out = torch.full(SHAPE, float("nan"))
+    assert sampler(net, shape=SHAPE, seed=1, out=out) is out
+    assert torch.equal(out, kept)
+
+
+def test_auto_falls_back_with_one_warning(fake, net) -> None:
+    fake.failure = RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+    sampler = fastdiff.Sampler("dpm3", 4, graph="auto")
+    want = sampler(net, shape=SHAPE)
+    with pytest.warns(UserWarning, match=r"runs eagerly, with the same result: it waits for the device"):
+        assert torch.equal(sampler(net, shape=SHAPE), want)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(sampler(net, shape=SHAPE), want)
+    # The cache is usable: another signature captures.
+    fake.failure = None
+    pair(net, shape=(1, 2, 5, 5))
+    assert fake.captures == 1
+
+
+def test_true_raises_with_the_reason(fake, net) -> None:
+    fake.failure = RuntimeError("Expected all tensors to be on the same device, but found cpu")
+    with pytest.raises(RuntimeError, match=r"graph=True: the model cannot be captured: it holds CPU tensors"):
+        fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ({"callback": lambda *a: None}, "callback"),
+        ({"return_trajectory": True}, "return_trajectory"),
+        ({"check_finite": True}, "check_finite"),
+        ({"noise": lambda d, like: torch.zeros_like(like)}, "noise"),
+        ({"classifier_grad": lambda x, t: x}, "classifier_grad"),
+    ],
+)
+def test_host_work_between_calls_is_refused_by_name(fake, net, call: dict, name: str) -> None:
+    with pytest.raises(RuntimeError, match=f"graph=True: {name} runs on the host"):
+        fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE, **call)
+    for _ in range(3):
+        fastdiff.Sampler("dpm3", 4, graph="auto")(net, shape=SHAPE, **call)
+    assert fake.captures == 0
+
+
+def test_unhashable_arguments_are_refused(fake, net) -> None:
+    def model(x, t, table):
+        return net(x, t)
+
+    with pytest.raises(RuntimeError, match="neither tensors nor hashable"):
+        fastdiff.Sampler("dpm3", 4, graph=True)(model, shape=SHAPE, model_kwargs={"table": {1, 2}})
+
+
+def test_moved_weights_are_noticed(fake, net) -> None:
+    """A graph reads the weights where they lay: new storage must lead to a new capture, and the right result."""
+    sampler = fastdiff.Sampler("dpm3", 4, graph=True)
+    before = sampler(net, shape=SHAPE)
+    with torch.no_grad():
+        net.conv.weight.data = net.conv.weight.data * 2
+    after, eager = pair(net, shape=SHAPE)
+    assert torch.equal(after, eager) and not torch.equal(after, before)
+    assert fake.captures == 2
+    with torch.no_grad():
+        net.conv.weight.mul_(0.5)
+    pair(net, shape=SHAPE)
+    assert fake.captures == 2
+
+
+def test_least_recently_used_goes_first(fake, net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "MAX_GRAPHS", 2)
+    for batch in (1, 2, 1, 3):
+        fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=(batch, 2, 5, 5))
+    assert fake.captures == 3
+    fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=(1, 2, 5, 5))
+    assert fake.captures == 3
+    fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=(2, 2, 5, 5))
+    assert fake.captures == 4
+
+
+def test_a_dead_model_frees_its_graphs(fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The stand-in keeps its body, which a real graph does not.
+    monkeypatch.setattr(fake, "capture", lambda self, body: body())
+    monkeypatch.setattr(fake, "replay", lambda self: None)
+    model = Net()
+    fastdiff.Sampler("dpm3", 4, graph=True)(model, shape=SHAPE)
+    assert len(graph._cache.entries) == 1 and len(graph._cache.pools) == 1
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert not graph._cache.entries and not graph._cache.pools
+
+
+def test_clear_graphs(fake, net) -> None:
+    fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)
+    fastdiff.clear_graphs()
+    assert not graph._cache.entries and not graph._cache.pools and not graph._cache.seen
+    fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)
+    assert fake.captures == 2
+
+
+def test_bound_methods_share_the_graph_of_their_owner(fake, net) -> None:
+    sampler = fastdiff.Sampler("dpm3", 4, graph=True)
+    sampler(net.forward, shape=SHAPE)
+    sampler(net.forward, shape=SHAPE)
+    assert (fake.captures, fake.replays) == (1, 2)
+
+
+def test_a_model_that_returns_one_buffer_is_captured_with_copies(fake, net) -> None:
+    """Learnt in the warm-up: under auto the second call's capture gives way to the next one's."""
+    buffer = torch.empty(SHAPE)
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return buffer.copy_(net(x, t))
+
+    with torch.no_grad():
+        want = fastdiff.Sampler("dpm3", 4, graph=False)(lambda x, t: model(x, t).clone(), shape=SHAPE)
+        sampler = fastdiff.Sampler("dpm3", 4, graph="auto")
+        for _ in range(4):
+            assert torch.equal(sampler(model, shape=SHAPE), want)
+    assert history.recycles(model)
+    assert fake.captures == 1
+
+
+def test_threads_share_a_graph(fake, net) -> None:
+    sampler = fastdiff.Sampler("ddpm", 4, graph=True)
+    want = [fastdiff.Sampler("ddpm", 4, graph=False)(net, shape=SHAPE, seed=i) for i in range(16)]
+    got: list[torch.Tensor | None] = [None] * 16
+
+    def work(first: int) -> None:
+        for i in range(first, 16, 4):
+            got[i] = sampler(net, shape=SHAPE, seed=i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_without_cuda_true_says_why(net) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(RuntimeError, match="graph=True: it needs a CUDA device, and torch sees none here"):
+        fastdiff.Sampler("dpm3", 4, graph=True)
+    assert torch.isfinite(fastdiff.Sampler("dpm3", 4, graph="auto")(net, shape=SHAPE)).all()
+
+
+def test_step_equals_call(net) -> None:
+    """Callers who own the loop get the same numbers, one stage at a time."""
+    for method, scale in (("unipc", None), ("heun", 2.0), ("dpmpp2m_sde", None), ("dpm3s", 0.5)):
+        for dtype in (torch.float32, torch.float64):
+            sampler = fastdiff.Sampler(method, 5, dtype=dtype)
+            network = Net().to(torch.float32)
+            y = {"cond": {"y": torch.ones(3)}, "uncond": {"y": torch.zeros(3)}, "guidance_scale": scale}
+            want = sampler(network, shape=SHAPE, seed=3, **(y if scale is not None else {}))
+            labels = torch.cat([torch.ones(3), torch.zeros(3)])
+            state = sampler.begin(shape=SHAPE, seed=3, guidance_scale=scale, network_dtype=torch.float32)
+            buffer = torch.empty_like(state.input)
+            evaluations = 0
+            while not state.done:
+                with torch.no_grad():
+                    buffer.copy_(network(state.input, state.time, labels if scale is not None else None))
+                state = sampler.step(state, buffer)
+                evaluations += 1
+            assert torch.equal(state.x, want), (method, dtype)
+            assert evaluations == sampler.plan.nfe
+
+
+def test_step_checks_its_output(net) -> None:
+    sampler = fastdiff.Sampler("dpm3", 2)
+    state = sampler.begin(shape=SHAPE)
+    with pytest.raises(ValueError, match=r"returned shape \(3, 2, 4, 5\), expected \(3, 2, 5, 5\)"):
+        sampler.step(state, torch.zeros(3, 2, 4, 5))
+    for _ in range(2):
+        state = sampler.step(state, torch.zeros(SHAPE))
+    with pytest.raises(ValueError, match="the run is complete"):
+        sampler.step(state, torch.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, 2, 5, 5), torch.zeros(SHAPE, dtype=torch.float64), "x"])
+def test_out_is_checked(net, bad) -> None:
+    with pytest.raises((TypeError, ValueError), match="^out "):
+        fastdiff.sample(net, shape=SHAPE, out=bad)
