@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
-from fastdiff.demo import WEIGHTS, load_classifier, load_model, pictures
+import fastdiff
+from fastdiff.demo import WEIGHTS, load_classifier, load_model, pictures, run
 from fastdiff.demo.eager import dpm3, logsnr_times
 from fastdiff.demo.quality import frechet_distance, measure
 from fastdiff.demo.train import Trainer, interruptible
@@ -78,7 +80,7 @@ def test_quality_tells_digits_from_noise_and_right_labels_from_wrong() -> None:
     model = load_model()
     labels = torch.arange(10).repeat_interleave(10)
     noise = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    samples = dpm3(lambda x, t: model(x, t.float(), labels), noise)
+    samples = dpm3(lambda x, t: model(x, t, labels), noise)
     good = measure(samples, labels)
     assert good.accuracy >= 0.95
     assert measure(samples, (labels + 1) % 10).accuracy <= 0.1
@@ -106,6 +108,35 @@ def test_eager_baseline_is_of_third_order() -> None:
         exact = math.sqrt(variance(times[-1])[0] / variance(times[0])[0])
         errors.append(abs(dpm3(model, x, steps).item() - exact))
     assert math.log2(errors[1] / errors[2]) > 2.7 and errors[2] < errors[1] < errors[0]
+
+
+def test_eager_baseline_and_the_sampler_agree() -> None:
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.sin(3.0 * x) * (t / 1000.0).view(-1, 1).to(x.dtype)
+
+    x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for steps in (5, 10):  # below 10 steps the last orders are lowered
+        times = fastdiff.plan("dpm3", steps, schedule="ddpm").times
+        ours = fastdiff.sample(model, x, method="dpm3", steps=steps, schedule="ddpm", dtype=torch.float64)
+        # Both in float64; phi_3 of the baseline loses about two digits for steps of h near 1.
+        torch.testing.assert_close(ours, dpm3(model, x, steps, np.array(times)), rtol=1e-11, atol=1e-11)
+
+
+def test_the_demo_writes_its_pictures_and_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "QUALITY_PER_CLASS", 10)
+    monkeypatch.setattr(run, "REPEATS", 1)
+    quality = run.main(tmp_path / "new" / "folder", device="cpu")
+    assert quality.count == 100 and quality.accuracy >= 0.95
+    for name, width in (("digits.png", 10), ("trajectory.png", 11)):
+        with Image.open(tmp_path / "new" / "folder" / name) as picture:
+            assert picture.width > width * (56 + pictures.GAP) and picture.height > 10 * (56 + pictures.GAP)
+    printed = capsys.readouterr().out
+    assert "dpm3, 10 steps, NFE 10: 100 digits on cpu" in printed
+    # float32 roundings through ten evaluations of a network whose output changes at most a few times faster than x.
+    assert float(printed.split("two results: ")[1].split()[0]) < 1e-3
+    assert f"{quality.frechet:.3f}" in printed and "ddpm, 1000 steps" in printed
 
 
 def test_schedule_of_the_training_is_ddpm_s() -> None:

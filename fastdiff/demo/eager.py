@@ -37,7 +37,7 @@ def dpm3(
     """Multistep DPM-Solver of order 3 (Lu et al. 2022, arXiv 2206.00927, in multistep form), noise prediction.
 
     Args:
-        model: eps = model(x, t), with t of shape (B,).
+        model: eps = model(x, t), with t of shape (B,) in the dtype of x.
         x: the noise at the first time, (B, ...), floating point.
         steps: number of steps, one evaluation of the network each.
         times: ``steps`` + 1 falling indices of DDPM's schedule, fractions allowed; default: equal steps of logSNR.
@@ -49,7 +49,7 @@ def dpm3(
     log_alphas, log_sigmas, lambdas = log_alpha.tolist(), log_sigma.tolist(), (log_alpha - log_sigma).tolist()
     history: list[Tensor] = []
     for i in range(steps):
-        history = [model(x, torch.full(x.shape[:1], times[i], device=x.device)), *history[:2]]
+        history = [model(x, torch.full(x.shape[:1], times[i], dtype=x.dtype, device=x.device)), *history[:2]]
         order = min(3, i + 1)
         if lower_order_final and steps < 10:
             order = min(order, steps - i)
