@@ -185,6 +185,16 @@ def test_the_clamp_propagates_nan(arch: int) -> None:
     assert len(re.findall(r"max\.NaN\.f32\s", kernel.asm["ptx"])) == 8
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_loads_and_stores_are_ordered_where_threads_exchange_elements(arch: int) -> None:
+    """x' of noise alone may be written over x, which other threads of the program still have to read for u'."""
+    spec = StageSpec(RAW, False, False, 1 << X | 1 << M, 1 << ZA, 0)
+    pointers = {"x": F32, "out": BF16, "u_out": F32, "x_out": F32, "table": F32, **NOISE}
+    ptx = compiled(stage_kernel, pointers, constants(spec, True), arch).asm["ptx"]
+    between = ptx[ptx.rindex("ld.global.v4") : ptx.index("st.global")]
+    assert "bar.sync" in between
+
+
 class FakeUtils:
     """The driver's loader without a GPU: accepts any binary, and gives no module that would have to be unloaded."""
 

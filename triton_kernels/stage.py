@@ -34,6 +34,7 @@ M = tl.constexpr(2)
 H1 = tl.constexpr(3)
 AUX = tl.constexpr(9)
 ZA = tl.constexpr(10)
+LOADED = tl.constexpr(0x3FF)  # the mask's bits before ZA
 
 ONE = tl.constexpr(1)  # on the left of << and &, since an int there does not know constexpr in the interpreter
 STEP = tl.constexpr(0)  # the Philox stream of the stages' noise
@@ -198,6 +199,10 @@ def stage_kernel(
     if X_MASK:
         x_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_X, X_MASK)
 
+    # With 16-bit and wider streams, an element may be loaded by one thread and stored by another. Their exchange
+    # through shared memory orders the two, except where the stored value comes from no load.
+    if (LOADED & U_MASK) == 0 or (X_MASK != 0 and (LOADED & X_MASK) == 0):
+        tl.debug_barrier()
     if m_out is not None:
         _write(m_out, m, offset, inside, BITS)
     if COPIES > 0:
