@@ -52,7 +52,7 @@ def sample(
 
     Args:
         model: callable (x, t, **kwargs) -> tensor, tuple, or object with `.sample`. x is (B, ...) in the network's dtype, t is
-            (B,) in the state's dtype: the schedule's model time.
+            (B,) float32 (float64 for a float64 network): the schedule's model time.
         x: (B, ...) the state at `t_start`; floating point, finite. Default: drawn from the prior with `seed`.
         shape: (B, ...) where x is not given; default: one sample of `model.sample_shape` or of a diffusers model's config.
         steps: at least 1; default: what `spacing` says, else 10. Singlestep methods count network evaluations.

@@ -120,6 +120,8 @@ def resolve_device(
     where = (
         torch.device(device) if device is not None else (x.device if x is not None else model or torch.device("cpu"))
     )
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"device={str(where)!r}: torch sees no CUDA device here; use device='cpu', or leave it out")
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
     if model is not None and (model.type != where.type or (model.index is not None and model.index != where.index)):

@@ -345,7 +345,6 @@ def _static(r: Run, leaves: Leaves) -> Run:
         coeffs=coeffs,
         network=r.network.with_kwargs(leaves.fill(leaves.tensors)),
         clock=clock,
-        times=list(clock.unbind(0)),
         probe=None if r.probe is None else (r.probe[0].clone(), r.probe[1]),
     )
 

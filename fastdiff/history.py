@@ -39,24 +39,36 @@ def remember(model: Any) -> None:
         RECYCLING.add(model)
 
 
+OWN: tuple[int, int | None] = (-1, None)
+"""The mark of a value that the history holds in its own memory."""
+
+
 class History:
     """Earlier model values, newest first. Where `raw`, the network's own outputs are kept, and no copy is written.
 
     Networks that replay graphs or engines of their own may return one buffer, or a few in turn. Their memory tells: an
-    output whose storage is still in the history raises `Recycled`, and the run is repeated with copies.
+    output whose storage is still in the history, or a kept one written to since, raises `Recycled`, and the run is repeated
+    with copies.
     """
 
     def __init__(self, length: int, raw: bool, copies: bool) -> None:
         self.length, self.raw, self.copies = length, raw, copies or not raw
         self.values: list[torch.Tensor] = []
-        self.storages: list[int] = []
+        # Of each value that is the network's own: its memory, and its version where it has one.
+        self.marks: list[tuple[int, int | None]] = []
         self.ring: list[torch.Tensor] = []
 
     def arrived(self, out: torch.Tensor, own: list[torch.Tensor], k: int) -> torch.Tensor:
         """Look at where a new output lies. Returns it, or a copy if it lies across the buffers of the loop."""
         storage = out.untyped_storage().data_ptr()
-        if storage in self.storages:
-            raise Recycled(k)
+        for value, (kept, version) in zip(self.values, self.marks, strict=True):
+            if storage == kept or (version is not None and value._version != version):
+                raise Recycled(k)
+        if self.raw and self.values and self.values[0].dtype != out.dtype:
+            # All entries have one dtype: from here on the state's, which holds what came in either.
+            self.values = [value.to(own[0].dtype) for value in self.values]
+            self.marks = [OWN] * len(self.values)
+            self.ring, self.raw, self.copies = [], False, True
         for buffer in own:
             if buffer.data_ptr() == storage:
                 self.copies = True
@@ -81,9 +93,12 @@ class History:
         value = buf.out if buf.m_out is None else buf.m_out
         if not self.length or value is None:
             return
+        mark = OWN
+        if buf.m_out is None:
+            mark = value.untyped_storage().data_ptr(), None if value.is_inference() else value._version
         self.values.insert(0, value)
-        self.storages.insert(0, 0 if buf.m_out is not None else value.untyped_storage().data_ptr())
-        del self.values[self.length :], self.storages[self.length :]
+        self.marks.insert(0, mark)
+        del self.values[self.length :], self.marks[self.length :]
 
 
 class Draws:
@@ -103,7 +118,8 @@ class Draws:
             if d < 0:
                 continue
             if d not in self.kept:
-                value = self.noise(d, like.detach())
+                # Like the state, but not the state: a callable may fill it in place.
+                value = self.noise(d, torch.empty_like(like))
                 if not isinstance(value, torch.Tensor) or value.shape != like.shape or value.device != like.device:
                     got = (
                         (tuple(value.shape), str(value.device))
@@ -114,7 +130,10 @@ class Draws:
                         f"noise(draw, like) returned {got}; expected a tensor of shape {tuple(like.shape)} on {like.device}, such "
                         "as torch.randn_like(like)"
                     )
-                self.kept[d] = value.to(like.dtype).contiguous()
+                value = value.detach().to(like.dtype).contiguous()
+                # Beside another draw it needs memory of its own, for the callable may fill one buffer again.
+                alone = self.last[d] == k and sum(n >= 0 for n in draws) == 1
+                self.kept[d] = value if alone else value.clone()
             z[i] = self.kept[d]
             if self.last[d] == k:
                 del self.kept[d]

@@ -52,7 +52,8 @@ def moves(plan: Plan, table: Table) -> tuple[Move, ...]:
             u_to, after = (u if u != x else 1 - u), x
         else:
             after = x_to = x if u != x else 1 - u
-        begins = k == 0 or stages[k - 1].step != stage.step
+        # The first evaluation of its step: churn may open a step with a stage that has none.
+        begins = stage.evaluate and not any(s.evaluate and s.step == stage.step for s in stages[:k])
         ends = k + 1 == len(stages) or stages[k + 1].step != stage.step
         spec = table.specs[k + 1]
         result.append(Move(k + 1, spec, stage.evaluate, stage.push, x, u, u_to, x_to, begins, ends, stage.draws))
@@ -81,7 +82,6 @@ class Run:
         network: the adapted model.
         coeffs: coefficients, seeds, bounds, on the device.
         clock: (stages, rows of network input): the model's times.
-        times: the rows of `clock`.
         opening: structure of row 0, which writes x into its slot and the network's first input.
         network_dtype: dtype of the network's input.
         direct: whether the slots themselves are the network's input (same dtype, in_scale = 1).
@@ -100,7 +100,6 @@ class Run:
     network: Network
     coeffs: Coeffs
     clock: torch.Tensor
-    times: list[torch.Tensor]
     opening: StageSpec
     network_dtype: torch.dtype
     direct: bool
@@ -135,7 +134,11 @@ class State:
         self.halves = [slot[: self.batch] for slot in self.slots] if guided and r.direct else self.slots
         self.shared = None if r.direct else torch.empty(wide, dtype=r.network_dtype, device=x.device)
         self.own = self.slots if self.shared is None else [*self.slots, self.shared]
-        self.past = History(r.history, r.raw, copies)
+        # A run of its own time tensors, since networks scale them in place.
+        self.times = r.clock.clone().unbind(0)
+        # Own noise may not be asked for twice, so such a run must never begin anew.
+        self.past = History(r.history, r.raw, copies or r.noise is not None)
+        self.dtype: torch.dtype | None = None
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in r.program))
         self._write(Buffers(x=x), r.opening, 0, 0)
         self.x = self.halves[0]
@@ -152,7 +155,8 @@ class State:
             self._finish(program[self.k], self._buffers(program[self.k]))
         if self.k < len(program):
             self.input = self.slots[program[self.k].u] if self.shared is None else self.shared
-            self.time = self.r.times[self.k]
+            self.time = self.times[self.k]
+            self.version = self.input._version
 
     def _buffers(self, move: Move) -> Buffers:
         return Buffers(x=self.halves[move.x], u=self.halves[move.u], h=tuple(self.past.values))
@@ -161,7 +165,15 @@ class State:
         """Take the network's output at `input`, and go on to the next evaluation. `out` has the shape of `input`."""
         r, k = self.r, self.k
         move = r.program[k]
+        # A cast copy is written anew for every evaluation; the state itself is not.
+        if self.shared is None and self.input._version != self.version:
+            raise RuntimeError(
+                "the model changed its input in place, which the sampler still needs: let it work on a copy, "
+                "lambda x, t, **kw: model(x.clone(), t, **kw)"
+            )
         buf = self._buffers(move)
+        if out.dtype is not self.dtype:
+            self._admit(out.dtype)
         if not out.is_contiguous():
             out = out.contiguous()
         loud = k >= self.quiet
@@ -182,6 +194,16 @@ class State:
             buf.m_out = self.past.slot(buf.out, buf.u)
         self._finish(move, buf)
         self._settle()
+
+    def _admit(self, dtype: torch.dtype) -> None:
+        slot = self.slots[0]
+        ok, why = self.r.backend.supports(slot.device, slot.dtype, dtype)
+        if not ok:
+            raise TypeError(
+                f"the model returned {dtype}, which the back end {self.r.backend.NAME!r} does not read: {why}; cast it, "
+                "lambda x, t, **kw: model(x, t, **kw).float()"
+            )
+        self.dtype = dtype
 
     def _finish(self, move: Move, buf: Buffers) -> None:
         """Run the stage itself, and take it into account."""
@@ -227,15 +249,7 @@ def _run(r: Run, x: torch.Tensor, copies: bool, quiet: int) -> torch.Tensor:
     """One pass over the stages; hooks are silent before stage `quiet`."""
     state, network, last = State(r, x, copies, quiet), r.network, len(r.program)
     while state.k < last:
-        given = state.input
-        version = given._version
-        out = network(given, state.time)
-        if given._version != version:
-            raise RuntimeError(
-                "the model changed its input in place, which the sampler still needs: let it work on a copy, "
-                "lambda x, t, **kw: model(x.clone(), t, **kw)"
-            )
-        state.step(out)
+        state.step(network(state.input, state.time))
     return state.x
 
 
@@ -268,7 +282,7 @@ def _observe(r: Run, probe: tuple[torch.Tensor, tuple[StageSpec, ...]], move: Mo
         column = (-1,) + (1,) * (x0.ndim - 1)
         x0 = torch.maximum(torch.minimum(x0, c.hi.reshape(column)), c.lo.reshape(column)) * c.scale.reshape(column)
     if record and hooks.trajectory is not None:
-        hooks.trajectory.append((u.clone(), x0))
+        hooks.trajectory.append((u.clone(), x0.clone() if call else x0))
     if call and hooks.callback is not None:
         hooks.callback(row - 1, r.plan.stages[row - 1].t, u.clone(), x0)
 

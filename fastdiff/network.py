@@ -11,6 +11,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 Tree = Mapping[str, Any]
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What a network's input may be."""
+
 
 def stated(model: Any, name: str) -> Any:
     """What a model states of itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`)."""
@@ -36,16 +39,14 @@ def sample_shape(model: Any) -> tuple[int, ...] | None:
 
 
 def placement(model: Any) -> tuple[torch.device | None, torch.dtype | None]:
-    """Device and floating-point dtype of a module's parameters; (None, None) for a plain function."""
+    """Device and dtype of a module's parameters, as far as they tell; (None, None) for a plain function."""
     if isinstance(model, torch.nn.Module):
         for p in model.parameters():
-            if p.is_floating_point():
-                return p.device, p.dtype
+            # Quantised weights say nothing about the input, offloaded ones (on "meta") nothing about the device.
+            if p.dtype in DTYPES:
+                return None if p.device.type == "meta" else p.device, p.dtype
     device, dtype = stated(model, "device"), stated(model, "dtype")
-    return (
-        device if isinstance(device, torch.device) else None,
-        dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else None,
-    )
+    return device if isinstance(device, torch.device) else None, dtype if dtype in DTYPES else None
 
 
 def _unwrap(out: Any) -> torch.Tensor:

@@ -44,7 +44,8 @@ class Trajectory(NamedTuple):
 
     Attributes:
         times: (steps + 1,) schedule times.
-        x: (steps + 1, B, ...): the state at each time, the last being the result.
+        x: (steps + 1, B, ...): the state at each time, the first being the start and the last the result. Where a step opens
+            with noise (EDM's churn), the state between them is the one with that noise.
         x0: (steps, B, ...): x0 as predicted at each time but the last.
     """
 
@@ -61,12 +62,12 @@ class _Bound(NamedTuple):
     values: torch.Tensor
     draws: torch.Tensor
     clock: torch.Tensor
-    times: list[torch.Tensor]
-    probe: tuple[torch.Tensor, tuple[StageSpec, ...]]
+    probe: tuple[torch.Tensor, tuple[StageSpec, ...]] | None
     raw: bool
 
 
-@functools.lru_cache(maxsize=256)
+# Typed, and options with their types: 1 and True are equal, but only one of them is valid.
+@functools.lru_cache(maxsize=256, typed=True)
 def _plan(
     method: str,
     steps: int | None,
@@ -74,9 +75,9 @@ def _plan(
     spacing: str | tuple[float, ...] | None,
     t_start: float | None,
     t_end: float | None,
-    options: tuple[tuple[str, Any], ...],
+    options: tuple[tuple[str, type, Any], ...],
 ) -> Plan:
-    return solvers.plan(method, steps, schedule, spacing, t_start, t_end, **dict(options))
+    return solvers.plan(method, steps, schedule, spacing, t_start, t_end, **{k: v for k, _, v in options})
 
 
 class Sampler:
@@ -128,7 +129,7 @@ class Sampler:
             )
         if backend is not None and backend not in ops.BACKENDS:
             raise ValueError(unknown("backend", backend, ops.BACKENDS))
-        if graph not in ("auto", True, False):
+        if not isinstance(graph, bool) and graph != "auto":
             raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
         if graph is True:
             why = capture_refusal()
@@ -145,7 +146,8 @@ class Sampler:
             named = tuple(np.asarray(spacing, dtype=np.float64).ravel().tolist()) if is_times(spacing) else spacing
             arguments = (method, steps, resolve(schedule or "ddpm"), named, t_start, t_end)
             try:
-                self.plan = _plan(*arguments, tuple(sorted(method_options.items())))  # type: ignore[arg-type]
+                typed = tuple((k, type(v), v) for k, v in sorted(method_options.items()))
+                self.plan = _plan(*arguments, typed)  # type: ignore[arg-type]
             except TypeError as error:
                 if "unhashable" not in str(error):
                     raise
@@ -159,7 +161,6 @@ class Sampler:
     def __repr__(self) -> str:
         return f"Sampler({self.plan.method!r}, steps={self.plan.steps}, prediction={self.prediction!r}, dtype={self.dtype})"
 
-    @torch.no_grad()
     def __call__(
         self,
         model: Callable[..., Any],
@@ -184,7 +185,7 @@ class Sampler:
         """Sample. See `fastdiff.sample` for the arguments; returns a fresh tensor (B, ...), or (tensor, Trajectory)."""
         check_guidance(guidance_scale, cond, uncond, classifier_grad)
         found, network_dtype = placement(model)
-        with torch.inference_mode(False):
+        with _mode():
             backend, start, seeds, index = self._start(
                 x, resolve_shape(model, shape, x), seed, first_sample, noise, device, found, network_dtype
             )
@@ -201,11 +202,10 @@ class Sampler:
                 result = execute(r, start, self.graph, out)
             if hooks.trajectory is None:
                 return result
-            states, predicted = zip(*hooks.trajectory)
+            states, predicted = zip(*hooks.trajectory, strict=True)
             times = torch.tensor(self.plan.times, dtype=torch.float64, device=start.device)
-            return result, Trajectory(times, torch.stack([*states, result]), torch.stack(predicted))
+            return result, Trajectory(times, torch.stack([start, *states[1:], result]), torch.stack(predicted))
 
-    @torch.no_grad()
     def begin(
         self,
         x: torch.Tensor | None = None,
@@ -230,7 +230,7 @@ class Sampler:
             network_dtype: of `state.input`; default: the state's.
             x, shape, seed, first_sample, noise, device: as in `fastdiff.sample`.
         """
-        with torch.inference_mode(False):
+        with _mode():
             given = network_dtype or self.dtype
             size = resolve_shape(None, shape, x)
             backend, start, seeds, index = self._start(x, size, seed, first_sample, noise, device, None, given)
@@ -240,12 +240,11 @@ class Sampler:
             # The outputs are the caller's, who may write into them again: the history gets copies.
             return State(r, start, copies=True)
 
-    @torch.no_grad()
     def step(self, state: State, output: torch.Tensor) -> State:
         """Take the network's `output` at `state.input`, and go to the next evaluation. Returns `state`, advanced."""
         if state.done:
             raise ValueError("the run is complete: state.x is the sample; sampler.begin(...) starts another")
-        with torch.inference_mode(False):
+        with _mode():
             state.step(state.r.network.check(output, state.input))
         return state
 
@@ -292,7 +291,9 @@ class Sampler:
         batch, device = start.shape[0], start.device
         direct = network_dtype == self.dtype and all(s.in_scale == 1.0 for s in self.plan.stages)
         copies = 2 if network.guided else int(not direct)
-        bound = self._bind(guidance_scale, gradient is not None, copies, device, batch * (2 if network.guided else 1))
+        observed = hooks.callback is not None or hooks.trajectory is not None or self.clip == "dynamic"
+        rows = batch * (2 if network.guided else 1)
+        bound = self._bind(guidance_scale, gradient is not None, copies, device, rows, network_dtype, observed)
         coeffs = Coeffs(bound.values, bound.draws, seeds, index)
         threshold = None
         if self.clip is not None:
@@ -301,7 +302,6 @@ class Sampler:
             coeffs.hi = torch.full((batch,), hi, dtype=self.dtype, device=device)
             coeffs.scale = torch.ones(batch, dtype=self.dtype, device=device)
             threshold = dynamic_threshold if isinstance(self.clip, str) else None
-        observed = hooks.callback is not None or hooks.trajectory is not None or threshold is not None
         return Run(
             program=bound.program,
             plan=self.plan,
@@ -309,7 +309,6 @@ class Sampler:
             network=network,
             coeffs=coeffs,
             clock=bound.clock,
-            times=bound.times,
             opening=bound.table.specs[0],
             network_dtype=network_dtype,
             direct=direct,
@@ -317,13 +316,22 @@ class Sampler:
             raw=bound.raw,
             noise=noise,
             gradient=gradient,
-            probe=bound.probe if observed else None,
+            probe=bound.probe,
             threshold=threshold,
             hooks=hooks,
         )
 
-    def _bind(self, guidance: float | None, classifier: bool, copies: int, device: torch.device, rows: int) -> _Bound:
-        key = (guidance, classifier, copies, device, rows)
+    def _bind(
+        self,
+        guidance: float | None,
+        classifier: bool,
+        copies: int,
+        device: torch.device,
+        rows: int,
+        network_dtype: torch.dtype,
+        observed: bool,
+    ) -> _Bound:
+        key = (guidance, classifier, copies, device, rows, network_dtype, observed)
         found = self._bound.get(key)
         if found is not None:
             return found
@@ -335,16 +343,22 @@ class Sampler:
             clip=self.clip is not None,
             copies=copies,
         )
-        probe = bind(self.plan, self.prediction, space="data", guidance_scale=guidance, classifier=classifier, copies=0)
-        values = probe.values.copy()
-        values[:, NEXT_U : NEXT_X + NREG] = 0.0
-        values[:, NEXT_U + M] = 1.0
-        specs = tuple(s._replace(u_mask=1 << M, x_mask=0, copies=0) for s in probe.specs)
-        times = torch.as_tensor(table.times).to(device=device, dtype=self.dtype)
-        clock = times.reshape(-1, 1).repeat(1, rows)
 
         def put(array: np.ndarray) -> torch.Tensor:
             return torch.as_tensor(array).to(device=device, dtype=self.dtype).contiguous()
+
+        probe = None
+        if observed:
+            data = bind(
+                self.plan, self.prediction, space="data", guidance_scale=guidance, classifier=classifier, copies=0
+            )
+            values = data.values.copy()
+            values[:, NEXT_U : NEXT_X + NREG] = 0.0
+            values[:, NEXT_U + M] = 1.0
+            probe = put(values), tuple(s._replace(u_mask=1 << M, x_mask=0, copies=0) for s in data.specs)
+        # Exact for every training index; float64 for networks that compute in it, float32 for all others.
+        exact = torch.float64 if network_dtype == torch.float64 else torch.float32
+        clock = torch.as_tensor(table.times).to(device=device, dtype=exact).reshape(-1, 1).repeat(1, rows)
 
         made = _Bound(
             program=moves(self.plan, table),
@@ -352,14 +366,21 @@ class Sampler:
             values=put(table.values),
             draws=torch.as_tensor(table.draws).to(device),
             clock=clock,
-            times=list(clock.unbind(0)),
-            probe=(put(values), specs),
+            probe=probe,
             raw=is_raw(table, self.plan),
         )
         if len(self._bound) >= 16:
             self._bound.clear()
         self._bound[key] = made
         return made
+
+
+@contextlib.contextmanager
+def _mode() -> Iterator[None]:
+    """No gradients, and ordinary tensors even in a caller's inference mode, whose tensors have no version counter."""
+    # In this order: leaving inference mode switches gradients on.
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @contextlib.contextmanager
