@@ -60,6 +60,7 @@ def main() -> None:
     if not torch.isfinite(noise).all():
         sys.exit("fastdiff.randn gave numbers that are not finite")
 
+    sys.stdout.flush()
     subprocess.run([sys.executable, "-I", "-m", "fastdiff", "doctor"], check=True)
     print("smoke test passed")
 
