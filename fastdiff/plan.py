@@ -12,9 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
+from fastdiff.names import unknown
+from fastdiff.schedules import NoiseSchedule
 
 REGISTERS = ("x", "u", "m", "h1", "h2", "h3", "h4", "h5", "h6", "aux", "za", "zb", "zc")
 """What a stage may combine, element by element; DESIGN of each register is in docs/architecture.md."""
@@ -106,7 +110,15 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", _frozen(self.schedule))
+        object.__setattr__(self, "options", _frozen(self.options))
         self._validate()
+        if self.schedule:
+            self._check_schedule()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Read-only mappings cannot be pickled.
+        return Plan.from_json, (self.to_json(),)
 
     @property
     def steps(self) -> int:
@@ -160,9 +172,32 @@ class Plan:
                 if s.model_time in starts:
                     _fail(f"stage {k}", f"model time {s.model_time:g} already began the step of stage {starts[s.model_time]}")
                 starts[s.model_time] = k
+        self._validate_times()
         last = self.stages[-1]
         if last.next_u != last.next_x:
             _fail(f"stage {len(self.stages) - 1}", "the last stage's next_u must equal its next_x, which is the result")
+
+    def _validate_times(self) -> None:
+        first, last = self.stages[0], self.stages[-1]
+        if first.t != self.times[0]:
+            _fail("times", f"begin at {self.times[0]:g}, but stage 0 is at t={first.t:g}")
+        for k, (s, following) in enumerate(zip(self.stages, self.stages[1:], strict=False)):
+            if s.t_next != following.t:
+                _fail(f"stage {k + 1}", f"t={following.t:g}, but stage {k} leads to t_next={s.t_next:g}")
+        if last.t_next != self.times[-1]:
+            _fail("times", f"end at {self.times[-1]:g}, but the last stage leads to t_next={last.t_next:g}")
+
+    def _check_schedule(self) -> None:
+        schedule = NoiseSchedule.from_dict(self.schedule)
+        t = np.array([s.t for s in self.stages])
+        truth = {"alpha": schedule.alpha(t), "sigma": schedule.sigma(t), "model_time": schedule.model_time(t)}
+        for name, values in truth.items():
+            own = np.array([getattr(s, name) for s in self.stages])
+            # What another machine's exp and log may change, and no more.
+            bad = np.abs(own - values) > 1e-9 * np.abs(values) + 1e-12
+            if bad.any():
+                k = int(np.argmax(bad))
+                _fail(f"stage {k}", f"{name}={own[k]:g}, but the schedule has {values[k]:g} at t={t[k]:g}")
 
     @staticmethod
     def _validate_stage(where: str, s: Stage, pushed: int) -> None:
@@ -190,21 +225,29 @@ class Plan:
 
     def to_json(self) -> str:
         """Lossless JSON: floats are written with their shortest round-trip representation."""
-        data = {"format": FORMAT, **dataclasses.asdict(self)}
-        return json.dumps(data, indent=1, allow_nan=False, default=_jsonable)
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["stages"] = [dataclasses.asdict(stage) for stage in self.stages]
+        return json.dumps({"format": FORMAT, **data}, indent=1, allow_nan=False, default=dict)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The inverse of `to_json`. Raises ValueError if `text` is not a plan, or of an unknown format."""
-        data = json.loads(text)
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a fastdiff plan: not JSON ({error})") from None
         if not isinstance(data, dict) or "format" not in data:
             raise ValueError("not a fastdiff plan: expected a JSON object with the key 'format', as plan.save(path) writes")
         found = data.pop("format")
         if found != FORMAT:
             raise ValueError(f"plan format {found!r} is not supported; this version reads format {FORMAT}")
-        stages = tuple(
-            Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()}) for stage in data.pop("stages")
-        )
+        _check_fields("a plan", "", data, cls)
+        rows = data.pop("stages")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError("not a fastdiff plan: 'stages' must be a list of objects")
+        for k, row in enumerate(rows):
+            _check_fields("a stage", f"stage {k} ", row, Stage)
+        stages = tuple(Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows)
         return cls(stages=stages, times=tuple(data.pop("times")), **data)
 
     def save(self, path: str | Path) -> None:
@@ -258,12 +301,27 @@ class Plan:
         plot_plan(self, path)
 
 
-def _jsonable(value: Any) -> Any:
+def _frozen(value: Any) -> Any:
+    """A read-only copy made of mappings, tuples, and what JSON keeps as it is."""
     if isinstance(value, Mapping):
-        return dict(value)
+        return MappingProxyType({str(k): _frozen(v) for k, v in value.items()})
     if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(v) for v in value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
     raise TypeError(f"a plan's options must be JSON values, got {type(value).__name__}")
+
+
+def _check_fields(kind: str, where: str, data: Mapping[str, Any], cls: type) -> None:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in data:
+        if name not in fields:
+            raise ValueError(unknown(f"field of {kind}", name, fields))
+    for name, f in fields.items():
+        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"not a fastdiff plan: {where}lacks {name!r}")
 
 
 def _formula(row: Sequence[float], draws: Sequence[int]) -> str:
