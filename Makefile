@@ -37,10 +37,10 @@ bench: $(SETUP)
 	$(PY) -m benchmarks
 
 lint: $(SETUP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(PY) tools/clang_format.py --dry-run -Werror
-	$(BIN)/mypy
+	@failed=0; \
+	for check in 'ruff check' 'ruff format --check' 'python tools/clang_format.py --dry-run -Werror' 'mypy'; do \
+	  echo "$$check"; $(BIN)/$$check || failed=1; \
+	done; exit $$failed
 
 wheel: $(WHEEL)
 	@ls dist/*.whl
