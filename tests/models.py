@@ -1,0 +1,129 @@
+"""Networks in torch whose right answer is known, and bounds of the rounding of a run with them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from analytic import Mixture, gaussian
+from fastdiff.plan import AUX, H1, IDENTITY, NREG, ZA, M, Plan, U, X
+from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.table import CG, CU, NEXT_U, NEXT_X, NONE, bind
+
+
+class Exact:
+    """The perfect network for a distribution: float64 truth at the time that it is given, in the dtype of its input.
+
+    Attributes:
+        seen: the shape of every input.
+    """
+
+    def __init__(self, dist: Mixture, schedule: str | NoiseSchedule = "ddpm", prediction: str = "eps") -> None:
+        self.dist, self.noise, self.kind = dist, resolve(schedule), prediction
+        self.seen: list[tuple[int, ...]] = []
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.seen.append(tuple(x.shape))
+        return exact(self.dist, self.kind, x, *levels(self.noise, t))
+
+
+def levels(schedule: NoiseSchedule, t: torch.Tensor) -> tuple[float, float]:
+    """alpha and sigma at the model time that all rows share (schedules with time_scale 1)."""
+    assert bool((t == t[0]).all())
+    return schedule.alpha(float(t[0])), schedule.sigma(float(t[0]))
+
+
+def exact(dist: Mixture, prediction: str, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+    d = dist.means.shape[1]
+    out = dist.predict(prediction, x.detach().double().numpy().reshape(-1, d), alpha, sigma)
+    return torch.from_numpy(out).reshape(x.shape).to(x.dtype)
+
+
+class Linear(torch.nn.Module):
+    """The perfect network for N(0, std²), any dtype: `slope(t)·x`, with one parameter so that it has a dtype."""
+
+    def __init__(self, std: float = 0.5, dtype: torch.dtype = torch.float32, prediction: str = "eps") -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones((), dtype=dtype))
+        self.std, self.kind, self.noise = std, prediction, resolve("ddpm")
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * slope(self.std, self.kind, *levels(self.noise, t)) * self.weight
+
+
+def slope(std: float, prediction: str, alpha: float, sigma: float) -> float:
+    """What the perfect network for N(0, std²) multiplies its input by."""
+    return float(gaussian([0.0], std).predict(prediction, np.ones((1, 1)), alpha, sigma)[0, 0])
+
+
+def rounding_bound(plan: Plan, start: float, std: float, prediction: str, u_state: float, u_network: float) -> float:
+    """How far a run with `Linear` may be from exact arithmetic, to first order, for |x| <= `start` at the beginning.
+
+    With unit round-off u, a sum of n terms c·r of rounded coefficients is wrong by at most (n + 2)·u·sum |c·r|, beside the
+    errors that the r bring along; the network's input is rounded once, and its output three times (slope, product, weight).
+    """
+    table = bind(plan, prediction)
+    schedule = NoiseSchedule.from_dict(dict(plan.schedule))
+    x = u = (start, start * u_state)
+    history: list[tuple[float, float]] = []
+
+    def total(terms: list[tuple[float, tuple[float, float]]]) -> tuple[float, float]:
+        size = sum(abs(c) * value for c, (value, _) in terms)
+        carried = sum(abs(c) * error for c, (_, error) in terms)
+        return size, carried + (len(terms) + 2) * u_state * size
+
+    for k, stage in enumerate(plan.stages):
+        row, spec = table.values[k + 1], table.specs[k + 1]
+        registers: list[tuple[float, float]] = [(0.0, 0.0)] * NREG
+        registers[X], registers[U] = x, u
+        registers[H1 : H1 + len(history)] = history[: AUX - H1]
+        registers[ZA:] = [(6.0, 0.0)] * 3
+        if spec.convert != NONE:
+            t = float(np.float32(stage.model_time)) if u_state > 1e-10 else stage.model_time
+            s = abs(slope(std, prediction, schedule.alpha(t), schedule.sigma(t)))
+            g = s * u[0], s * (u[1] + u_network * u[0]) + 3 * u_network * s * u[0]
+            registers[M] = total([(row[CU], u), (row[CG], g)]) if row[CU] or row[CG] != 1.0 else g
+        new_u = total([(row[NEXT_U + j], registers[j]) for j in range(NREG) if spec.u_mask >> j & 1])
+        new_x = total([(row[NEXT_X + j], registers[j]) for j in range(NREG) if spec.x_mask >> j & 1])
+        x = new_x if spec.x_mask else (x if stage.next_x == IDENTITY else new_u)
+        u = new_u
+        if stage.push:
+            history.insert(0, registers[M])
+    return x[1]
+
+
+class Pooled:
+    """Returns a few buffers in turn, as engines and replayed graphs do; the first `fresh` calls return new memory."""
+
+    def __init__(self, model, buffers: int, fresh: int = 0) -> None:
+        self.model, self.buffers, self.fresh = model, buffers, fresh
+        self.pool: list[torch.Tensor] = []
+        self.calls = 0
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out = self.model(x, t)
+        self.calls += 1
+        if self.calls <= self.fresh:
+            return out
+        if len(self.pool) < self.buffers:
+            self.pool.append(torch.empty_like(out))
+        buffer = self.pool[self.calls % len(self.pool)] if len(self.pool) == self.buffers else self.pool[-1]
+        return buffer.copy_(out)
+
+
+def wavy(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """A network that is not linear, and depends on time: errors in the bookkeeping of outputs show."""
+    return torch.sin(x * 0.7 + t.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) * 0.01)
+
+
+class DiffusersLike(torch.nn.Module):
+    """The interface of a diffusers network: config, `.sample` of its output."""
+
+    def __init__(self, channels: int = 2, size: int | tuple[int, int] = 4) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(in_channels=channels, sample_size=size)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=wavy(x, t))
