@@ -45,7 +45,7 @@ class Quality:
     Attributes:
         frechet: Frechet distance to the 1,797 real digits in the classifier's 64 features. Its bias falls with the
             number of samples, so compare it between sets of one size only; with 2,000 samples of one sampler it varies
-            by about 15% (standard deviation) from seed to seed, with 10,000 by about 5%.
+            by 15 to 20% (standard deviation) from seed to seed.
         accuracy: the part of the samples that the classifier takes for the digit asked for.
         count: number of samples.
     """

@@ -149,6 +149,6 @@ def main(
         print(f"ddpm, 1000 steps      {ddpm['frechet']:16.3f}   {ddpm['accuracy']:8.1%}   ({ddpm['made_by']})")
     else:
         print(f"ddpm, 1000 steps      not measured yet: python -m fastdiff.demo.reference --weights {weights}")
-    print("(with 2,000 digits the distance varies by about 15% from seed to seed)")
+    print("(with 2,000 digits the distance varies by 15 to 20% from seed to seed)")
     print(f"\n{out / 'digits.png'}\n{out / 'trajectory.png'}")
     return quality
