@@ -157,7 +157,10 @@ class Plan:
         steps = np.diff(times)
         if not ((steps < 0).all() or (steps > 0).all()):
             bad = int(np.argmax(steps * np.sign(steps[0]) <= 0)) if steps[0] else 0
-            _fail("times", f"must be strictly monotone, but times[{bad}]={times[bad]:g}, times[{bad + 1}]={times[bad + 1]:g}")
+            _fail(
+                "times",
+                f"must be strictly monotone, but times[{bad}]={times[bad]:g}, times[{bad + 1}]={times[bad + 1]:g}",
+            )
         if not (np.isfinite(self.prior_std) and self.prior_std > 0):
             _fail("prior_std", f"expected a positive finite number, got {self.prior_std}")
         if not self.stages:
@@ -170,7 +173,10 @@ class Plan:
             if s.evaluate and s.step != step:
                 step = s.step
                 if s.model_time in starts:
-                    _fail(f"stage {k}", f"model time {s.model_time:g} already began the step of stage {starts[s.model_time]}")
+                    _fail(
+                        f"stage {k}",
+                        f"model time {s.model_time:g} already began the step of stage {starts[s.model_time]}",
+                    )
                 starts[s.model_time] = k
         self._validate_times()
         last = self.stages[-1]
@@ -237,7 +243,9 @@ class Plan:
         except json.JSONDecodeError as error:
             raise ValueError(f"not a fastdiff plan: not JSON ({error})") from None
         if not isinstance(data, dict) or "format" not in data:
-            raise ValueError("not a fastdiff plan: expected a JSON object with the key 'format', as plan.save(path) writes")
+            raise ValueError(
+                "not a fastdiff plan: expected a JSON object with the key 'format', as plan.save(path) writes"
+            )
         found = data.pop("format")
         if found != FORMAT:
             raise ValueError(f"plan format {found!r} is not supported; this version reads format {FORMAT}")

@@ -57,7 +57,9 @@ class Mixture:
 
 
 def mixture(weights: Sequence[float], means: Sequence[Sequence[float]], stds: Sequence[float]) -> Mixture:
-    return Mixture(np.array(weights, dtype=np.float64), np.array(means, dtype=np.float64), np.array(stds, dtype=np.float64))
+    return Mixture(
+        np.array(weights, dtype=np.float64), np.array(means, dtype=np.float64), np.array(stds, dtype=np.float64)
+    )
 
 
 def gaussian(mean: Sequence[float], std: float) -> Mixture:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
 from analytic import Array, Mixture
+
 from fastdiff.plan import AUX, H1, IDENTITY, MAX_DRAWS, NREG, ZA, M, Plan, Stage, U, X
 from fastdiff.table import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, W1, W2, bind
 
@@ -58,7 +58,9 @@ def run(
             registers[M] = g
 
         new_u = combine(row[NEXT_U:], spec.u_mask, registers)
-        new_x = combine(row[NEXT_X:], spec.x_mask, registers) if spec.x_mask else (x if stage.next_x == IDENTITY else new_u)
+        new_x = (
+            combine(row[NEXT_X:], spec.x_mask, registers) if spec.x_mask else (x if stage.next_x == IDENTITY else new_u)
+        )
         u, x, net_in = new_u, new_x, row[IN_SCALE] * new_u
         if stage.push:
             history = [registers[M], *history][: AUX - H1]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from analytic import mixture
-from fastdiff.plan import IDENTITY, NREG, REGISTERS, Plan, Stage, register
+from run_plan import network, run
+
+from fastdiff.plan import IDENTITY, REGISTERS, Plan, Stage
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers import METHODS, plan
 from fastdiff.solvers.base import ROW, Recorder
-from run_plan import network, run
 
 
 def row(**coefficients: float) -> tuple[float, ...]:
@@ -24,7 +24,15 @@ def row(**coefficients: float) -> tuple[float, ...]:
 
 
 def stage(**changes: object) -> Stage:
-    values = {"t": 9.0, "model_time": 9.0, "alpha": 0.6, "sigma": 0.8, "next_u": row(x=0.5, m=0.25), "t_next": 4.0, "push": True}
+    values = {
+        "t": 9.0,
+        "model_time": 9.0,
+        "alpha": 0.6,
+        "sigma": 0.8,
+        "next_u": row(x=0.5, m=0.25),
+        "t_next": 4.0,
+        "push": True,
+    }
     values |= changes
     values.setdefault("next_x", values["next_u"])
     return Stage(**values)  # type: ignore[arg-type]
@@ -34,7 +42,13 @@ SECOND = stage(t=4.0, model_time=4.0, t_next=0.0, next_u=row(x=0.5, m=0.25, h1=-
 
 
 def make(**changes: object) -> Plan:
-    values = {"method": "own", "space": "noise", "order": 2, "times": (9.0, 4.0, 0.0), "stages": (stage(), SECOND)} | changes
+    values = {
+        "method": "own",
+        "space": "noise",
+        "order": 2,
+        "times": (9.0, 4.0, 0.0),
+        "stages": (stage(), SECOND),
+    } | changes
     return Plan(**values)  # type: ignore[arg-type]
 
 
@@ -54,22 +68,43 @@ INVALID = [
     ({"prior_std": 0.0}, r"prior_std: expected a positive finite number, got 0.0"),
     ({"stages": ()}, r"stages: a plan needs at least one"),
     ({"stages": (stage(next_u=(1.0,)), SECOND)}, r"stage 0: next_u needs 13 coefficients \(x, u, m, h1.*zc\), got 1"),
-    ({"stages": (stage(next_u=row(x=1.0, m=float("inf"))), SECOND)}, r"stage 0: next_u has a non-finite coefficient of m"),
+    (
+        {"stages": (stage(next_u=row(x=1.0, m=float("inf"))), SECOND)},
+        r"stage 0: next_u has a non-finite coefficient of m",
+    ),
     ({"stages": (stage(next_x=row(u=float("nan"))), SECOND)}, r"stage 0: next_x has a non-finite coefficient of u"),
     ({"stages": (stage(push=False), SECOND)}, r"stage 1: next_u reads h1, but only 0 earlier model values are kept"),
     ({"stages": (stage(next_u=row(x=1.0, h1=1.0)), SECOND)}, r"stage 0: next_u reads h1, but only 0"),
-    ({"stages": (stage(), dataclasses.replace(SECOND, next_u=row(x=1.0, h2=1.0)))}, r"stage 1: next_u reads h2, but only 1"),
-    ({"stages": (stage(evaluate=False, push=False), SECOND)}, r"stage 0: next_u reads the model value, but the stage does not evaluate"),
-    ({"stages": (stage(evaluate=False, next_u=row(aux=1.0), push=False), SECOND)}, r"stage 0: .*does not evaluate the network"),
+    (
+        {"stages": (stage(), dataclasses.replace(SECOND, next_u=row(x=1.0, h2=1.0)))},
+        r"stage 1: next_u reads h2, but only 1",
+    ),
+    (
+        {"stages": (stage(evaluate=False, push=False), SECOND)},
+        r"stage 0: next_u reads the model value, but the stage does not evaluate",
+    ),
+    (
+        {"stages": (stage(evaluate=False, next_u=row(aux=1.0), push=False), SECOND)},
+        r"stage 0: .*does not evaluate the network",
+    ),
     ({"stages": (stage(evaluate=False, next_u=row(x=1.0)), SECOND)}, r"stage 0: push without a network evaluation"),
     ({"stages": (stage(next_u=row(x=1.0, za=1.0)), SECOND)}, r"stage 0: next_u reads za, which has no draw number"),
     ({"stages": (stage(next_u=row(x=1.0, zc=1.0), draws=(0, 1, -1)), SECOND)}, r"reads zc, which has no draw number"),
     ({"stages": (stage(model_time=float("inf")), SECOND)}, r"stage 0: model_time is not finite: inf"),
     ({"stages": (stage(in_scale=float("nan")), SECOND)}, r"stage 0: in_scale is not finite: nan"),
-    ({"stages": (stage(alpha=-0.1), SECOND)}, r"stage 0: alpha=-0.1 and sigma=0.8 must be non-negative and not both zero"),
+    (
+        {"stages": (stage(alpha=-0.1), SECOND)},
+        r"stage 0: alpha=-0.1 and sigma=0.8 must be non-negative and not both zero",
+    ),
     ({"stages": (stage(alpha=0.0, sigma=0.0), SECOND)}, r"not both zero"),
-    ({"stages": (stage(), dataclasses.replace(SECOND, model_time=9.0))}, r"stage 1: model time 9 already began the step of stage 0"),
-    ({"stages": (stage(), dataclasses.replace(SECOND, next_x=IDENTITY))}, r"stage 1: the last stage's next_u must equal its next_x"),
+    (
+        {"stages": (stage(), dataclasses.replace(SECOND, model_time=9.0))},
+        r"stage 1: model time 9 already began the step of stage 0",
+    ),
+    (
+        {"stages": (stage(), dataclasses.replace(SECOND, next_x=IDENTITY))},
+        r"stage 1: the last stage's next_u must equal its next_x",
+    ),
     ({"stages": (stage(t_next=5.0), SECOND)}, r"stage 1: t=4, but stage 0 leads to t_next=5"),
     ({"times": (8.0, 4.0, 0.0)}, r"times: begin at 8, but stage 0 is at t=9"),
     ({"times": (9.0, 4.0, 1.0)}, r"times: end at 1, but the last stage leads to t_next=0"),
@@ -95,7 +130,12 @@ def test_a_stage_must_fit_the_schedule() -> None:
 
 def every_plan() -> list[Plan]:
     plans = [plan(name, 4, "vp_linear", "time_uniform") for name in METHODS]
-    return [*plans, plan("ddim", 4, "cosine", eta=0.5), plan("heun", 4, "edm", s_churn=3.0), plan("unipc", spacing=[900, 500, 20, -1])]
+    return [
+        *plans,
+        plan("ddim", 4, "cosine", eta=0.5),
+        plan("heun", 4, "edm", s_churn=3.0),
+        plan("unipc", spacing=[900, 500, 20, -1]),
+    ]
 
 
 @pytest.mark.parametrize("p", every_plan(), ids=lambda p: f"{p.method}-{p.schedule['type']}")
@@ -118,7 +158,13 @@ def test_json_is_strict_json() -> None:
 
 
 def test_hash_and_fingerprint_tell_plans_apart() -> None:
-    plans = [plan("dpm3", 4), plan("dpm3", 5), plan("dpm3", 4, "cosine"), plan("dpm2", 4), plan("dpm3", 4, lower_order_final=False)]
+    plans = [
+        plan("dpm3", 4),
+        plan("dpm3", 5),
+        plan("dpm3", 4, "cosine"),
+        plan("dpm2", 4),
+        plan("dpm3", 4, lower_order_final=False),
+    ]
     assert len(set(plans)) == len({p.fingerprint() for p in plans}) == len(plans)
     assert plan("dpm3", 4) in set(plans)
 
@@ -157,7 +203,9 @@ def test_json_is_validated_like_any_plan() -> None:
 
 
 def test_print() -> None:
-    lines = str(make(stages=(stage(next_x=IDENTITY, next_u=row(x=0.5, m=-0.25, za=2.0), draws=(7, -1, -1)), SECOND))).splitlines()
+    lines = str(
+        make(stages=(stage(next_x=IDENTITY, next_u=row(x=0.5, m=-0.25, za=2.0), draws=(7, -1, -1)), SECOND))
+    ).splitlines()
     assert lines[0] == "own: 2 steps, 2 network evaluations, order 2, noise space, history 1, stochastic"
     assert lines[1].split() == ["stage", "step", "t", "model", "t", "alpha", "sigma", "next", "u", "next", "x"]
     assert lines[2].split() == "0+ 0 9 9 0.6 0.8 0.5 x - 0.25 m + 2 za#7 = x".split()

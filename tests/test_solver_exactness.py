@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from analytic import Array, gaussian, gaussian_ode, mixture, mixture_ode, point
+from run_plan import network, run
+
 from fastdiff import schedules
 from fastdiff.grids import SPACINGS
 from fastdiff.plan import Plan
 from fastdiff.schedules import SCHEDULES, NoiseSchedule, resolve
 from fastdiff.solvers import METHODS, plan
 from fastdiff.table import PREDICTIONS
-from run_plan import network, run
 
 MEAN = [0.7, -1.3]
 POINT = point(MEAN)
@@ -52,7 +52,11 @@ def bound(p: Plan) -> float:
     relative error |lambda|·U <= 10·U, and the sum of some steps.
     """
     r = levels(p)
-    inner = np.max(r[:-1] * np.maximum(1.0, r[:-1] / r[1:]), initial=r.max(initial=0.0)) if p.space == "noise" else r.max(initial=0.0)
+    inner = (
+        np.max(r[:-1] * np.maximum(1.0, r[:-1] / r[1:]), initial=r.max(initial=0.0))
+        if p.space == "noise"
+        else r.max(initial=0.0)
+    )
     return max(1e-11, 32 * U * float(inner))
 
 
@@ -82,7 +86,17 @@ def test_exact_on_a_point_mass(method: str, name: str) -> None:
         assert bound(long_plan) < 3e-11
 
 
-@pytest.mark.parametrize("options", [{"variant": v, "order": p, "corrector": c, "prediction_type": s} for v in ("bh1", "bh2") for p in (1, 2, 3) for c in (True, False) for s in ("data", "noise")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variant": v, "order": p, "corrector": c, "prediction_type": s}
+        for v in ("bh1", "bh2")
+        for p in (1, 2, 3)
+        for c in (True, False)
+        for s in ("data", "noise")
+    ],
+    ids=str,
+)
 def test_unipc_of_every_kind_is_exact_on_a_point_mass(options: dict[str, object]) -> None:
     for steps in (1, 2, 7):
         for zero in (False, True):
@@ -117,7 +131,11 @@ def test_every_prediction_gives_the_same_result(method: str, name: str) -> None:
 def test_one_and_two_steps_stay_near_the_data(method: str, steps: int) -> None:
     for name in SCHEDULES:
         schedule = resolve(name)
-        p = plan(method, steps, schedule, t_start=start_time(schedule, method)) if name != "flow" or METHODS[method].spacing != "logsnr" else plan(method, steps, schedule, "time_uniform", t_start=start_time(schedule, method))
+        p = (
+            plan(method, steps, schedule, t_start=start_time(schedule, method))
+            if name != "flow" or METHODS[method].spacing != "logsnr"
+            else plan(method, steps, schedule, "time_uniform", t_start=start_time(schedule, method))
+        )
         prediction = "eps" if p.stages[0].alpha > 0 else "v"
         x = run(p, network(MIXTURE, prediction), p.prior_std * Z, prediction)
         assert np.isfinite(x).all() and p.steps <= steps
@@ -156,7 +174,9 @@ def test_noise_space_methods_refuse_zero_terminal_snr(method: str, name: str) ->
 
 
 def test_fixed_singlestep_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match=r"'dpm3s' with fixed=True takes 3 evaluations a step and needs steps >= 3, got 2"):
+    with pytest.raises(
+        ValueError, match=r"'dpm3s' with fixed=True takes 3 evaluations a step and needs steps >= 3, got 2"
+    ):
         plan("dpm3s", 2, fixed=True)
     with pytest.raises(ValueError, match=r"cannot take a step of order 2 from alpha = 0: start at t_start < 1"):
         plan("dpmpp2s", 4, "flow", "time_uniform", fixed=True)
@@ -200,7 +220,13 @@ def test_reference_solution_agrees_with_the_closed_form() -> None:
 def test_first_order_methods_agree(name: str, spacing: str, steps: int) -> None:
     schedule = resolve(name)
     start = start_time(schedule, "dpm1")
-    equal = [("dpm1", {}), ("ddim", {}), ("dpmpp1", {}), ("unipc", {"order": 1, "corrector": False}), ("unipc", {"order": 1, "corrector": False, "prediction_type": "noise"})]
+    equal = [
+        ("dpm1", {}),
+        ("ddim", {}),
+        ("dpmpp1", {}),
+        ("unipc", {"order": 1, "corrector": False}),
+        ("unipc", {"order": 1, "corrector": False, "prediction_type": "noise"}),
+    ]
     plans = [plan(m, steps, schedule, spacing, t_start=start, **o) for m, o in equal]
     first = plans[0].stages[0]
     results = [run(p, network(MIXTURE, "eps"), first.sigma * Z) for p in plans]

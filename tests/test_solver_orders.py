@@ -6,11 +6,11 @@ import functools
 
 import numpy as np
 import pytest
-
 from analytic import Array, mixture, mixture_ode
+from run_plan import network, run
+
 from fastdiff.schedules import edm, vp_linear
 from fastdiff.solvers import METHODS, plan
-from run_plan import network, run
 
 MIXTURE = mixture([0.3, 0.5, 0.2], [[-1.2, 0.4], [0.8, -0.6], [0.3, 1.5]], [0.25, 0.4, 0.3])
 Z = np.array([[0.5, -1.1], [1.0, 0.3], [-1.7, -0.2]])
@@ -32,7 +32,9 @@ def errors(method: str, steps: tuple[int, ...] = STEPS, **options: object) -> tu
         p = plan(method, n, schedule, "logsnr", **options)
         first, last = p.stages[0], schedule.at(p.times[-1])
         truth = reference((first.alpha, first.sigma), (last.alpha, last.sigma))
-        found.append(float(np.abs(run(p, network(MIXTURE, "eps"), Z * np.hypot(first.alpha, first.sigma)) - truth).max()))
+        found.append(
+            float(np.abs(run(p, network(MIXTURE, "eps"), Z * np.hypot(first.alpha, first.sigma)) - truth).max())
+        )
         claimed = p.order
     return found, claimed
 
@@ -41,7 +43,12 @@ def slope(steps: tuple[int, ...], found: list[float]) -> float:
     return float(-np.polyfit(np.log(steps), np.log(found), 1)[0])
 
 
-SINGLESTEP = [(m, {"fixed": f, "solver_type": s}) for m in ("dpm2s", "dpm3s", "dpmpp2s", "dpmpp3s") for f in (False, True) for s in ("taylor", "dpmsolver")]
+SINGLESTEP = [
+    (m, {"fixed": f, "solver_type": s})
+    for m in ("dpm2s", "dpm3s", "dpmpp2s", "dpmpp3s")
+    for f in (False, True)
+    for s in ("taylor", "dpmsolver")
+]
 MULTISTEP = [(m, {"solver_type": s}) for m in ("dpm2", "dpm3", "dpmpp2m", "dpmpp3m") for s in ("taylor", "dpmsolver")]
 UNIPC = [
     ("unipc", {"order": p, "variant": v, "corrector": c, "prediction_type": s, "lower_order_final": False})
@@ -51,10 +58,20 @@ UNIPC = [
     for s in ("data", "noise")
 ]
 FIRST = [(m, {}) for m in ("ddim", "dpm1", "dpmpp1")]
-CASES = [*FIRST, ("heun", {}), ("dpmpp2m_sde", {"eta": 0.0}), ("dpmpp2m_sde", {"eta": 0.0, "solver_type": "heun"}), *MULTISTEP, *SINGLESTEP, *UNIPC]
+CASES = [
+    *FIRST,
+    ("heun", {}),
+    ("dpmpp2m_sde", {"eta": 0.0}),
+    ("dpmpp2m_sde", {"eta": 0.0, "solver_type": "heun"}),
+    *MULTISTEP,
+    *SINGLESTEP,
+    *UNIPC,
+]
 
 
-@pytest.mark.parametrize(("method", "options"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())))
+@pytest.mark.parametrize(
+    ("method", "options"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values()))
+)
 def test_observed_order_is_the_claimed_one(method: str, options: dict[str, object]) -> None:
     found, claimed = errors(method, **options)
     order = slope(STEPS, found)

@@ -10,12 +10,12 @@ import math
 
 import numpy as np
 import pytest
-
 from analytic import Array
+from run_plan import run
+
 from fastdiff.plan import ZA, Plan, Stage
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers import METHODS, plan
-from run_plan import run
 
 DRAWS = 2
 
@@ -44,8 +44,12 @@ def times(schedule: NoiseSchedule, steps: int, low: float = -2.5, high: float = 
 
 @pytest.mark.parametrize("name", ["ddpm", "subvp", "edm", "flow"])
 @pytest.mark.parametrize("steps", [1, 2, 9])
-@pytest.mark.parametrize(("method", "options"), [("ddpm", {"variance": "small"}), *[("ddim", {"eta": e}) for e in (0.0, 0.3, 1.0)]])
-def test_posterior_variance_is_exact_on_a_point_mass(method: str, options: dict[str, object], steps: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "options"), [("ddpm", {"variance": "small"}), *[("ddim", {"eta": e}) for e in (0.0, 0.3, 1.0)]]
+)
+def test_posterior_variance_is_exact_on_a_point_mass(
+    method: str, options: dict[str, object], steps: int, name: str
+) -> None:
     # Ho et al. 2020, section 3.2: beta-tilde is right for one fixed x0; DDIM keeps the marginals given x0 for every eta.
     schedule = resolve(name)
     p = plan(method, schedule=schedule, spacing=times(schedule, steps), **options)
@@ -60,7 +64,11 @@ def test_large_variance_is_exact_on_standard_normal_data(steps: int, name: str) 
     schedule = resolve(name)
     p = plan("ddpm", schedule=schedule, spacing=times(schedule, steps), variance="large")
     mean, variance, true_mean, true_variance = moments(p, schedule, 0.0, 1.0)
-    assert mean == true_mean == 0.0 and variance == pytest.approx(true_variance, rel=1e-13) and true_variance == pytest.approx(1.0)
+    assert (
+        mean == true_mean == 0.0
+        and variance == pytest.approx(true_variance, rel=1e-13)
+        and true_variance == pytest.approx(1.0)
+    )
 
 
 def variance_errors(method: str, name: str, steps: tuple[int, ...], **options: object) -> list[float]:

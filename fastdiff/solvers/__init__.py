@@ -17,9 +17,7 @@ from fastdiff.solvers.base import Method, Option, Request
 __all__ = ["METHODS", "Method", "Option", "find", "methods", "plan"]
 
 METHODS: dict[str, Method] = {
-    m.name: m
-    for family in (ddim, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun)
-    for m in family.METHODS
+    m.name: m for family in (ddim, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun) for m in family.METHODS
 }
 GRID_OPTIONS = ("rho", "steps_offset", "final")
 DEFAULT_STEPS = 10
@@ -29,7 +27,9 @@ ALIASES: dict[str, str] = {alias: m.name for m in METHODS.values() for alias in 
 def find(name: str) -> Method:
     """The method with that name or alias (case, "-" and "_" as written by diffusers, k-diffusion and ComfyUI)."""
     if not isinstance(name, str):
-        raise TypeError(f"method must be a name such as 'dpm3', got {type(name).__name__}; fastdiff.methods() lists them")
+        raise TypeError(
+            f"method must be a name such as 'dpm3', got {type(name).__name__}; fastdiff.methods() lists them"
+        )
     key = name.lower().replace("-", "_")
     key = ALIASES.get(key, key)
     if key not in METHODS:

@@ -42,7 +42,9 @@ class Option:
             if type(value) is not kind or value not in self.choices:
                 if isinstance(value, str):
                     raise ValueError(unknown(f"{name} of method {method!r}:", value, [str(c) for c in self.choices]))
-                raise ValueError(f"{name}={value!r}: method {method!r} accepts {', '.join(map(repr, self.choices))} ({call})")
+                raise ValueError(
+                    f"{name}={value!r}: method {method!r} accepts {', '.join(map(repr, self.choices))} ({call})"
+                )
             return value
         if isinstance(self.default, bool):
             if not isinstance(value, bool | np.bool_):

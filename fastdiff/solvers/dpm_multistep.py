@@ -49,9 +49,7 @@ def update(space: str, nodes: Sequence[Point], t: Point, values: Sequence[Row], 
 
 
 def multistep(name: str, space: str, order: int) -> Method:
-    def build(
-        request: Request, *, lower_order_final: bool, denoise_to_zero: bool, solver_type: str = "taylor"
-    ) -> Plan:
+    def build(request: Request, *, lower_order_final: bool, denoise_to_zero: bool, solver_type: str = "taylor") -> Plan:
         points = request.points()
         steps = len(points) - 1
         values = (ROW["m"], *HISTORY)
@@ -61,7 +59,9 @@ def multistep(name: str, space: str, order: int) -> Method:
             if lower_order_final and steps < 10:
                 available = min(available, steps - i)
             nodes = points[i::-1][:available]
-            rows.add(points[i], points[i + 1], update(space, nodes, points[i + 1], values, solver_type), step=i, push=True)
+            rows.add(
+                points[i], points[i + 1], update(space, nodes, points[i + 1], values, solver_type), step=i, push=True
+            )
         times = [p.t for p in points]
         if denoise_to_zero and points[-1].sigma > 0:
             clean = request.schedule.at(request.schedule.t_clean)

@@ -35,7 +35,9 @@ def build(request: Request, *, eta: float, s_noise: float, solver_type: str) -> 
             if i > 0 and math.isfinite(points[i - 1].lam):
                 d1 = (ROW["m"] - ROW["h1"]) * (h / (s.lam - points[i - 1].lam))
                 half = -0.5 * math.expm1(-stretched)
-                form = form + t.alpha * (half if solver_type == "midpoint" else stretched * float(phi(2, -stretched))) * d1
+                form = (
+                    form + t.alpha * (half if solver_type == "midpoint" else stretched * float(phi(2, -stretched))) * d1
+                )
             std = s_noise * t.sigma * math.sqrt(-math.expm1(-2.0 * eta * h))
             form = form + std * ROW["za"]
         rows.add(s, t, np.asarray(form), step=i, push=True, draws=(draw if std else -1, -1, -1))

@@ -23,7 +23,9 @@ def split(steps: int, order: int) -> list[int]:
     return [order] * full if order == 2 else [3] * (full - 1) + [2, 1]
 
 
-def outer_and_inner(request: Request, name: str, orders: list[int], fixed: bool) -> tuple[list[Point], list[list[Point]]]:
+def outer_and_inner(
+    request: Request, name: str, orders: list[int], fixed: bool
+) -> tuple[list[Point], list[list[Point]]]:
     """Where the outer steps begin and end, and where each evaluates the network (its begin included).
 
     A logSNR or fixed grid has a point for each outer step, the others sub-sample a grid of one point an evaluation. Inner
@@ -50,8 +52,14 @@ def outer_and_inner(request: Request, name: str, orders: list[int], fixed: bool)
             inner.append(request.between(s.t, t.t, order)[:-1])
             inner[-1][0] = s
         else:
-            end = f"to sigma = 0: end at t_end > {t.t:g}" if t.sigma == 0 else f"from alpha = 0: start at t_start < {s.t:g}"
-            raise ValueError(f"method {name!r} cannot take a step of order {order} {end}, or use spacing='time_uniform', fixed=False")
+            end = (
+                f"to sigma = 0: end at t_end > {t.t:g}"
+                if t.sigma == 0
+                else f"from alpha = 0: start at t_start < {s.t:g}"
+            )
+            raise ValueError(
+                f"method {name!r} cannot take a step of order {order} {end}, or use spacing='time_uniform', fixed=False"
+            )
     return points, inner
 
 
@@ -139,7 +147,10 @@ def singlestep(name: str, space: str, order: int) -> Method:
         space=space,
         spacing="logsnr",
         options={
-            "fixed": Option(False, f"repeat order {order} only (steps // {order} outer steps); else mix orders to use every evaluation"),
+            "fixed": Option(
+                False,
+                f"repeat order {order} only (steps // {order} outer steps); else mix orders to use every evaluation",
+            ),
             "denoise_to_zero": TO_ZERO,
             "solver_type": solver_type("dpmsolver"),
         },

@@ -15,7 +15,9 @@ from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
 def ratio(p: Point) -> float:
     """sigma/alpha: the noise level in EDM's units."""
     if p.alpha == 0:
-        raise ValueError(f"method 'heun' cannot start at t={p.t:g}, where alpha = 0 (zero terminal SNR): use an earlier t_start")
+        raise ValueError(
+            f"method 'heun' cannot start at t={p.t:g}, where alpha = 0 (zero terminal SNR): use an earlier t_start"
+        )
     return p.sigma / p.alpha
 
 
@@ -59,7 +61,9 @@ def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_n
 
     start, std, number = entry(0)
     if start != points[0]:
-        rows.add(points[0], start, lift(ROW["x"], points[0], start, std), step=0, evaluate=False, draws=(number, -1, -1))
+        rows.add(
+            points[0], start, lift(ROW["x"], points[0], start, std), step=0, evaluate=False, draws=(number, -1, -1)
+        )
     for i in range(steps):
         end = points[i + 1]
         width = ratio(end) - ratio(start)
@@ -82,7 +86,12 @@ def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_n
         stages=rows.finish(),
         prior_std=request.schedule.prior_std(points[0].t),
         schedule=request.schedule.to_dict(),
-        options={"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax if math.isfinite(s_tmax) else None, "s_noise": s_noise},
+        options={
+            "s_churn": s_churn,
+            "s_tmin": s_tmin,
+            "s_tmax": s_tmax if math.isfinite(s_tmax) else None,
+            "s_noise": s_noise,
+        },
     )
 
 
@@ -97,7 +106,9 @@ METHODS = (
         spacing="karras",
         nfe_per_step=2,
         options={
-            "s_churn": Option(0.0, "total churn; each step's noise level grows by min(s_churn/steps, sqrt(2) - 1)", minimum=0.0),
+            "s_churn": Option(
+                0.0, "total churn; each step's noise level grows by min(s_churn/steps, sqrt(2) - 1)", minimum=0.0
+            ),
             "s_tmin": Option(0.0, "no churn where sigma/alpha is below", minimum=0.0),
             "s_tmax": Option(math.inf, "no churn where sigma/alpha is above", minimum=0.0),
             "s_noise": Option(1.0, "factor of the churn's noise", minimum=0.0),
