@@ -270,7 +270,8 @@ def test_extension_modules_link_neither_torch_nor_cuda(backend: str) -> None:
     libraries, paths = check.linked(Path(spec.origin).read_bytes())
     assert "libc.so.6" in libraries
     assert [library for library in libraries if check.forbidden(library)] == []
-    assert paths == []
+    # auditwheel's own, to the libraries that it packs beside the module.
+    assert [path for path in paths if not path.startswith("$ORIGIN")] == []
 
 
 def pins() -> dict[str, set[str]]:
