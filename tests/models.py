@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from analytic import Mixture, gaussian
-from fastdiff.plan import AUX, H1, IDENTITY, NREG, ZA, M, Plan, U, X
+from fastdiff.plan import AUX, H1, IDENTITY, NREG, M, Plan
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.table import CG, CU, NEXT_U, NEXT_X, NONE, bind
 
@@ -58,40 +59,52 @@ def slope(std: float, prediction: str, alpha: float, sigma: float) -> float:
     return float(gaussian([0.0], std).predict(prediction, np.ones((1, 1)), alpha, sigma)[0, 0])
 
 
-def rounding_bound(plan: Plan, start: float, std: float, prediction: str, u_state: float, u_network: float) -> float:
-    """How far a run with `Linear` may be from exact arithmetic, to first order, for |x| <= `start` at the beginning.
+def rounding_bound(
+    plan: Plan, x: np.ndarray, std: float, u_state: float, u_network: float, noise: Callable[[int], np.ndarray]
+) -> float:
+    """How far a run with `Linear` from `x` may be from exact arithmetic, to first order in the unit round-offs.
 
-    With unit round-off u, a sum of n terms c·r of rounded coefficients is wrong by at most (n + 2)·u·sum |c·r|, beside the
-    errors that the r bring along; the network's input is rounded once, and its output three times (slope, product, weight).
+    A sum of n terms c·r with rounded coefficients is wrong by at most (n + 2)·u·sum |c·r|; the network's input is rounded
+    once, its output three times (slope, product, weight). The whole run is linear, so each of these errors reaches the
+    result multiplied by what a unit error at that place gives: a run from 0, without noise, with a 1 there.
     """
-    table = bind(plan, prediction)
-    schedule = NoiseSchedule.from_dict(dict(plan.schedule))
-    x = u = (start, start * u_state)
-    history: list[tuple[float, float]] = []
+    errors: dict[tuple[int, str], float] = {}
+    _linear_run(plan, x, std, noise, errors, (u_state, u_network), None)
+    sensitivity = {place: _linear_run(plan, np.zeros(1), std, None, None, (0.0, 0.0), place) for place in errors}
+    return sum(error * float(np.abs(sensitivity[place]).max()) for place, error in errors.items())
 
-    def total(terms: list[tuple[float, tuple[float, float]]]) -> tuple[float, float]:
-        size = sum(abs(c) * value for c, (value, _) in terms)
-        carried = sum(abs(c) * error for c, (_, error) in terms)
-        return size, carried + (len(terms) + 2) * u_state * size
 
+def _linear_run(plan, x, std, noise, errors, units, inject):
+    """The run in float64; fills `errors` with each place's own round-off, and adds 1 at the place `inject`."""
+    table, (u_state, u_network) = bind(plan, "eps"), units
+    history: list[np.ndarray] = []
+
+    def placed(place, value, error):
+        if errors is not None:
+            errors[place] = error
+        return value + 1.0 if place == inject else value
+
+    def total(place, terms):
+        size = sum((abs(c * r) for c, r in terms), np.zeros(1))
+        value = sum((c * r for c, r in terms), np.zeros(x.shape))
+        return placed(place, value, (len(terms) + 2) * u_state * float(np.max(size)))
+
+    x = u = placed((-1, "x"), x, 2 * u_state * float(np.abs(x).max()))
     for k, stage in enumerate(plan.stages):
         row, spec = table.values[k + 1], table.specs[k + 1]
-        registers: list[tuple[float, float]] = [(0.0, 0.0)] * NREG
-        registers[X], registers[U] = x, u
-        registers[H1 : H1 + len(history)] = history[: AUX - H1]
-        registers[ZA:] = [(6.0, 0.0)] * 3
+        z = [np.zeros(1) if noise is None or d < 0 else noise(d) for d in stage.draws]
+        registers = [x, u, np.zeros(1), *history[: AUX - H1], *[np.zeros(1)] * (AUX - H1 - len(history)), np.zeros(1), *z]
         if spec.convert != NONE:
-            t = float(np.float32(stage.model_time)) if u_state > 1e-10 else stage.model_time
-            s = abs(slope(std, prediction, schedule.alpha(t), schedule.sigma(t)))
-            g = s * u[0], s * (u[1] + u_network * u[0]) + 3 * u_network * s * u[0]
-            registers[M] = total([(row[CU], u), (row[CG], g)]) if row[CU] or row[CG] != 1.0 else g
-        new_u = total([(row[NEXT_U + j], registers[j]) for j in range(NREG) if spec.u_mask >> j & 1])
-        new_x = total([(row[NEXT_X + j], registers[j]) for j in range(NREG) if spec.x_mask >> j & 1])
+            g = slope(std, "eps", stage.alpha, stage.sigma) * u
+            g = placed((k, "g"), g, 4 * u_network * float(np.abs(g).max()))
+            registers[M] = g if (row[CU], row[CG]) == (0, 1) else total((k, "m"), [(row[CU], u), (row[CG], g)])
+        new_u = total((k, "u"), [(row[NEXT_U + j], registers[j]) for j in range(NREG) if spec.u_mask >> j & 1])
+        new_x = total((k, "x"), [(row[NEXT_X + j], registers[j]) for j in range(NREG) if spec.x_mask >> j & 1])
         x = new_x if spec.x_mask else (x if stage.next_x == IDENTITY else new_u)
         u = new_u
         if stage.push:
-            history.insert(0, registers[M])
-    return x[1]
+            history = [registers[M], *history][: AUX - H1]
+    return x
 
 
 class Pooled:
