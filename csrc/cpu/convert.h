@@ -17,6 +17,12 @@
 #define FD_LOOP
 #endif
 
+#if defined(__GNUC__)
+#define FD_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define FD_PREFETCH(address) (void)(address)
+#endif
+
 namespace fastdiff {
 namespace {
 

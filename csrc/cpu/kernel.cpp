@@ -27,8 +27,28 @@ Stream stream_of(int64_t seed, int32_t index, uint32_t draw, uint32_t tag) {
 // Normals 4*block .. 4*block + len, rounded up to a multiple of STEP: `out` must have room.
 constexpr int STEP = 4 * LANES * CHAINS;
 
-void fill_normals(float *out, int64_t block, int64_t len, Stream s) {
+// Streams that are read after the noise: asked for while it is made, so that memory works meanwhile.
+struct Ahead {
+  int count = 0;
+  const char *from[NREG];
+  int width[NREG];
+
+  void add(const void *base, int dtype, int64_t at) {
+    width[count] = dtype <= BF16 ? 2 : (dtype == F32 ? 4 : 8);
+    from[count] = static_cast<const char *>(base) + at * width[count];
+    ++count;
+  }
+
+  // The lines of elements first .. first + STEP of each stream.
+  void ask(int64_t first) const {
+    for (int i = 0; i < count; ++i)
+      for (int64_t byte = first * width[i]; byte < (first + STEP) * width[i]; byte += 64) FD_PREFETCH(from[i] + byte);
+  }
+};
+
+void fill_normals(float *out, int64_t block, int64_t len, Stream s, const Ahead &ahead = {}) {
   for (int64_t i = 0; i < len; i += STEP, block += STEP / 4) {
+    ahead.ask(i);
     alignas(64) uint32_t a[STEP / 2], b[STEP / 2];
     philox_words(a, b, uint32_t(block), s);
     float *o = out + i;
@@ -93,11 +113,11 @@ struct Scratch {
 };
 
 template <class T>
-void drawn(T *out, float *normals, int64_t first, int64_t len, Stream s) {
+void drawn(T *out, float *normals, int64_t first, int64_t len, Stream s, const Ahead &ahead) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    fill_normals(out, first / 4, len, s);
+    fill_normals(out, first / 4, len, s, ahead);
   } else {
-    fill_normals(normals, first / 4, len, s);
+    fill_normals(normals, first / 4, len, s, ahead);
     for (int64_t i = 0; i < len; ++i) out[i] = T(normals[i]);
   }
 }
@@ -125,22 +145,33 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
   const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
   const uint32_t mask = a.u_mask | a.x_mask;
   const T *r[NREG] = {};
-  const bool reads_u = a.m_reads_u || (mask >> RU & 1u);
-  if (mask >> RX & 1u) r[RX] = static_cast<const T *>(a.x) + at;
-  if (reads_u) r[RU] = static_cast<const T *>(a.u) + at;
-  for (int i = 0; i < 6; ++i)
-    if (mask >> (RH1 + i) & 1u) r[RH1 + i] = load(a.h[i], a.hist, at, len, s.registers[RH1 + i]);
-  if (a.guided || (mask >> RAUX & 1u)) r[RAUX] = load(a.aux, a.net, at, len, s.registers[RAUX]);
+  const bool reads_u = a.m_reads_u || (mask >> RU & 1u), reads_aux = a.guided || (mask >> RAUX & 1u);
+  const int own = sizeof(T) == 4 ? F32 : F64;
+  Ahead ahead;
+  if (mask >> RZA) {
+    if (mask >> RX & 1u) ahead.add(a.x, own, at);
+    if (reads_u) ahead.add(a.u, own, at);
+    if (a.convert != CONVERT_NONE) ahead.add(a.out, a.net, at);
+    if (reads_aux) ahead.add(a.aux, a.net, at);
+    for (int i = 0; i < 6; ++i)
+      if (mask >> (RH1 + i) & 1u) ahead.add(a.h[i], a.hist, at);
+  }
   for (int i = 0; i < 3; ++i) {
     if (!(mask >> (RZA + i) & 1u)) continue;
     if (a.z[i]) {
       r[RZA + i] = static_cast<const T *>(a.z[i]) + at;
     } else {
       const Stream stream = stream_of(a.seeds[b], a.index[b], uint32_t(a.draws[row_number * 3 + i]), 0);
-      drawn(s.registers[RZA + i], s.normals, first, len, stream);
+      drawn(s.registers[RZA + i], s.normals, first, len, stream, ahead);
+      ahead.count = 0;
       r[RZA + i] = s.registers[RZA + i];
     }
   }
+  if (mask >> RX & 1u) r[RX] = static_cast<const T *>(a.x) + at;
+  if (reads_u) r[RU] = static_cast<const T *>(a.u) + at;
+  for (int i = 0; i < 6; ++i)
+    if (mask >> (RH1 + i) & 1u) r[RH1 + i] = load(a.h[i], a.hist, at, len, s.registers[RH1 + i]);
+  if (reads_aux) r[RAUX] = load(a.aux, a.net, at, len, s.registers[RAUX]);
   if (a.convert != CONVERT_NONE) {
     const T *g = load(a.out, a.net, at, len, s.out);
     if (a.guided) {
@@ -178,7 +209,6 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
     }
   }
   const Terms<T> next_u = terms_of(row + NEXT_U, a.u_mask, r);
-  const int own = sizeof(T) == 4 ? F32 : F64;
   const bool sole = a.u_out && !a.x_mask && !a.m_out && !a.copies;
   if (sole && !past.u) {
     combine(static_cast<T *>(a.u_out) + at, next_u, len);
