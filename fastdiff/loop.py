@@ -171,7 +171,6 @@ class State:
                 "the model changed its input in place, which the sampler still needs: let it work on a copy, "
                 "lambda x, t, **kw: model(x.clone(), t, **kw)"
             )
-        buf = self._buffers(move)
         if out.dtype is not self.dtype:
             self._admit(out.dtype)
         if not out.is_contiguous():
@@ -180,6 +179,7 @@ class State:
         if r.hooks.finite is not None and loud:
             r.hooks.finite(k, out)
         out = self.past.arrived(out, self.own, k)
+        buf = self._buffers(move)
         if r.network.guided:
             buf.out, buf.aux = out[: self.batch], out[self.batch :]
         else:
