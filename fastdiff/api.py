@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastdiff import ops
@@ -148,8 +149,8 @@ def randn(
     if dtype not in STATE_DTYPES:
         raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float64")
     size = check_shape(shape)
-    if not 0 <= draw < 2**32:
-        raise ValueError(f"draw={draw}: expected 0 to 2**32 - 1")
+    if isinstance(draw, bool) or not isinstance(draw, int | np.integer) or not 0 <= draw < 2**32:
+        raise ValueError(f"draw={draw!r}: expected an integer from 0 to 2**32 - 1")
     where = resolve_device(device, None, None)
     seeds, index = resolve_seeds(seed, first_sample, size[0], where)
     _, module = ops.select(backend, where, dtype, dtype)

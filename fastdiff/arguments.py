@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def check_guidance(scale: Any, cond: Any, uncond: Any, gradient: Any) -> None:
         raise ValueError(
             f"classifier-free guidance needs guidance_scale, cond and uncond together: got {have}, missing {need}{hint}"
         )
-    if scale is not None and (isinstance(scale, bool) or not math.isfinite(scale)):
+    number = isinstance(scale, int | float | np.integer | np.floating) and not isinstance(scale, bool)
+    if scale is not None and not (number and math.isfinite(scale)):
         raise ValueError(f"guidance_scale={scale!r}: expected a finite number, such as 3.0")
     if gradient is not None:
         if scale is not None:
@@ -77,7 +79,7 @@ def check_x(x: Any) -> None:
 
 def check_shape(shape: Any) -> tuple[int, ...]:
     try:
-        size = tuple(int(n) for n in shape)
+        size = tuple(operator.index(n) for n in shape)
     except (TypeError, ValueError):
         raise TypeError(f"shape={shape!r}: expected (B, ...), such as shape=(16, 3, 32, 32)") from None
     if not size or min(size) < 1:

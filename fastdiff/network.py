@@ -90,10 +90,11 @@ def _stack(cond: Tree, uncond: Tree) -> dict[str, Any]:
                     f"cond and uncond differ in shape: {tuple(x.shape)} and {tuple(y.shape)}; pad them to one"
                 )
             joined.append(torch.cat([x, y]))
-        elif x == y:
-            joined.append(x)
+        elif isinstance(x, torch.Tensor) or isinstance(y, torch.Tensor) or type(x) is not type(y) or x != y:
+            got = " and ".join("a tensor" if isinstance(v, torch.Tensor) else repr(v) for v in (x, y))
+            raise ValueError(f"cond and uncond may differ in the values of tensors only; got {got}")
         else:
-            raise ValueError(f"cond and uncond may differ in tensors only; got {x!r} and {y!r}")
+            joined.append(x)
     return tree_unflatten(joined, a_spec)
 
 

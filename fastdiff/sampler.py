@@ -143,7 +143,7 @@ class Sampler:
                 )
             self.plan = plan
         else:
-            named = tuple(np.asarray(spacing, dtype=np.float64).ravel().tolist()) if is_times(spacing) else spacing
+            named = solvers.own_times(spacing) if is_times(spacing) else spacing
             arguments = (method, steps, resolve(schedule or "ddpm"), named, t_start, t_end)
             try:
                 typed = tuple((k, type(v), v) for k, v in sorted(method_options.items()))
@@ -194,7 +194,7 @@ class Sampler:
             network = Network(model, len(start), model_kwargs, cond, uncond)
             hooks = Hooks(callback=callback, trajectory=[] if return_trajectory else None)
             if check_finite:
-                hooks.finite = functools.partial(_require_finite, self.plan)
+                hooks.finite = functools.partial(_require_finite, self.plan, len(start))
             r = self._prepare(
                 network, backend, network_dtype, start, seeds, index, noise, guidance_scale, classifier_grad, hooks
             )
@@ -392,15 +392,16 @@ def _progress(plan: Plan, hooks: Hooks) -> Iterator[None]:
         yield
 
 
-def _require_finite(plan: Plan, stage: int, out: torch.Tensor) -> None:
+def _require_finite(plan: Plan, batch: int, stage: int, out: torch.Tensor) -> None:
     good = torch.isfinite(out).flatten(1).all(dim=1)
     if bool(good.all()):
         return
     first = int(torch.argmin(good.int()))
     s = plan.stages[stage]
+    half = "" if len(good) == batch else f", in the {'un' if first >= batch else ''}conditional half"
     raise FloatingPointError(
-        f"the network returned NaN or Inf at step {s.step} (stage {stage}, model time {s.model_time:g}) for row {first} of its "
-        f"batch of {len(good)}: check the network's dtype, its input scale and prediction=..."
+        f"the network returned NaN or Inf at step {s.step} (stage {stage}, model time {s.model_time:g}) for sample {first % batch} "
+        f"of {batch}{half}: check the network's dtype, its input scale and prediction=..."
     )
 
 

@@ -11,13 +11,13 @@ from fastdiff.grids import SPACINGS
 from fastdiff.names import unknown
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.solvers import ddim, dpm_multistep, dpm_sde, dpm_singlestep, heun, unipc
+from fastdiff.solvers import analytic, ddim, dpm_multistep, dpm_sde, dpm_singlestep, heun, unipc
 from fastdiff.solvers.base import Method, Option, Request
 
 __all__ = ["METHODS", "Method", "Option", "find", "methods", "plan"]
 
 METHODS: dict[str, Method] = {
-    m.name: m for family in (ddim, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun) for m in family.METHODS
+    m.name: m for family in (ddim, analytic, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun) for m in family.METHODS
 }
 GRID_OPTIONS = ("rho", "steps_offset", "final")
 DEFAULT_STEPS = 10
@@ -54,7 +54,7 @@ def methods() -> dict[str, dict[str, Any]]:
     }
 
 
-def _own_times(spacing: Sequence[float]) -> tuple[float, ...]:
+def own_times(spacing: Sequence[float]) -> tuple[float, ...]:
     try:
         times = np.asarray(spacing, dtype=np.float64)
     except (TypeError, ValueError):
@@ -97,7 +97,7 @@ def plan(
     if spacing is None:
         # DDIM-type subsequences need a discrete schedule.
         spacing = "uniform" if chosen.spacing == "leading" and not resolved.discrete else chosen.spacing
-    named = spacing if isinstance(spacing, str) else _own_times(spacing)
+    named = spacing if isinstance(spacing, str) else own_times(spacing)
     if steps is None and named in SPACINGS:
         steps = DEFAULT_STEPS
     grid_options = {k: options.pop(k) for k in GRID_OPTIONS if k in options and k not in chosen.options}
