@@ -165,7 +165,8 @@ class Plan:
             _fail("prior_std", f"expected a positive finite number, got {self.prior_std}")
         if not self.stages:
             _fail("stages", "a plan needs at least one")
-        pushed, starts, step = 0, {}, -1
+        starts: dict[float, int] = {}
+        pushed, step = 0, -1
         for k, s in enumerate(self.stages):
             self._validate_stage(f"stage {k}", s, pushed)
             pushed += s.push

@@ -1,6 +1,7 @@
 """Distributions whose diffusion is known in closed form: float64 truth for the tests of the solvers.
 
-With x_t = alpha·x0 + sigma·eps, every quantity follows from the mixture's score; nothing here uses the package. Arrays are
+With x_t = alpha·x0 + sigma·eps, every quantity follows from the mixture's score; nothing here uses the package.
+Arrays are
 (n, d): n points of a d-dimensional space.
 """
 

@@ -68,5 +68,5 @@ def run(
 
 
 def combine(coefficients: Array, mask: int, registers: list[Array | None]) -> Array:
-    """The sum of the registers in `mask`, each times its coefficient; a register in the mask that is not there raises TypeError."""
+    """The sum of the registers in `mask`, each times its coefficient; TypeError where one is not there."""
     return sum(coefficients[j] * registers[j] for j in range(NREG) if mask >> j & 1) + 0.0  # type: ignore[operator]

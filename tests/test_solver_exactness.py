@@ -1,4 +1,4 @@
-"""Deterministic methods where the answer is known: a point mass, few steps, clean ends, zero terminal SNR, equal methods."""
+"""Deterministic methods where the answer is known: a point mass, few steps, clean ends, zero terminal SNR."""
 
 from __future__ import annotations
 
@@ -46,9 +46,12 @@ def levels(p: Plan) -> Array:
 def bound(p: Plan) -> float:
     """1e-11, or what rounding does to a plan of few, long steps.
 
-    With r = sigma/alpha, eps = (x − alpha·mean)/sigma at r has the error U·r of x/alpha over r. A step in noise space from r to r'
-    is a difference of terms of size r·|z|, |z| <= 2: an error of a few U·r in x'/alpha', which eps there divides by r' and the next
-    step multiplies by its length, r again where it shares the base (heun, singlestep). The factor 32 covers |z| = 2, exp(h)'s
+    With r = sigma/alpha, eps = (x − alpha·mean)/sigma at r has the error U·r of x/alpha over r. A step in noise space
+    from r to r'
+    is a difference of terms of size r·|z|, |z| <= 2: an error of a few U·r in x'/alpha', which eps there divides by
+    r' and the next
+    step multiplies by its length, r again where it shares the base (heun, singlestep). The factor 32 covers |z| = 2,
+    exp(h)'s
     relative error |lambda|·U <= 10·U, and the sum of some steps.
     """
     r = levels(p)

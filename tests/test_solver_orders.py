@@ -14,11 +14,14 @@ from fastdiff.solvers import METHODS, plan
 
 MIXTURE = mixture([0.3, 0.5, 0.2], [[-1.2, 0.4], [0.8, -0.6], [0.3, 1.5]], [0.25, 0.4, 0.3])
 Z = np.array([[0.5, -1.1], [1.0, 0.3], [-1.7, -0.2]])
-# On logSNR steps of VP the start of a multistep method, of lower order, does no harm: at lambda = -5 the model value hardly
-# changes with lambda. 2 modulo 3: a singlestep plan of order 3 that mixes orders then ends with one of order 2, whose local
+# On logSNR steps of VP the start of a multistep method, of lower order, does no harm: at lambda = -5 the model value
+# hardly
+# changes with lambda. 2 modulo 3: a singlestep plan of order 3 that mixes orders then ends with one of order 2, whose
+# local
 # error is of order 3; other remainders end with a first-order step.
 STEPS = (161, 320, 641)
-# Errors here lie above 4e-9; rounding, 1e-16 times the amplification of 150 by 1/alpha and the number of steps, below 1e-11.
+# Errors here lie above 4e-9; rounding, 1e-16 times the amplification of 150 by 1/alpha and the number of steps, below
+# 1e-11.
 
 
 @functools.cache

@@ -1,8 +1,11 @@
 """Numbers of the published implementations on one fixed problem.
 
-Made with LuChengTHU/dpm-solver (dpm_solver_pytorch.py), wl-zhao/UniPC (uni_pc.py) and crowsonkb/k-diffusion (sampling.py), all
-in float64, on MIXTURE's exact model: the first row of the result from x_T = Z (times 80 for EDM's sigmas). Schedule "ddpm" is
-`linspace(1e-4, 0.02, 1000)`; k-diffusion's sigmas are Karras's with rho = 7, 0.002 to 80, and 0. Draw d is `draw(d)` below.
+Made with LuChengTHU/dpm-solver (dpm_solver_pytorch.py), wl-zhao/UniPC (uni_pc.py) and crowsonkb/k-diffusion
+(sampling.py), all
+in float64, on MIXTURE's exact model: the first row of the result from x_T = Z (times 80 for EDM's sigmas). Schedule
+"ddpm" is
+`linspace(1e-4, 0.02, 1000)`; k-diffusion's sigmas are Karras's with rho = 7, 0.002 to 80, and 0. Draw d is `draw(d)`
+below.
 """
 
 from __future__ import annotations

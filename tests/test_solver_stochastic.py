@@ -1,6 +1,7 @@
 """Stochastic methods on Gaussian data, where every stage is affine: exact means and variances, without Monte Carlo.
 
-The interpreter runs on arrays of coefficients over (1, x_T, draw 0, draw 1, ...) in the place of numbers, so that its result is
+The interpreter runs on arrays of coefficients over (1, x_T, draw 0, draw 1, ...) in the place of numbers, so that its
+result is
 the final x as an affine function of independent standard normals.
 """
 
@@ -21,7 +22,7 @@ DRAWS = 2
 
 
 def moments(p: Plan, schedule: NoiseSchedule, mean: float, std: float) -> tuple[float, float, float, float]:
-    """Mean and variance of the plan's result, and the true ones, for data N(mean, std²) and x_T from its exact marginal."""
+    """Mean and variance of the result, and the true ones, for data N(mean, std²) and x_T from its marginal."""
     first, last = schedule.at(p.times[0]), schedule.at(p.times[-1])
     size = DRAWS + p.draws
 
@@ -50,7 +51,8 @@ def times(schedule: NoiseSchedule, steps: int, low: float = -2.5, high: float = 
 def test_posterior_variance_is_exact_on_a_point_mass(
     method: str, options: dict[str, object], steps: int, name: str
 ) -> None:
-    # Ho et al. 2020, section 3.2: beta-tilde is right for one fixed x0; DDIM keeps the marginals given x0 for every eta.
+    # Ho et al. 2020, section 3.2: beta-tilde is right for one fixed x0; DDIM keeps the marginals given x0 for every
+    # eta.
     schedule = resolve(name)
     p = plan(method, schedule=schedule, spacing=times(schedule, steps), **options)
     mean, variance, true_mean, true_variance = moments(p, schedule, 0.7, 0.0)

@@ -7,6 +7,7 @@ deviation sigma_t·sqrt(1 − exp(−2·eta·h)) is added.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,10 +18,9 @@ from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request
 
 def build(request: Request, *, eta: float, s_noise: float, solver_type: str) -> Plan:
     points = request.points()
-    steps = len(points) - 1
     rows = Recorder()
     draw = 0
-    for i, (s, t) in enumerate(zip(points, points[1:])):
+    for i, (s, t) in enumerate(pairwise(points)):
         if s.sigma == 0:
             raise ValueError(f"method 'dpmpp2m_sde' cannot start at t={s.t:g}, where sigma = 0")
         h = t.lam - s.lam

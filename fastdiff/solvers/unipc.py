@@ -35,9 +35,9 @@ def update(
         return base
     h = step.h
     # A start at alpha = 0 is infinitely far in lambda: its value says nothing about the slope.
-    older = [(node, v) for node, v in zip(nodes[1:], values[1:]) if math.isfinite(node.lam)]
+    older = [(node, v) for node, v in zip(nodes[1:], values[1:], strict=True) if math.isfinite(node.lam)]
     ratios = [(node.lam - nodes[0].lam) / h for node, _ in older]
-    differences = [(v - values[0]) / r for (_, v), r in zip(older, ratios)]
+    differences = [(v - values[0]) / r for (_, v), r in zip(older, ratios, strict=True)]
     if corrected is not None:
         ratios, differences = [*ratios, 1.0], [*differences, corrected - values[0]]
     if not ratios:
@@ -47,7 +47,7 @@ def update(
     # With one difference the published code takes the limit 1/2, whatever B(h) is; that keeps the order.
     rho = np.array([0.5]) if len(ratios) == 1 else weights(ratios, hh, b)
     scale = -(t.sigma if space == "noise" else t.alpha) * b
-    return base + sum((scale * c * d for c, d in zip(rho, differences)), np.zeros_like(base))
+    return base + sum((scale * c * d for c, d in zip(rho, differences, strict=True)), np.zeros_like(base))
 
 
 def build(
