@@ -1,0 +1,203 @@
+"""`Gamma`: the mean square of a network's noise prediction at each time, what Analytic-DPM's variance is made of. NumPy only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.schedule_base import NoiseSchedule, Point
+
+FORMAT = "fastdiff-gamma-1"
+PURE_NOISE = -4.0
+"""Below this lambda x0 given x has the data's own variance, up to a factor 1 - e^(2 lambda) for data of variance 1: 0.0003."""
+
+Arrays = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """Gamma(t) = E |eps(x_t, t)|² / d over data and noise, with eps the network's noise prediction and d the size of a sample.
+
+    In Analytic-DPM (Bao et al. 2022, arXiv 2201.06503, eq. 8) Gamma is of the score; eps = -sigma·score, so this one is
+    sigma² times theirs. It is 1 minus the part of the noise's variance that the network cannot tell from x_t:
+    E Var(x0 | x_t) / d = (sigma/alpha)²·(1 - Gamma). It does not depend on what the network predicts. Frozen and hashable.
+
+    Attributes:
+        times: schedule times, strictly increasing.
+        values: Gamma at each, at least 0. Monte Carlo may put some above 1.
+        schedule: fingerprint of the noise schedule; None: right for any (numbers of your own).
+        count: samples per time; 0 where known without sampling.
+
+    Raises:
+        ValueError: lengths differ, times not strictly increasing, values that are negative or not finite.
+    """
+
+    times: tuple[float, ...]
+    values: tuple[float, ...]
+    schedule: str | None = None
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        times, values = np.array(self.times, dtype=np.float64), np.array(self.values, dtype=np.float64)
+        if times.ndim != 1 or times.shape != values.shape or not times.size:
+            raise ValueError(
+                f"Gamma got times {times.shape} and values {values.shape}; expected one value for each of (n,) times"
+            )
+        if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+            raise ValueError("Gamma's times must be finite and strictly increasing")
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            bad = int(np.argmax(~(np.isfinite(values) & (values >= 0))))
+            raise ValueError(
+                f"Gamma at time {times[bad]:g} is {values[bad]!r}; expected a finite mean square, at least 0"
+            )
+        object.__setattr__(self, "times", tuple(times.tolist()))
+        object.__setattr__(self, "values", tuple(values.tolist()))
+
+    def __repr__(self) -> str:
+        of = "any schedule" if self.schedule is None else f"schedule {self.schedule[:12]}"
+        return (
+            f"Gamma({len(self.times)} times {self.times[0]:g} to {self.times[-1]:g}, {self.count} samples each, {of})"
+        )
+
+    @staticmethod
+    def of(values: Mapping[float, float], schedule: NoiseSchedule | None = None) -> Gamma:
+        """From a mapping of schedule times to values."""
+        pairs = sorted((float(t), float(v)) for t, v in values.items())
+        fingerprint = None if schedule is None else schedule.fingerprint()
+        return Gamma(tuple(t for t, _ in pairs), tuple(v for _, v in pairs), fingerprint)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the content, in hexadecimal."""
+        content = [self.times, self.values, self.schedule, self.count]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def check(self, schedule: NoiseSchedule) -> None:
+        """Raise ValueError unless this was estimated with `schedule`."""
+        if self.schedule not in (None, schedule.fingerprint()):
+            raise ValueError(
+                f"this Gamma was estimated with the schedule of fingerprint {self.schedule}, but the plan is of {schedule!r}, "
+                f"fingerprint {schedule.fingerprint()}: call fastdiff.analytic.estimate_gamma(model, data, schedule=...) with it"
+            )
+
+    def x0_variance(self, schedule: NoiseSchedule, s: Point) -> float:
+        """E Var(x0 | x_s) / d = (sigma/alpha)²·(1 - Gamma), from 0 up.
+
+        Exact at the estimated times; between them Gamma is linear in lambda. Noisier than all of them, where the noisiest is
+        pure noise for practical purposes (lambda below -4), the variance there is kept: it tends to the data's own.
+
+        Raises:
+            ValueError: the time is outside the estimated ones otherwise.
+        """
+        times = np.array(self.times)
+        i = int(np.searchsorted(times, s.t))
+        if i < times.size and times[i] == s.t and math.isfinite(s.lam):
+            return math.exp(-2.0 * s.lam) * max(0.0, 1.0 - self.values[i])
+        lam = np.asarray(schedule.lam(times))
+        # lambda falls with time: reversed, both are increasing. Times without any signal tell nothing.
+        known = np.flatnonzero(np.isfinite(lam))[::-1]
+        low, high = (lam[known[0]], lam[known[-1]]) if known.size else (math.inf, -math.inf)
+        slack = 1e-9 * (1.0 + abs(s.lam)) if math.isfinite(s.lam) else 0.0
+        if s.lam < low - slack and low <= PURE_NOISE:
+            return math.exp(-2.0 * low) * max(0.0, 1.0 - self.values[known[0]])
+        if not low - slack <= s.lam <= high + slack:
+            raise ValueError(
+                f"the plan evaluates the network at t={s.t:g} (lambda={s.lam:.4g}), but Gamma is known from t={self.times[0]:g} to "
+                f"t={self.times[-1]:g}: estimate it there too, estimate_gamma(..., times=...), or move t_start or t_end"
+            )
+        value = float(np.interp(s.lam, lam[known], np.array(self.values)[known]))
+        return math.exp(-2.0 * s.lam) * max(0.0, 1.0 - value)
+
+    def save(self, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
+        """Write to a file ending in .json or .safetensors, at once or not at all; `notes` are kept beside it."""
+        meta = {"format": FORMAT, "schedule": self.schedule or "", "count": str(self.count), **(notes or {})}
+        write(path, {"times": np.array(self.times), "values": np.array(self.values)}, meta)
+
+    @staticmethod
+    def load(path: str | Path) -> Gamma:
+        """Read what `save` or `estimate_gamma(path=...)` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is something else, or an estimate that was interrupted.
+        """
+        arrays, meta = read(path)
+        if "values" not in arrays:
+            raise ValueError(
+                f"{path} holds an unfinished estimate ({meta.get('first')} of {meta.get('samples')} samples): "
+                "call estimate_gamma with the same arguments and this path to finish it"
+            )
+        return Gamma(
+            tuple(arrays["times"].tolist()),
+            tuple(arrays["values"].tolist()),
+            meta["schedule"] or None,
+            int(meta["count"]),
+        )
+
+
+def ending(path: str | Path) -> str:
+    """ ".json" or ".safetensors", or ValueError."""
+    suffix = Path(path).suffix
+    if suffix not in (".json", ".safetensors"):
+        raise ValueError(
+            f"got the file {str(path)!r}; expected one ending in .json or .safetensors, such as 'gamma.json'"
+        )
+    return suffix
+
+
+def write(path: str | Path, arrays: Arrays, meta: Mapping[str, str]) -> None:
+    """Float64 vectors and strings, through a temporary file beside `path`: no half-written file is ever found there."""
+    if ending(path) == ".json":
+        content = (
+            json.dumps({"meta": dict(meta), **{k: v.tolist() for k, v in arrays.items()}}, allow_nan=False).encode()
+            + b"\n"
+        )
+    else:
+        # The safetensors format: 64-bit length of a JSON header, padded to 8 bytes, and the little-endian data in its order.
+        header: dict[str, object] = {"__metadata__": dict(meta)}
+        offset = 0
+        for name, value in arrays.items():
+            header[name] = {
+                "dtype": "F64",
+                "shape": list(value.shape),
+                "data_offsets": [offset, offset + 8 * value.size],
+            }
+            offset += 8 * value.size
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        content = len(text).to_bytes(8, "little") + text + b"".join(v.astype("<f8").tobytes() for v in arrays.values())
+    partial = Path(f"{path}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def read(path: str | Path) -> tuple[Arrays, dict[str, str]]:
+    """The inverse of `write`. ValueError where the content is of another kind."""
+    kind, content = ending(path), Path(path).read_bytes()
+    arrays: Arrays = {}
+    try:
+        if kind == ".json":
+            data = json.loads(content)
+            meta = data.pop("meta")
+            arrays = {k: np.array(v, dtype=np.float64) for k, v in data.items()}
+        else:
+            begin = 8 + int.from_bytes(content[:8], "little")
+            header = json.loads(content[8:begin])
+            meta = header.pop("__metadata__")
+            for name, entry in header.items():
+                first, last = entry["data_offsets"]
+                arrays[name] = np.frombuffer(content[begin + first : begin + last], "<f8").astype(np.float64)
+        if meta["format"] != FORMAT or "times" not in arrays:
+            raise ValueError(meta["format"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a Gamma: expected a file that Gamma.save or estimate_gamma(path=...) wrote ({error})"
+        ) from None
+    return arrays, meta
