@@ -7,7 +7,7 @@ import math
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs
-from fastdiff.plan import AUX, H1, MAX_DRAWS, NREG, M, U, X, ZA
+from fastdiff.plan import AUX, H1, MAX_DRAWS, NREG, ZA, M, U, X
 from fastdiff.table import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, W1, W2, StageSpec
 
 NAME = "reference"
@@ -161,5 +161,5 @@ def _box_muller(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:
     """Fill `out` (B, ...) with the normals of draw `draw`."""
-    draws = torch.full_like(index, draw)
+    draws = torch.full_like(index, draw, dtype=torch.int64)
     out.copy_(noise(out.shape, seeds, index, draws, stream))
