@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from fastdiff.history import Draws, History, Noise, Recycled, recycles, remember
+from fastdiff.langevin import rescaled
 from fastdiff.network import Network
 from fastdiff.ops.buffers import Buffers, Coeffs
 from fastdiff.plan import IDENTITY, Plan
@@ -33,6 +34,7 @@ class Move(NamedTuple):
     begins: bool
     ends: bool
     draws: tuple[int, int, int]
+    norms: str = ""
 
 
 def moves(plan: Plan, table: Table) -> tuple[Move, ...]:
@@ -56,7 +58,7 @@ def moves(plan: Plan, table: Table) -> tuple[Move, ...]:
         begins = stage.evaluate and not any(s.evaluate and s.step == stage.step for s in stages[:k])
         ends = k + 1 == len(stages) or stages[k + 1].step != stage.step
         spec = table.specs[k + 1]
-        result.append(Move(k + 1, spec, stage.evaluate, stage.push, x, u, u_to, x_to, begins, ends, stage.draws))
+        result.append(Move(k + 1, spec, stage.evaluate, stage.push, x, u, u_to, x_to, begins, ends, stage.draws, stage.norms))
         x, u = after, u_to
     return tuple(result)
 
@@ -140,7 +142,7 @@ class State:
         self.past = History(r.history, r.raw, copies or r.noise is not None)
         self.dtype: torch.dtype | None = None
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in r.program))
-        self._write(Buffers(x=x), r.opening, 0, 0)
+        self._write(Buffers(x=x), r.opening, 0, r.coeffs, 0)
         self.x = self.halves[0]
         self._settle()
 
@@ -212,12 +214,15 @@ class State:
             buf.z = self.draws(k, move.draws, buf.u)
         if move.x_to is not None:
             buf.x_out = self.halves[move.x_to]
+        coeffs, row = r.coeffs, move.row
+        if move.norms:
+            coeffs, row = rescaled(r.backend, move.spec, row, move.norms, move.draws[0], coeffs, buf), 0
         if k + 1 == len(r.program) and r.network.guided and r.direct:
             # A fresh tensor, rather than half of a buffer that would stay alive with it.
             buf.u_out = self.x = torch.empty_like(self.halves[0])
-            r.backend.stage(move.spec, move.row, r.coeffs, buf)
+            r.backend.stage(move.spec, row, coeffs, buf)
         else:
-            self._write(buf, move.spec, move.row, move.u_to)
+            self._write(buf, move.spec, row, coeffs, move.u_to)
             self.x = self.halves[move.u_to]
         if move.push:
             self.past.pushed(buf)
@@ -225,13 +230,13 @@ class State:
             r.hooks.progress()
         self.k = k + 1
 
-    def _write(self, buf: Buffers, spec: StageSpec, row: int, slot: int) -> None:
+    def _write(self, buf: Buffers, spec: StageSpec, row: int, coeffs: Coeffs, slot: int) -> None:
         """Run a stage whose u' goes to `slot`, and to the network's input where the spec says so."""
         if spec.copies:
             buf.net_in = self.slots[slot] if self.shared is None else self.shared
         if not (spec.copies and self.shared is None):
             buf.u_out = self.halves[slot]
-        self.r.backend.stage(spec, row, self.r.coeffs, buf)
+        self.r.backend.stage(spec, row, coeffs, buf)
 
 
 def run(r: Run, x: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ X, U, M, H1, AUX, ZA = (REGISTERS.index(name) for name in ("x", "u", "m", "h1", 
 MAX_HISTORY = 6
 MAX_DRAWS = 3
 SPACES = ("noise", "data", "velocity", "score")
+NORMS = ("", "batch", "sample")
 
 FORMAT = 1
 
@@ -61,6 +62,9 @@ class Stage:
         draws: numbers of the standard normal draws za, zb, zc; -1 where unused.
         in_scale: the network's input at this stage is `in_scale * u`.
         step: index of the outer step to which this stage belongs, from 0.
+        norms: "" in the usual case. Else, when the stage runs, the coefficient of m is multiplied by q² and that of za by q,
+            with q = ‖za‖/‖m‖: norms of each sample, "batch" taking the mean of each over the batch, "sample" every
+            sample's own (the Langevin step of Song et al. 2021, arXiv 2011.13456, Algorithms 4 and 5).
     """
 
     t: float
@@ -75,6 +79,7 @@ class Stage:
     draws: tuple[int, int, int] = (-1, -1, -1)
     in_scale: float = 1.0
     step: int = 0
+    norms: str = ""
 
 
 def _fail(where: str, message: str) -> None:
@@ -224,6 +229,12 @@ class Plan:
                     _fail(where, f"{name} reads {REGISTERS[ZA + d]}, which has no draw number")
         if s.push and not s.evaluate:
             _fail(where, "push without a network evaluation")
+        if s.norms not in NORMS:
+            _fail(where, f"norms got {s.norms!r}, expected one of {', '.join(map(repr, NORMS))}")
+        if s.norms and not (s.next_u[M] and s.next_u[ZA] and s.next_x == s.next_u):
+            _fail(where, f"norms={s.norms!r} needs a next_u that reads m and za, and a next_x equal to it")
+        if s.norms and s.draws[1:] != (-1, -1):
+            _fail(where, f"norms={s.norms!r} goes with one draw, za; got draws={s.draws}")
         for name in ("t", "model_time", "alpha", "sigma", "t_next", "in_scale"):
             if not np.isfinite(getattr(s, name)):
                 _fail(where, f"{name} is not finite: {getattr(s, name)}")
@@ -286,7 +297,7 @@ class Plan:
             same = s.next_x == s.next_u
             rows.append(
                 [
-                    f"{k}{'' if s.evaluate else '*'}{'+' if s.push else ''}",
+                    f"{k}{'' if s.evaluate else '*'}{'+' if s.push else ''}{'~' if s.norms else ''}",
                     str(s.step),
                     f"{s.t:.6g}",
                     f"{s.model_time:.6g}" if s.evaluate else "-",
@@ -298,7 +309,9 @@ class Plan:
             )
         widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
         body = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-        return f"{head}\n{body}\n(+: the model value enters the history; *: no network evaluation)"
+        norms = next((s.norms for s in self.stages if s.norms), "")
+        tail = f"; ~: m times q², za times q, q = ‖za‖/‖m‖ of the {norms}" if norms else ""
+        return f"{head}\n{body}\n(+: the model value enters the history; *: no network evaluation{tail})"
 
     def plot(self, path: str | Path) -> None:
         """Draw the coefficients of every register against the stage, and alpha, sigma and lambda, to a picture file.
