@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,21 @@ def own_times(spacing: Sequence[float]) -> tuple[float, ...]:
     return tuple(times.tolist())
 
 
+def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) -> str:
+    """A method's own spacing, or what takes its place on a schedule where it has no meaning.
+
+    DDIM-type subsequences need a discrete schedule; equal steps of time are poor where time is sigma; and equal steps of
+    lambda need a finite one at the start.
+    """
+    if schedule.kind in ("ve", "edm"):
+        return "karras"
+    if own == "leading":
+        return own if schedule.discrete else "uniform"
+    if own in ("logsnr", "karras") and schedule.lam(schedule.t_max if t_start is None else float(t_start)) == -math.inf:
+        return "time_uniform"
+    return own
+
+
 def plan(
     method: str = "dpm3",
     steps: int | None = None,
@@ -95,8 +111,7 @@ def plan(
     chosen = find(method)
     resolved = resolve(schedule)
     if spacing is None:
-        # DDIM-type subsequences need a discrete schedule.
-        spacing = "uniform" if chosen.spacing == "leading" and not resolved.discrete else chosen.spacing
+        spacing = default_spacing(chosen.spacing, resolved, t_start)
     named = spacing if isinstance(spacing, str) else own_times(spacing)
     if steps is None and named in SPACINGS:
         steps = DEFAULT_STEPS

@@ -95,7 +95,8 @@ def multistep(name: str, space: str, order: int) -> Method:
         order=order,
         build=build,
         space=space,
-        spacing="time_uniform",
+        # Third order needs steps of like size in lambda; the first two follow the published default.
+        spacing="logsnr" if order == 3 else "time_uniform",
         options=options,
         aliases=ALIASES.get(name, ()),
     )
