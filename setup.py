@@ -1,8 +1,9 @@
 """Builds the extension modules with CMake and Ninja; the metadata is in pyproject.toml.
 
-FASTDIFF_CPU=0|1|auto and FASTDIFF_CUDA=0|1|auto (default auto): leave a module out, insist on it, or build it where that is
-possible. Under auto, a module that does not build is left out with a notice, and the rest installs. CUDA is built where nvcc is
-found (CUDACXX, CUDA_HOME or PATH). FASTDIFF_CUDA_ARCHITECTURES overrides the list of architectures, in CMake's notation.
+FASTDIFF_CPU=0|1|auto and FASTDIFF_CUDA=0|1|auto (default auto): leave a module out, insist on it, or build it where
+that is possible. Under auto, a module that does not build is left out with a notice, and the rest installs. CUDA is
+built where nvcc is found (CUDACXX, CUDA_HOME or PATH). FASTDIFF_CUDA_ARCHITECTURES overrides the architectures, in
+CMake's notation.
 """
 
 from __future__ import annotations
@@ -51,11 +52,14 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         short = ext.name.rpartition(".")[2]
         wanted = choice("FASTDIFF" + short.upper())
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
             if wanted == "0":
                 raise RuntimeError(f"FASTDIFF{short.upper()}=0")
-            self._build(short, Path(self.get_ext_fullpath(ext.name)).resolve())
-        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+            self._build(short, target)
+        except (ImportError, OSError, RuntimeError) as error:
+            # A leftover of an earlier build must not be packed instead.
+            target.unlink(missing_ok=True)
             if wanted == "1":
                 raise SystemExit(f"FASTDIFF{short.upper()}=1, but {ext.name} could not be built: {error}") from error
             print(f"fastdiff: {ext.name} is left out: {error}", file=sys.stderr)
@@ -90,9 +94,6 @@ class CMakeBuild(build_ext):
         self._call([tool("cmake"), "--build", str(folder)])
 
     def _call(self, command: list[str]) -> None:
-        if self.verbose and os.environ.get("FASTDIFF_VERBOSE"):
-            subprocess.run(command, check=True)
-            return
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         if done.returncode:
             last = "\n".join(done.stdout.splitlines()[-30:])

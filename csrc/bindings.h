@@ -1,5 +1,5 @@
-// What both extension modules share: the arguments of `stage`, read from Python without pybind11's casters, which would cost more
-// than a small stage itself.
+// What both extension modules share: the arguments of `stage`, read from Python without pybind11's casters, which would
+// cost more than a small stage itself.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -35,9 +35,9 @@ bool integer(PyObject *object, T *result) {
 
 constexpr Py_ssize_t STAGE_ARGUMENTS = 28;
 
-// (spec, k, batch, n, state, net, hist, in, x, u, out, aux, h, z, u_out, x_out, m_out, net_in, table, draws, rows, seeds, index,
-// lo, hi, scale, device, last): `spec` a tuple in the order of StageSpec, `h` and `z` tuples of pointers, `device` the number of
-// the GPU (0 for the CPU), `last` the thread count or the stream.
+// (spec, k, batch, n, state, net, hist, in, x, u, out, aux, h, z, u_out, x_out, m_out, net_in, table, draws, rows,
+// seeds, index, lo, hi, scale, device, last): `spec` a tuple in the order of StageSpec, `h` and `z` tuples of pointers,
+// `device` the number of the GPU (0 for the CPU), `last` the thread count or the stream.
 inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, long long *device, long long *last) {
   if (count != STAGE_ARGUMENTS) {
     PyErr_Format(PyExc_TypeError, "stage takes %zd arguments, got %zd", STAGE_ARGUMENTS, count);

@@ -74,8 +74,14 @@ PyMethodDef stage_definition = {
 
 void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds, uintptr_t index, uint32_t draw,
             uint32_t stream, int threads) {
-  const NormalArgs a = {reinterpret_cast<void *>(out), dtype, batch, n, reinterpret_cast<const int64_t *>(seeds),
-                        reinterpret_cast<const int32_t *>(index), draw, stream};
+  const NormalArgs a = {reinterpret_cast<void *>(out),
+                        dtype,
+                        batch,
+                        n,
+                        reinterpret_cast<const int64_t *>(seeds),
+                        reinterpret_cast<const int32_t *>(index),
+                        draw,
+                        stream};
   py::gil_scoped_release release;
   active->normal(a, threads);
 }
@@ -112,7 +118,8 @@ PYBIND11_MODULE(_cpu, module) {
   active = supported().back();
   if (const char *forced = std::getenv("FASTDIFF_SIMD"); forced && *forced) set_simd(forced);
   add_fast_function(module, &stage_definition);
-  module.def("normal", normal, "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, stream, threads).");
+  module.def("normal", normal,
+             "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, stream, threads).");
   module.def("philox", philox_words, "Philox4x32-10 of (counter: 4 words, key: 2 words).");
   module.def("simd_level", [] { return active->name; }, "The instruction set in use: portable, avx2 or avx512.");
   module.def("simd_levels", simd_levels, "Those that this build and processor have, the widest last.");

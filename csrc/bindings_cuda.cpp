@@ -1,5 +1,5 @@
-// The Python module fastdiff._cuda. Importing it needs no driver: the CUDA runtime is linked statically and looks for one at the
-// first call.
+// The Python module fastdiff._cuda. Importing it needs no driver: the CUDA runtime is linked statically and looks for
+// one at the first call.
 #include "bindings.h"
 #include "cuda/launch.h"
 
@@ -10,7 +10,8 @@ namespace {
 
 bool raised(cudaError_t error, const char *where) {
   if (error == cudaSuccess) return false;
-  PyErr_Format(PyExc_RuntimeError, "CUDA error in %s: %s (%s)", where, cudaGetErrorString(error), cudaGetErrorName(error));
+  PyErr_Format(PyExc_RuntimeError, "CUDA error in %s: %s (%s)", where, cudaGetErrorString(error),
+               cudaGetErrorName(error));
   return true;
 }
 
@@ -49,8 +50,14 @@ PyMethodDef stage_definition = {
 
 void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds, uintptr_t index, uint32_t draw,
             uint32_t tag, int device, uintptr_t stream) {
-  const NormalArgs a = {reinterpret_cast<void *>(out), dtype, batch, n, reinterpret_cast<const int64_t *>(seeds),
-                        reinterpret_cast<const int32_t *>(index), draw, tag};
+  const NormalArgs a = {reinterpret_cast<void *>(out),
+                        dtype,
+                        batch,
+                        n,
+                        reinterpret_cast<const int64_t *>(seeds),
+                        reinterpret_cast<const int32_t *>(index),
+                        draw,
+                        tag};
   const Current current{device};
   if (raised(current.error(), "normal (choosing the device)") ||
       raised(launch_normal(a, reinterpret_cast<cudaStream_t>(stream)), "normal"))
@@ -78,7 +85,8 @@ py::tuple launch_geometry(int64_t batch, int64_t n) {
 
 PYBIND11_MODULE(_cuda, module) {
   using namespace fastdiff;
-  module.doc() = "The fused stage and the noise on CUDA devices; takes raw pointers and a stream, knows no tensor library.";
+  module.doc() =
+      "The fused stage and the noise on CUDA devices; takes raw pointers and a stream, knows no tensor library.";
   add_fast_function(module, &stage_definition);
   module.def("normal", normal,
              "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, tag, device, stream).");

@@ -1,11 +1,10 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011) and Box-Muller, on host and
-// device. The host functions are branch-free and free of library calls, so that loops around them vectorise.
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011) and Box-Muller, on
+// host and device. The host functions are branch-free and free of library calls, so that loops around them vectorise.
 #pragma once
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-
 
 #if defined(__CUDACC__)
 #define FD_FN static __host__ __device__ __forceinline__
@@ -62,8 +61,8 @@ FD_FN float to_float(uint32_t c) {
 #endif
 }
 
-// sqrt(-2 ln v) for v in [2^-33, 1]. v = 2^e (1 + t) with |t| <= 1/3, so e = 0 near 1 and the relative accuracy stays good
-// there; ln(1 + t) = t + t^2 q(t), q a minimax fit (2.6e-8 relative on ln).
+// sqrt(-2 ln v) for v in [2^-33, 1]. v = 2^e (1 + t) with |t| <= 1/3, so e = 0 near 1 and the relative accuracy stays
+// good there; ln(1 + t) = t + t^2 q(t), q a minimax fit (2.6e-8 relative on ln).
 FD_FN float radius(float v) {
   const uint32_t bits = as_bits(v);
   const int32_t e = int32_t(bits - 0x3F2AAAABu) >> 23;

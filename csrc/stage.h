@@ -15,7 +15,8 @@ enum Convert { CONVERT_NONE, CONVERT_RAW, CONVERT_LINEAR, CONVERT_CLIP };
 
 enum DType { F16, BF16, F32, F64 };
 
-// Every pointer is to contiguous memory, null where unused. An output may be the same buffer as an input, at the same offset.
+// Every pointer is to contiguous memory, null where unused. An output may be the same buffer as an input, at the same
+// offset.
 struct StageArgs {
   int32_t convert, guided, m_reads_u;
   uint32_t u_mask, x_mask;
@@ -26,12 +27,12 @@ struct StageArgs {
   const void *h[6];
   const void *z[3];  // the user's noise; null: Philox
   void *u_out, *x_out, *m_out, *net_in;
-  const void *table;       // rows of WIDTH coefficients in the state's dtype
-  const int32_t *draws;    // rows of 3
-  int64_t k;               // the row
-  const int32_t *rows;     // or a row for each sample
-  const int64_t *seeds;    // per sample
-  const int32_t *index;    // per sample
+  const void *table;            // rows of WIDTH coefficients in the state's dtype
+  const int32_t *draws;         // rows of 3
+  int64_t k;                    // the row
+  const int32_t *rows;          // or a row for each sample
+  const int64_t *seeds;         // per sample
+  const int32_t *index;         // per sample
   const void *lo, *hi, *scale;  // per sample, state's dtype
 };
 

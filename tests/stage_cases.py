@@ -6,9 +6,10 @@ Use:
     def test_stage(seed):
         check(cpu, random_case(seed))                       # or: random_case(seed, state=torch.float64, shape=(7, 5))
 
-`random_case` covers every conversion, guidance, clipping (with NaN in the data), 0 to 6 history entries, 0 to 3 noises (drawn or
-given), all dtypes, odd sizes, outputs that share memory with inputs, and a table row per sample. `check` fills the outputs
-with NaN before the run, so that an element that was not written is seen, and verifies that inputs are left as they were.
+`random_case` covers every conversion, guidance, clipping (with NaN in the data), 0 to 6 history entries, 0 to 3
+noises (drawn or given), all dtypes, odd sizes, outputs that share memory with inputs, and a table row per sample.
+`check` fills the outputs with NaN before the run, so that an element that was not written is seen, and verifies that
+inputs are left as they were.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def _coeffs(rng: np.random.Generator, spec: StageSpec, state: torch.dtype, batch
 
 
 def _expected(case: Case) -> tuple[Buffers, Buffers]:
-    """The reference in float64, and the same with every number's absolute value: the sum of |terms| that bounds rounding."""
+    """The reference in float64, and the same on absolute values: the sum of |terms|, which bounds rounding."""
     coeffs, batch = case.coeffs, case.coeffs.seeds.shape[0]
     like = next(t for t in (case.buf.u_out, case.buf.x_out, case.buf.net_in) if t is not None)
     shape = torch.Size((batch, *like.shape[1:]))
@@ -259,9 +260,9 @@ def _noise_error(case: Case, mask: int, first: int) -> torch.Tensor:
 def check(backend: ModuleType | Any, case: Case) -> None:
     """Run `backend.stage` on a copy of the case, and assert what it wrote against the reference in float64.
 
-    The bound: a term goes through at most 2 roundings in g, 2 in x0, 1 in its scale, 2 in m, then 1 product and `terms` sums:
-    (terms + 8)·u·Σ|c·r| with u the state's unit roundoff, and one more for in_scale; then the rounding to the output's dtype
-    (float64 to a 16-bit dtype may go through float32). 2% covers the second-order terms.
+    The bound: a term goes through at most 2 roundings in g, 2 in x0, 1 in its scale, 2 in m, then 1 product and `terms`
+    sums: (terms + 8)·u·Σ|c·r| with u the state's unit roundoff, and one more for in_scale; then the rounding to the
+    output's dtype (float64 to a 16-bit dtype may go through float32). 2% covers the second-order terms.
     """
     spec, state = case.spec, case.coeffs.table.dtype
     buf = case.fresh()
@@ -288,11 +289,13 @@ def check(backend: ModuleType | Any, case: Case) -> None:
         # Beyond float16's range both are infinite, or one is the largest finite number.
         inside |= (expected.abs() + bound > info.max) & (got.double().abs() >= info.max * (1 - info.eps))
         inside |= got.isnan() & expected.isnan()
-        assert inside.all(), (
-            f"{name}: {int((~inside).sum())} of {inside.numel()} elements outside the bound; first at "
-            f"{(~inside).reshape(-1).nonzero()[0].item()}: got {got[~inside][0].item()}, expected {expected[~inside][0].item()} "
-            f"+- {bound.expand_as(expected)[~inside][0].item():.3g}; {spec}, state {state}, shape {tuple(got.shape)}"
-        )
+        if not inside.all():
+            off = int((~inside).reshape(-1).nonzero()[0])
+            value, wanted, within = (t.expand_as(inside).reshape(-1)[off].item() for t in (got, expected, bound))
+            raise AssertionError(
+                f"{name}: {int((~inside).sum())} of {inside.numel()} elements outside the bound; element {off}: "
+                f"got {value}, expected {wanted} +- {within:.3g}; {spec}, state {state}, shape {tuple(got.shape)}"
+            )
     written = {id(getattr(buf, name)) for name in OUTPUTS}
     pairs = [(name, getattr(buf, name), getattr(case.buf, name)) for name in INPUTS]
     pairs += [(f"h{i + 1}", h, case.buf.h[i]) for i, h in enumerate(buf.h)]

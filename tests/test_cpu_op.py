@@ -43,7 +43,7 @@ def test_random_stages(level: str, group: int) -> None:
 
 @pytest.mark.parametrize(("state", "network"), ((torch.float32, torch.float32), (torch.float64, torch.bfloat16)))
 def test_on_two_threads_and_past_the_cache(level: str, state: torch.dtype, network: torch.dtype) -> None:
-    # Above the thresholds for threads and for non-temporal stores; an odd n makes the second sample's streams unaligned.
+    # Above the thresholds for threads and for non-temporal stores; an odd n makes the second sample unaligned.
     spec = StageSpec(LINEAR, True, True, 1 << X | 1 << M | 1 << H1, 1 << X | 1 << ZA, 1)
     check(
         cpu,
@@ -59,7 +59,7 @@ def test_on_two_threads_and_past_the_cache(level: str, state: torch.dtype, netwo
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
 def test_every_16_bit_number_survives(level: str, dtype: torch.dtype) -> None:
-    # m = out and u' = 1·m: the float32 value must be torch's, and converting back must give the same bits, subnormals included.
+    # m = out and u' = 1·m: the float32 value must be torch's, and converted back the same bits, subnormals included.
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).reshape(1, -1)
     value, back = torch.full(every.shape, math.nan), torch.full_like(every, math.nan)
     table = torch.zeros(1, WIDTH)
@@ -159,7 +159,7 @@ def test_history_in_place_of_the_oldest_entry(level: str) -> None:
 
 
 def test_unknown_or_impossible_level_is_an_error() -> None:
-    with pytest.raises(ValueError, match="SIMD level 'sse9' cannot run here: .* has portable"):
+    with pytest.raises(ValueError, match=r"SIMD level 'sse9' cannot run here: .* has portable"):
         _cpu.set_simd("sse9")
     code = "from fastdiff.ops import cpu; print(cpu.available())"
     run = subprocess.run(

@@ -26,7 +26,8 @@
 namespace fastdiff {
 namespace {
 
-// float16 bits as a float32 at 2^-112 of its value, then scaled: right for subnormals too. Infinity and NaN keep their exponent.
+// float16 bits as a float32 at 2^-112 of its value, then scaled: right for subnormals too. Infinity and NaN keep their
+// exponent.
 FD_FN float from_half(uint16_t h) {
   const uint32_t bits = (h & 0x7FFFu) << 13;
   const uint32_t scaled = as_bits(as_float(bits) * 5.192296858534828e33f);

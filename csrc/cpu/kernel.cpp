@@ -1,5 +1,5 @@
-// The stage and the normals on the CPU. Compiled once for each instruction set (FD_LEVEL names it); tiles of the streams stay in
-// the first-level cache, so that each pass over a tile is free beside the traffic to memory.
+// The stage and the normals on the CPU. Compiled once for each instruction set (FD_LEVEL names it); tiles of the
+// streams stay in the first-level cache, so that each pass over a tile is free beside the traffic to memory.
 #include "kernel.h"
 
 #include "convert.h"
@@ -84,9 +84,10 @@ void combine_n(T *out, const Terms<T> &terms, int64_t len) {
 template <class T>
 void combine(T *out, const Terms<T> &terms, int64_t len) {
   using Function = void (*)(T *, const Terms<T> &, int64_t);
-  static constexpr Function functions[NREG] = {
-      combine_n<T, 1>, combine_n<T, 2>, combine_n<T, 3>,  combine_n<T, 4>,  combine_n<T, 5>,  combine_n<T, 6>, combine_n<T, 7>,
-      combine_n<T, 8>, combine_n<T, 9>, combine_n<T, 10>, combine_n<T, 11>, combine_n<T, 12>, combine_n<T, 13>};
+  static constexpr Function functions[NREG] = {combine_n<T, 1>, combine_n<T, 2>,  combine_n<T, 3>,  combine_n<T, 4>,
+                                               combine_n<T, 5>, combine_n<T, 6>,  combine_n<T, 7>,  combine_n<T, 8>,
+                                               combine_n<T, 9>, combine_n<T, 10>, combine_n<T, 11>, combine_n<T, 12>,
+                                               combine_n<T, 13>};
   if (terms.count == 0) {
     for (int64_t i = 0; i < len; ++i) out[i] = T(0);
   } else {

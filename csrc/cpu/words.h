@@ -1,5 +1,6 @@
-// Philox words for many blocks at once. Each block has a 64-bit lane: the widening multiplication reads only the lower half of a
-// lane, so the upper halves may hold anything, and a round is two multiplications, two shifts and two three-way xors.
+// Philox words for many blocks at once. Each block has a 64-bit lane: the widening multiplication reads only the lower
+// half of a lane, so the upper halves may hold anything, and a round is two multiplications, two shifts and two
+// three-way xors.
 #pragma once
 
 #include "../philox.h"
@@ -55,7 +56,8 @@ inline void put(uint32_t *to, Words even, Words odd) {
 #endif
 
 #if defined(__SSE2__)
-// The words of `LANES * CHAINS` blocks from `block`: for Box-Muller, c0 and c2 of each block go to `a`, c1 and c3 to `b`.
+// The words of `LANES * CHAINS` blocks from `block`: for Box-Muller, c0 and c2 of each block go to `a`, c1 and c3 to
+// `b`.
 inline void philox_words(uint32_t *a, uint32_t *b, uint32_t block, const Stream &s) {
   Words c0[CHAINS], c1[CHAINS], c2[CHAINS], c3[CHAINS];
   for (int i = 0; i < CHAINS; ++i) {

@@ -1,5 +1,5 @@
-// The CUDA back end as its callers see it. Launches are asynchronous on `stream`, allocate nothing and synchronise nothing, so
-// they may be captured into a graph. The error of every launch is returned.
+// The CUDA back end as its callers see it. Launches are asynchronous on `stream`, allocate nothing and synchronise
+// nothing, so they may be captured into a graph. The error of every launch is returned.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -34,8 +34,8 @@ inline Geometry geometry(int64_t batch, int64_t n) {
   return {groups, uint32_t((groups + threads - 1) / threads), uint32_t(batch < 65535 ? batch : 65535), threads};
 }
 
-// Whether groups may be moved by one access of 4 elements: true where each sample starts at a multiple of 4 elements and every
-// buffer is aligned to 4 of its elements (8 bytes for 16-bit types, else 16).
+// Whether groups may be moved by one access of 4 elements: true where each sample starts at a multiple of 4 elements
+// and every buffer is aligned to 4 of its elements (8 bytes for 16-bit types, else 16).
 inline bool vectorizable(const StageArgs &a) {
   if (a.n % 4 != 0) return false;
   const auto aligned = [](const void *p, int dtype) {
@@ -45,10 +45,12 @@ inline bool vectorizable(const StageArgs &a) {
   bool all = aligned(a.x, a.state) && aligned(a.u, a.state) && aligned(a.out, a.net) && aligned(a.aux, a.net);
   for (const void *h : a.h) all = all && aligned(h, a.hist);
   for (const void *z : a.z) all = all && aligned(z, a.state);
-  return all && aligned(a.u_out, a.state) && aligned(a.x_out, a.state) && aligned(a.m_out, a.hist) && aligned(a.net_in, a.in);
+  return all && aligned(a.u_out, a.state) && aligned(a.x_out, a.state) && aligned(a.m_out, a.hist) &&
+         aligned(a.net_in, a.in);
 }
 
-// The same stage as one long sample, where nothing in it depends on the sample: an odd n then still moves 4 elements at a time.
+// The same stage as one long sample, where nothing in it depends on the sample: an odd n then still moves 4 elements at
+// a time.
 inline StageArgs flattened(StageArgs a) {
   const bool drawn = ((a.u_mask | a.x_mask) >> RZA) != 0;
   if (!a.rows && !drawn && a.convert != CONVERT_CLIP) {

@@ -1,5 +1,5 @@
-// A thread's 4 elements on their way from and to memory. They are fetched as raw bits and converted later, so that all loads of a
-// thread are in flight before the first is waited for.
+// A thread's 4 elements on their way from and to memory. They are fetched as raw bits and converted later, so that all
+// loads of a thread are in flight before the first is waited for.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -23,8 +23,8 @@ __device__ __forceinline__ uint4 four(const uint32_t *p, int count) {
   return make_uint4(count > 0 ? p[0] : 0u, count > 1 ? p[1] : 0u, count > 2 ? p[2] : 0u, count > 3 ? p[3] : 0u);
 }
 
-// `count` elements from `at`; 4 of them with one access (two for float64) if VEC. A float64 stream of a float32 stage, which is
-// rare, is converted here.
+// `count` elements from `at`; 4 of them with one access (two for float64) if VEC. A float64 stream of a float32 stage,
+// which is rare, is converted here.
 template <class T, bool VEC>
 __device__ __forceinline__ Raw<T> fetch(const void *base, int dtype, int64_t at, int count) {
   Raw<T> raw{};
@@ -114,7 +114,8 @@ __device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count
 
 // Four normals: elements 4*block .. 4*block + 3 of a sample.
 template <class T>
-__device__ __forceinline__ void draw_four(int64_t block, int32_t index, uint32_t draw, uint32_t tag, int64_t seed, T (&v)[4]) {
+__device__ __forceinline__ void draw_four(int64_t block, int32_t index, uint32_t draw, uint32_t tag, int64_t seed,
+                                          T (&v)[4]) {
   const uint64_t key = uint64_t(seed);
   const Block words = philox({uint32_t(block), uint32_t(index), draw, tag}, uint32_t(key), uint32_t(key >> 32));
   const Pair first = box_muller(words.c0, words.c1), second = box_muller(words.c2, words.c3);

@@ -1,5 +1,6 @@
-// The stage on the GPU. Specialised on the state's dtype, on the most history entries, on noise, and on wide accesses; everything
-// else is a branch that all threads take alike. No pointer is __restrict__: an output may be an input's buffer.
+// The stage on the GPU. Specialised on the state's dtype, on the most history entries, on noise, and on wide accesses;
+// everything else is a branch that all threads take alike. No pointer is __restrict__: an output may be an input's
+// buffer.
 #pragma once
 
 #include "memory.cuh"
@@ -14,15 +15,16 @@ __device__ __forceinline__ void accumulate(bool used, T factor, const T (&v)[4],
   }
 }
 
-// Blocks of 256 threads that must fit on a multiprocessor: as many as let no kernel spill. Without the bound, the compiler
-// spilled in order to reach 64 registers.
+// Blocks of 256 threads that must fit on a multiprocessor: as many as let no kernel spill. Without the bound, the
+// compiler spilled in order to reach 64 registers.
 template <class T, int HISTORY, bool NOISE>
 constexpr int resident() {
   return (HISTORY > 3 || NOISE ? 2 : 4) * 4 / int(sizeof(T));
 }
 
 template <class T, int HISTORY, bool NOISE, bool VEC>
-__global__ void __launch_bounds__(256, resident<T, HISTORY, NOISE>()) stage_kernel(const StageArgs a, const int64_t groups) {
+__global__ void __launch_bounds__(256, resident<T, HISTORY, NOISE>())
+    stage_kernel(const StageArgs a, const int64_t groups) {
   constexpr int own = sizeof(T) == 4 ? F32 : F64;
   const int64_t group = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (group >= groups) return;

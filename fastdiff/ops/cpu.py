@@ -5,8 +5,9 @@ FASTDIFF_SIMD=portable|avx2|avx512 forces an instruction set; one that cannot ru
 
 from __future__ import annotations
 
+import importlib
 import math
-from types import ModuleType
+import warnings
 from typing import Any
 
 import torch
@@ -17,17 +18,17 @@ from fastdiff.table import StageSpec
 NAME = "cpu"
 
 _CODES: dict[Any, int] = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-_ext: ModuleType | None
-_reason: str
+_ext: Any = None
 try:
-    from fastdiff import _cpu as _ext
-
+    _ext = importlib.import_module("fastdiff._cpu")
     _reason = f"SIMD {_ext.simd_level()}, OpenMP {'on' if _ext.has_openmp() else 'off'}"
 except ImportError as error:
-    _ext, _reason = (
-        None,
-        f"the extension fastdiff._cpu cannot be imported ({error}); reinstall with a C++ compiler at hand",
-    )
+    if "FASTDIFF_SIMD" in str(error):
+        # Not in silence: without the extension, backend=None would mean the reference, which is far slower.
+        _reason = str(error)
+        warnings.warn(f"the cpu back end is off: {_reason}", RuntimeWarning, stacklevel=2)
+    else:
+        _reason = f"fastdiff._cpu cannot be imported ({error}); reinstall with a C++ compiler at hand"
 _stage = None if _ext is None else _ext.stage
 _threads = torch.get_num_threads
 

@@ -1,9 +1,9 @@
-"""The fused stage on CUDA devices: csrc/cuda, compiled ahead by nvcc. Launches are asynchronous, and may be captured."""
+"""The fused stage on CUDA devices: csrc/cuda, compiled ahead by nvcc. Launches are asynchronous and may be captured."""
 
 from __future__ import annotations
 
+import importlib
 import math
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,14 +16,12 @@ CAPABILITY = (8, 0)
 """The oldest compute capability that the extension carries code for."""
 
 _CODES: dict[Any, int] = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-_ext: ModuleType | None
-_missing: str
+_ext: Any = None
+_missing = ""
 try:
-    from fastdiff import _cuda as _ext
-
-    _missing = ""
+    _ext = importlib.import_module("fastdiff._cuda")
 except ImportError as error:
-    _ext, _missing = None, f"built without CUDA ({error}); reinstall where nvcc is on PATH, with FASTDIFF_CUDA=1"
+    _missing = f"built without CUDA ({error}); reinstall where nvcc is on PATH, with FASTDIFF_CUDA=1"
 
 
 def available() -> tuple[bool, str]:
@@ -38,7 +36,7 @@ def available() -> tuple[bool, str]:
 
 
 def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> tuple[bool, str]:
-    """CUDA tensors on compute capability 8.0 or later; state float32 or float64; network float16, bfloat16, float32, float64."""
+    """CUDA tensors on compute capability 8.0 or later; state float32 or float64; network also float16 or bfloat16."""
     if device.type != "cuda" or torch.version.hip is not None:
         return False, f"it takes tensors on an NVIDIA GPU, and the state is on {device}"
     if state not in (torch.float32, torch.float64):
@@ -47,15 +45,13 @@ def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> 
         return False, f"the network's dtype must be float16, bfloat16, float32 or float64, got {network}"
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
-        return (
-            False,
-            f"it needs compute capability {CAPABILITY[0]}.{CAPABILITY[1]}, and {device} has {capability[0]}.{capability[1]}",
-        )
+        have, need = (".".join(map(str, pair)) for pair in (capability, CAPABILITY))
+        return False, f"it needs compute capability {need} or later, and {device} has {have}"
     return True, ""
 
 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
-    """Launch table row `k` (or `coeffs.rows`, one row per sample) on the current stream; see `Buffers` for shapes and dtypes."""
+    """Launch table row `k` (or `coeffs.rows`, one row per sample) on the current stream; see `Buffers` for shapes."""
     table, seeds = coeffs.table, coeffs.seeds
     out, aux, h = buf.out, buf.aux, buf.h
     u_out, x_out, m_out, net_in = buf.u_out, buf.x_out, buf.m_out, buf.net_in
