@@ -142,6 +142,31 @@ class NoiseSchedule:
         """The time given to the network."""
         return cast(Values, (self.time_scale * self._model_time(self._times(t)))[()])
 
+    def drift(self, t: Values) -> Values:
+        """f(t) = d log alpha / dt of the SDE dx = f(t) x dt + g(t) dw that has these alpha and sigma (see `diffusion`)."""
+        return cast(Values, self._sde(t)[0][()])
+
+    def diffusion(self, t: Values) -> Values:
+        """g(t) of the SDE dx = f(t) x dt + g(t) dw, with g² = d sigma²/dt − 2 f sigma² (Song et al. 2021, 2011.13456).
+
+        Both are given at the public time and mean derivatives with respect to the SDE's own time, which is the public one
+        but for VE: there it is u in [0, 1] with sigma = sigma_min (sigma_max / sigma_min)^u (App. C), at the public sigma.
+        Discrete schedules are chains, not SDEs: ValueError.
+        """
+        return cast(Values, np.sqrt(self._sde(t)[1])[()])
+
+    def _sde(self, t: float | Array) -> tuple[Array, Array]:
+        x = self._times(t)
+        with np.errstate(divide="ignore"):
+            return self._drift_diffusion(x)
+
+    def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
+        """f and g² at float64 times inside the range."""
+        raise ValueError(
+            f"{self!r} is a chain of {self.num_train} steps without an SDE of its own; expected a continuous schedule, such "
+            "as fastdiff.schedules.vp_linear(), which DDPM's becomes with many steps"
+        )
+
     def at(self, t: float) -> Point:
         """Everything at one time, from one evaluation."""
         alpha, sigma, log_alpha, log_sigma = self._all(t)

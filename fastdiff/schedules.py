@@ -56,6 +56,13 @@ class VPLinear(NoiseSchedule):
     def _log_alpha_sigma(self, t: Array) -> tuple[Array, Array, Array, Array]:
         return vp_parts(self._log_alpha(t))
 
+    def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
+        beta = self._beta(t)
+        return -0.5 * beta, beta
+
+    def _beta(self, t: Array) -> Array:
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
     def _inverse_lambda(self, lam: Array) -> Array:
         return self._inverse_log_alpha(vp_log_alpha(lam))
 
@@ -76,6 +83,11 @@ class SubVP(VPLinear):
         log_alpha = self._log_alpha(t)
         sigma = 0.0 - np.expm1(2.0 * log_alpha)
         return np.exp(log_alpha), sigma, log_alpha, np.log(sigma)
+
+    def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
+        # g² = beta (1 − alpha⁴): exp(−2 ∫ beta) is alpha⁴.
+        beta = self._beta(t)
+        return -0.5 * beta, beta * (0.0 - np.expm1(4.0 * self._log_alpha(t)))
 
     def _inverse_lambda(self, lam: Array) -> Array:
         # sigma / alpha = 1 / alpha - alpha = 2 sinh(-log alpha).
@@ -108,6 +120,11 @@ class VPCosine(NoiseSchedule):
         # cos(a + d) / cos(a) - 1 = -2 sin^2(d/2) - tan(a) sin(d), which is exact near d = 0.
         d = 0.5 * math.pi / (1.0 + self.s) * t
         return vp_parts(np.log1p(-2.0 * np.sin(0.5 * d) ** 2 - math.tan(self._origin) * np.sin(d)))
+
+    def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
+        rate = 0.5 * math.pi / (1.0 + self.s)
+        f = -rate * np.tan(self._origin + rate * t)
+        return f, -2.0 * f
 
     def _inverse_lambda(self, lam: Array) -> Array:
         alpha, sigma, _, _ = vp_parts(vp_log_alpha(lam))
@@ -151,6 +168,10 @@ class _Exploding(NoiseSchedule):
     def _log_alpha_sigma(self, t: Array) -> tuple[Array, Array, Array, Array]:
         return np.ones_like(t), t, np.zeros_like(t), np.log(t)
 
+    def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
+        # d sigma²/du, where sigma grows geometrically with u.
+        return np.zeros_like(t), 2.0 * math.log(self.sigma_max / self.sigma_min) * t * t
+
     def _inverse_lambda(self, lam: Array) -> Array:
         return np.exp(-lam)
 
@@ -184,6 +205,9 @@ class EDM(_Exploding):
         """0: EDM's sampler ends clean."""
         return 0.0
 
+    def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
+        return np.zeros_like(t), 2.0 * t
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Flow(NoiseSchedule):
@@ -215,6 +239,11 @@ class Flow(NoiseSchedule):
         scale = 1.0 + (self.shift - 1.0) * t
         alpha, sigma = (1.0 - t) / scale, self.shift * t / scale
         return alpha, sigma, np.log(alpha), np.log(sigma)
+
+    def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
+        # g² = −2 sigma² dlambda/dt, and lambda = log((1 − t) / (shift t)); f and g have no bound at t = 1.
+        scale = 1.0 + (self.shift - 1.0) * t
+        return -1.0 / (1.0 - t) - (self.shift - 1.0) / scale, 2.0 * self.shift**2 * t / (scale * scale * (1.0 - t))
 
     def _inverse_lambda(self, lam: Array) -> Array:
         # (1 - t) / (shift t) = exp(lam)

@@ -1,0 +1,340 @@
+"""Training losses: DDPM's, SMLD's and the score SDEs', and the forward process that they share.
+
+Every loss compares the network's output with its own target and returns a scalar that gradients flow through. With
+x_t = alpha x_0 + sigma eps, an error of the output is an error of eps times a known factor, so that each loss works with
+each prediction. Draws are explicit arguments (`t`, `noise`), or come from a `torch.Generator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from fastdiff.names import unknown
+from fastdiff.network import Network
+from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.table import PREDICTIONS, conversion
+
+__all__ = ["ddpm_loss", "q_sample", "sde_loss", "smld_loss"]
+
+Array = NDArray[np.float64]
+Model = Callable[..., Any]
+KINDS = ("l2", "l1")
+REDUCTIONS = ("mean", "none")
+
+
+def q_sample(
+    x0: Tensor,
+    t: Tensor | ArrayLike,
+    schedule: str | NoiseSchedule = "ddpm",
+    noise: Tensor | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """x_t = alpha(t) x_0 + sigma(t) eps (Ho et al. 2020, arXiv 2006.11239, eq. 4; Song et al. 2021, 2011.13456, eq. 29).
+
+    Args:
+        x0: (B, ...) data, floating point.
+        t: (B,) times of the schedule (see `NoiseSchedule`), or one for all; inside its range.
+        schedule: a `NoiseSchedule` or its name.
+        noise: (B, ...) standard normal eps; default: drawn with `generator`.
+        generator: where the noise comes from; default: torch's own. A generator of another device than x0's is fine.
+
+    Returns:
+        x_t in the shape, dtype and on the device of x0; differentiable in x0 and noise.
+
+    Raises:
+        TypeError, ValueError: x0 not floating point, times or noise of another shape, times outside the schedule.
+    """
+    _check_data(x0)
+    known = resolve(schedule)
+    times = _check_times(t, len(x0), known)
+    return _diffuse(x0, _noise(x0, noise, generator), known.alpha(times), known.sigma(times))
+
+
+def ddpm_loss(
+    model: Model,
+    x0: Tensor,
+    schedule: str | NoiseSchedule = "ddpm",
+    *,
+    kind: str = "l2",
+    prediction: str = "eps",
+    t: Tensor | ArrayLike | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """DDPM's simple loss, E |out − target|² (Ho et al. 2020, arXiv 2006.11239, eq. 14), or its L1 form.
+
+    The target is eps, x0, v = alpha eps − sigma x0 (Salimans and Ho 2022, arXiv 2202.00512, App. D) or eps − x0 ("flow");
+    a score, whose target −eps/sigma is not bounded, is compared times sigma, which makes its loss the one of eps.
+
+    Args:
+        model: callable (x, t, **model_kwargs) as in `fastdiff.sample`; t is (B,) model times, float32 (float64 for float64 x0).
+        x0: (B, ...) data, floating point.
+        schedule: a discrete schedule or its name.
+        kind: "l2" for squares, "l1" for absolute values.
+        prediction: what the model gives: "eps", "x0", "v", "score" or "flow".
+        t: (B,) times; default: indices 0 to N − 1, drawn uniformly.
+        noise: (B, ...) standard normal eps; default: drawn.
+        generator: source of both draws; default: torch's own.
+        model_kwargs: keyword arguments of the model.
+        reduction: "mean" over samples and elements, or "none": (B,), the mean over each sample's elements.
+
+    Raises:
+        TypeError, ValueError: bad arguments, a schedule that is not discrete, or an output of the wrong shape.
+    """
+    _check_names(prediction, reduction)
+    if kind not in KINDS:
+        raise ValueError(unknown("kind", kind, KINDS))
+    _check_data(x0)
+    known = resolve(schedule)
+    if known.num_train is None:
+        raise ValueError(
+            f"ddpm_loss got {known!r}, which has no integer times; expected a discrete schedule such as 'ddpm': for a "
+            "continuous one call sde_loss(model, x0, schedule)"
+        )
+    if t is None:
+        t = np.floor(known.num_train * _uniform(len(x0), generator))
+    times = _check_times(t, len(x0), known)
+    alpha, sigma = known.alpha(times), known.sigma(times)
+    error = _error(model, x0, known, times, alpha, sigma, prediction, noise, generator, model_kwargs)
+    if prediction == "score":
+        error = error * _column(sigma, error)
+    return _reduce((error.abs() if kind == "l1" else error.square()).flatten(1).mean(1), reduction)
+
+
+def smld_loss(
+    model: Model,
+    x0: Tensor,
+    sigmas: ArrayLike | NoiseSchedule,
+    *,
+    levels: int = 1000,
+    prediction: str = "score",
+    reduce_mean: bool = True,
+    t: Tensor | ArrayLike | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Denoising score matching at discrete noise levels, weighted by sigma² (Song and Ermon 2019, arXiv 1907.05600, eq. 5–6).
+
+    For each sample |sigma s(x, sigma) + eps|² with x = x_0 + sigma eps: half of its sum over the elements as in the paper,
+    or its mean over them (`reduce_mean`), as score_sde trains.
+
+    Args:
+        model: callable (x, sigma, **model_kwargs): as everywhere in the package, a VE network is given sigma itself.
+        x0: (B, ...) data, floating point.
+        sigmas: (N,) positive noise levels in any order; or a VE schedule, whose `levels` geometric levels are taken.
+        levels: number of levels of a schedule, 2 or more.
+        prediction: what the model gives; the loss is that of the score it stands for.
+        reduce_mean: mean instead of half the sum over a sample's elements.
+        t: (B,) indices of the levels, 0 to N − 1; default: drawn uniformly.
+        noise, generator, model_kwargs, reduction: as in `ddpm_loss`.
+
+    Raises:
+        TypeError, ValueError: bad arguments, levels that are not positive, or an output of the wrong shape.
+    """
+    _check_names(prediction, reduction)
+    _check_data(x0)
+    table, known = _levels(sigmas, levels)
+    if t is None:
+        t = np.floor(len(table) * _uniform(len(x0), generator))
+    index = _vector("t", t, len(x0))
+    if np.any(index != np.rint(index)) or np.any(index < 0) or np.any(index > len(table) - 1):
+        raise ValueError(f"t got {index.tolist()}; expected integer indices of the levels, 0 to {len(table) - 1}")
+    sigma = table[index.astype(np.int64)]
+    error = _error(model, x0, known, sigma, np.ones_like(sigma), sigma, prediction, noise, generator, model_kwargs)
+    scaled = error * _column(_factor(prediction, np.ones_like(sigma), sigma), error)
+    return _reduce(_per_sample(scaled, reduce_mean), reduction)
+
+
+def sde_loss(
+    model: Model,
+    x0: Tensor,
+    schedule: str | NoiseSchedule,
+    *,
+    likelihood_weighting: bool = False,
+    reduce_mean: bool = True,
+    eps: float = 1e-5,
+    prediction: str = "eps",
+    t: Tensor | ArrayLike | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Continuous denoising score matching (Song et al. 2021, arXiv 2011.13456, eq. 7) for VP, sub-VP and VE.
+
+    E_t weight(t) |s(x_t, t) + eps/sigma(t)|², with the weight sigma(t)², or, for likelihood training, g(t)² (Song et al.
+    2021b, arXiv 2101.09258, eq. 7), g being `schedule.diffusion(t)`. t is uniform in [`eps`, `t_max`]; for VE that is
+    the SDE's own time, with sigma_min (sigma_max/sigma_min)^t, the public time of our schedule.
+
+    Args:
+        model: callable (x, t, **model_kwargs) as in `fastdiff.sample`; t is (B,) model times, float32 (float64 for float64 x0).
+        x0: (B, ...) data, floating point.
+        schedule: a continuous schedule of kind "vp", "subvp" or "ve", or its name.
+        likelihood_weighting: weight g(t)² instead of sigma(t)².
+        reduce_mean: mean over a sample's elements, as score_sde trains; False: half their sum, as in the paper.
+        eps: smallest time that is drawn; positive, since the score of the data itself need not exist.
+        prediction: what the model gives; the loss is that of the score it stands for.
+        t: (B,) public times (sigma for VE), with noise in them; default: drawn.
+        noise, generator, model_kwargs, reduction: as in `ddpm_loss`.
+
+    Raises:
+        TypeError, ValueError: bad arguments, a schedule without such an SDE, or an output of the wrong shape.
+    """
+    _check_names(prediction, reduction)
+    _check_data(x0)
+    known = resolve(schedule)
+    if known.discrete or known.kind not in ("vp", "subvp", "ve"):
+        raise ValueError(
+            f"sde_loss got {known!r}; expected a continuous VP, sub-VP or VE schedule, such as 'vp_linear', 'subvp' or "
+            "'ve': for a discrete one call ddpm_loss(model, x0, schedule)"
+        )
+    last = 1.0 if known.kind == "ve" else known.t_max
+    if not 0.0 < eps < last:
+        raise ValueError(f"eps={eps!r}: expected a time between 0 and {last!r}, such as eps=1e-5")
+    if t is None:
+        drawn = eps + (last - eps) * _uniform(len(x0), generator)
+        if known.kind == "ve":
+            low, high = known.t_min, known.t_max
+            drawn = np.minimum(low * (high / low) ** drawn, high)
+        t = drawn
+    times = _check_times(t, len(x0), known)
+    alpha, sigma = known.alpha(times), known.sigma(times)
+    if np.any(sigma == 0.0):
+        raise ValueError(f"t got {float(times[sigma == 0.0][0])!r}, where sigma is 0 and there is no score; expected t > 0")
+    error = _error(model, x0, known, times, alpha, sigma, prediction, noise, generator, model_kwargs)
+    factor = _factor(prediction, alpha, sigma)
+    if likelihood_weighting:
+        factor = factor * known.diffusion(times) / sigma
+    return _reduce(_per_sample(error * _column(factor, error), reduce_mean), reduction)
+
+
+def _error(
+    model: Model,
+    x0: Tensor,
+    schedule: NoiseSchedule,
+    times: Array,
+    alpha: Array,
+    sigma: Array,
+    prediction: str,
+    noise: Tensor | None,
+    generator: torch.Generator | None,
+    model_kwargs: Mapping[str, Any] | None,
+) -> Tensor:
+    """Output minus target, (B, ...), in the dtype of x0 or, where it is wider, of the output."""
+    eps = _noise(x0, noise, generator)
+    x = _diffuse(x0, eps, alpha, sigma)
+    clock = torch.from_numpy(np.asarray(schedule.model_time(times)))
+    clock = clock.to(device=x0.device, dtype=torch.float64 if x0.dtype == torch.float64 else torch.float32)
+    out = Network(model, len(x0), model_kwargs)(x, clock)
+    if out.dtype in (torch.float16, torch.bfloat16):
+        # Under autocast the network ends in half precision; squares are summed in float32.
+        out = out.float()
+    if prediction == "eps":
+        return out - eps
+    if prediction == "x0":
+        return out - x0
+    if prediction == "v":
+        return out - (_column(alpha, x0) * eps - _column(sigma, x0) * x0)
+    if prediction == "score":
+        return out + eps / _column(sigma, x0)
+    return out - (eps - x0)
+
+
+def _factor(prediction: str, alpha: Array, sigma: Array) -> Array:
+    """By what an error of the output must be multiplied to be one of eps = −sigma score."""
+    return np.array([conversion(prediction, "noise", a, s)[1] for a, s in zip(alpha.tolist(), sigma.tolist(), strict=True)])
+
+
+def _diffuse(x0: Tensor, eps: Tensor, alpha: Array, sigma: Array) -> Tensor:
+    return _column(alpha, x0) * x0 + _column(sigma, x0) * eps
+
+
+def _column(values: Array, like: Tensor) -> Tensor:
+    """(B,) float64 on the host -> (B, 1, ...) in the dtype and on the device of `like`."""
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _per_sample(error: Tensor, reduce_mean: bool) -> Tensor:
+    square = error.square().flatten(1)
+    return square.mean(1) if reduce_mean else 0.5 * square.sum(1)
+
+
+def _reduce(losses: Tensor, reduction: str) -> Tensor:
+    return losses.mean() if reduction == "mean" else losses
+
+
+def _uniform(batch: int, generator: torch.Generator | None) -> Array:
+    """(B,) uniform in [0, 1): on the host, so that no step waits for a device, unless the generator is elsewhere."""
+    where = torch.device("cpu") if generator is None else generator.device
+    return torch.rand(batch, generator=generator, device=where, dtype=torch.float64).cpu().numpy()
+
+
+def _noise(x0: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    if noise is None:
+        where = x0.device if generator is None else generator.device
+        return torch.randn(x0.shape, generator=generator, device=where, dtype=x0.dtype).to(x0.device)
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise must be a tensor of shape {tuple(x0.shape)}, got {type(noise).__name__}")
+    got, want = (tuple(noise.shape), noise.dtype, noise.device), (tuple(x0.shape), x0.dtype, x0.device)
+    if got != want:
+        raise ValueError(f"noise has shape, dtype and device {got}; expected those of x0, {want}: torch.randn_like(x0)")
+    return noise
+
+
+def _check_names(prediction: str, reduction: str) -> None:
+    if prediction not in PREDICTIONS:
+        raise ValueError(unknown("prediction", prediction, PREDICTIONS))
+    if reduction not in REDUCTIONS:
+        raise ValueError(unknown("reduction", reduction, REDUCTIONS))
+
+
+def _check_data(x0: Any) -> None:
+    if not isinstance(x0, Tensor):
+        raise TypeError(f"x0 must be a torch.Tensor of shape (B, ...), got {type(x0).__name__}")
+    if not x0.dtype.is_floating_point:
+        raise TypeError(f"x0 has dtype {x0.dtype}; expected floating point: pass x0.float(), scaled to about [-1, 1]")
+    if x0.ndim < 2 or x0.numel() == 0:
+        raise ValueError(f"x0 has shape {tuple(x0.shape)}; expected (B, ...) with at least one sample and one element")
+
+
+def _vector(name: str, values: Any, batch: int) -> Array:
+    host = values.detach().cpu() if isinstance(values, Tensor) else values
+    array = np.asarray(host, dtype=np.float64)
+    if array.shape not in ((), (batch,)):
+        raise ValueError(f"{name} has shape {array.shape}; expected one time for each sample, ({batch},), or one for all")
+    return np.broadcast_to(array, (batch,)).copy()
+
+
+def _check_times(t: Any, batch: int, schedule: NoiseSchedule) -> Array:
+    times = _vector("t", t, batch)
+    schedule.check(times)
+    return times
+
+
+def _levels(sigmas: Any, levels: int) -> tuple[Array, NoiseSchedule]:
+    """The noise levels, and a schedule that gives the network its time."""
+    if isinstance(sigmas, NoiseSchedule):
+        if sigmas.kind not in ("ve", "edm"):
+            raise ValueError(f"smld_loss got {sigmas!r}; expected noise levels, or a schedule such as schedules.ve()")
+        if isinstance(levels, bool) or not isinstance(levels, int | np.integer) or levels < 2:
+            raise ValueError(f"levels={levels!r}: expected an integer of at least 2, such as levels=1000")
+        low, high = sigmas.t_floor, sigmas.t_max
+        return np.minimum(np.geomspace(low, high, levels), high), sigmas
+    table = np.asarray(sigmas.detach().cpu() if isinstance(sigmas, Tensor) else sigmas, dtype=np.float64)
+    if table.ndim != 1 or table.size == 0 or not np.all(np.isfinite(table)) or np.any(table <= 0.0):
+        raise ValueError(
+            f"sigmas got shape {table.shape} with values such as {table.reshape(-1)[:3].tolist()}; expected (N,) finite "
+            "positive levels, such as np.geomspace(50, 0.01, 1000)"
+        )
+    return table, resolve("ve")
