@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastdiff.names import unknown
 from fastdiff.schedule_base import Array, NoiseSchedule
+from fastdiff.schedules import VE
 
 SPACINGS: dict[str, str] = {
     "time_uniform": "steps of equal time, to t_min (DPM-Solver)",
@@ -24,6 +25,7 @@ SPACINGS: dict[str, str] = {
     "trailing": "model times N - 1, N - 1 - N/steps, ..., then clean (diffusers)",
     "karras": "steps of equal sigma^(1/rho), then clean (Karras et al. 2022, eq. 5)",
     "exponential": "steps of equal log sigma, then clean (k-diffusion)",
+    "sde_uniform": "as linspace; for VE and EDM as exponential, for VE to the SDE's time 1e-5; then clean (score_sde)",
 }
 _OPTIONS = {"karras": ("rho",), "leading": ("steps_offset",)}
 _FINAL = ("clean", "t_min")
@@ -80,6 +82,11 @@ def grid(
     count = _steps(steps)
     start = _end("t_start", t_start, schedule.t_max, schedule)
     end = None if t_end is None else _end("t_end", t_end, schedule.t_clean, schedule)
+    if name == "sde_uniform":
+        name = "exponential" if schedule.kind in ("ve", "edm") and not schedule.discrete else "linspace"
+        if isinstance(schedule, VE) and end is None and final != "t_min":
+            # Song et al. 2021, arXiv 2011.13456, App. C: eps = 1e-5 in sigma_min·(sigma_max/sigma_min)^t.
+            end, final = schedule.sigma_min * (schedule.sigma_max / schedule.sigma_min) ** 1e-5, "clean"
     request = _Request(name, spacing, schedule, count, start, end, final, options)
     if name in _CURVES:
         times = _curve(request)

@@ -58,7 +58,9 @@ def moves(plan: Plan, table: Table) -> tuple[Move, ...]:
         begins = stage.evaluate and not any(s.evaluate and s.step == stage.step for s in stages[:k])
         ends = k + 1 == len(stages) or stages[k + 1].step != stage.step
         spec = table.specs[k + 1]
-        result.append(Move(k + 1, spec, stage.evaluate, stage.push, x, u, u_to, x_to, begins, ends, stage.draws, stage.norms))
+        result.append(
+            Move(k + 1, spec, stage.evaluate, stage.push, x, u, u_to, x_to, begins, ends, stage.draws, stage.norms)
+        )
         x, u = after, u_to
     return tuple(result)
 

@@ -62,8 +62,8 @@ class Stage:
         draws: numbers of the standard normal draws za, zb, zc; -1 where unused.
         in_scale: the network's input at this stage is `in_scale * u`.
         step: index of the outer step to which this stage belongs, from 0.
-        norms: "" in the usual case. Else, when the stage runs, the coefficient of m is multiplied by q² and that of za by q,
-            with q = ‖za‖/‖m‖: norms of each sample, "batch" taking the mean of each over the batch, "sample" every
+        norms: "" in the usual case. Else, when the stage runs, the coefficient of m is multiplied by q² and that of za
+            by q, with q = ‖za‖/‖m‖: norms of each sample, "batch" taking the mean of each over the batch, "sample" every
             sample's own (the Langevin step of Song et al. 2021, arXiv 2011.13456, Algorithms 4 and 5).
     """
 

@@ -12,13 +12,13 @@ from fastdiff.grids import SPACINGS
 from fastdiff.names import unknown
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.solvers import analytic, ddim, dpm_multistep, dpm_sde, dpm_singlestep, heun, unipc
+from fastdiff.solvers import analytic, ddim, dpm_multistep, dpm_sde, dpm_singlestep, heun, score_sde, unipc
 from fastdiff.solvers.base import Method, Option, Request
 
 __all__ = ["METHODS", "Method", "Option", "find", "methods", "plan"]
 
 METHODS: dict[str, Method] = {
-    m.name: m for family in (ddim, analytic, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun) for m in family.METHODS
+    m.name: m for family in (ddim, analytic, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun, score_sde) for m in family.METHODS
 }
 GRID_OPTIONS = ("rho", "steps_offset", "final")
 DEFAULT_STEPS = 10

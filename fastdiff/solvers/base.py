@@ -134,6 +134,7 @@ class Recorder:
         push: bool = False,
         evaluate: bool = True,
         draws: tuple[int, int, int] = (-1, -1, -1),
+        norms: str = "",
     ) -> None:
         """A stage that evaluates the network at `at` and leads to `to`. `next_x` defaults to `next_u`: one buffer."""
         self.stages.append(
@@ -149,6 +150,7 @@ class Recorder:
                 push=push,
                 draws=draws,
                 step=step,
+                norms=norms,
             )
         )
 
