@@ -1,11 +1,12 @@
 """Analytic-DPM: DDPM and DDIM with the optimal variance of the reverse steps, on any subsequence of times.
 
-Bao et al. 2022 (arXiv 2201.06503), Theorem 1. A reverse step draws x_t from a Gaussian around mean(x_s, x0-hat); q(x_t | x_s) also
-spreads because x0 is not known, so by the law of total variance the best isotropic variance is
+Bao et al. 2022 (arXiv 2201.06503), Theorem 1. A reverse step draws x_t from a Gaussian around mean(x_s, x0-hat);
+q(x_t | x_s) also spreads because x0 is not known, so by the law of total variance the best isotropic variance is
 
     std² = lambda² + c²·v,    v = E Var(x0 | x_s) / d = (sigma_s/alpha_s)²·(1 − Gamma),
 
-with lambda² the variance of q(x_t | x_s, x0) and c the coefficient of x0 in its mean. This is eq. 6 for a general (alpha, sigma).
+with lambda² the variance of q(x_t | x_s, x0) and c the coefficient of x0 in its mean: the paper's formula for a general
+(alpha, sigma).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class GammaOption(Option):
                 raise ValueError(unknown(f"{name} of method {method!r}:", str(value), names))
             return Gamma.load(str(value))
         raise TypeError(
-            f"{name}={value!r}: method {method!r} expects what fastdiff.analytic.estimate_gamma returns, its file, a mapping "
-            f"{{time: Gamma}}, 'upper' or 'lower' (method={method!r}, {name}=fastdiff.analytic.estimate_gamma(model, data))"
+            f"{name}={value!r}: method {method!r} expects what fastdiff.analytic.estimate_gamma returns, its file, "
+            f"a mapping {{time: Gamma}}, 'upper' or 'lower' ({name}=fastdiff.analytic.estimate_gamma(model, data))"
         )
 
 
@@ -79,7 +80,7 @@ class CountOption(Option):
 
 
 def optimal_std(lam: float, c: float, variance: float) -> float:
-    """Standard deviation of the reverse step (eq. 6): lam² is the variance given x0, c the coefficient of x0, variance that of x0."""
+    """Standard deviation of the reverse step: lam² is the variance given x0, c the coefficient of x0, variance that of x0."""
     return math.hypot(lam, c * math.sqrt(variance))
 
 
@@ -99,8 +100,8 @@ def x0_variance(gamma: Gamma | str, schedule: NoiseSchedule, s: Point, data_rang
     most = min(most, math.exp(min(-2.0 * s.lam, 700.0)) if math.isfinite(s.lam) else math.inf)
     if math.isinf(most):
         raise ValueError(
-            f"gamma='upper' has no bound at t={s.t:g}, where alpha = 0, for data without bounds: give data_range=(lo, hi), "
-            "an estimated gamma, or an earlier t_start"
+            f"gamma='upper' has no bound at t={s.t:g}, where alpha = 0, for data without bounds: give "
+            "data_range=(lo, hi), an estimated gamma, or an earlier t_start"
         )
     return most
 
@@ -159,8 +160,8 @@ def build_analytic_ddim(request: Request, *, eta: float, **options: Any) -> Plan
 OPTIONS: dict[str, Option] = {
     "gamma": GammaOption(
         "upper",
-        "what fastdiff.analytic.estimate_gamma returns, its file, or {time: Gamma}; or a data-free bound of the variance: 'upper' "
-        "(the default), 'lower' (the variance given x0)",
+        "what fastdiff.analytic.estimate_gamma returns, its file, or {time: Gamma}; or a data-free bound of the variance: "
+        "'upper' (the default), 'lower' (the variance given x0)",
     ),
     "data_range": RangeOption(
         (-1.0, 1.0), "where every element of the data lies; None: no bound, and no clipping of the variance"
@@ -172,7 +173,7 @@ OPTIONS: dict[str, Option] = {
 METHODS = (
     Method(
         name="analytic_ddpm",
-        summary="Analytic-DPM: DDPM with the optimal variance, from gamma=fastdiff.analytic.estimate_gamma(model, data)",
+        summary="Analytic-DPM: DDPM with the optimal variance: gamma=fastdiff.analytic.estimate_gamma(...)",
         paper="Bao et al. 2022, arXiv 2201.06503",
         order=1,
         build=build_analytic_ddpm,
@@ -183,7 +184,7 @@ METHODS = (
     ),
     Method(
         name="analytic_ddim",
-        summary="Analytic-DPM: DDIM with the optimal variance, from gamma=fastdiff.analytic.estimate_gamma(model, data)",
+        summary="Analytic-DPM: DDIM with the optimal variance: gamma=fastdiff.analytic.estimate_gamma(...)",
         paper="Bao et al. 2022, arXiv 2201.06503",
         order=1,
         build=build_analytic_ddim,

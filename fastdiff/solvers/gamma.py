@@ -1,4 +1,4 @@
-"""`Gamma`: the mean square of a network's noise prediction at each time, what Analytic-DPM's variance is made of. NumPy only."""
+"""`Gamma`: the mean square of a network's noise prediction, what Analytic-DPM's variance is made of. NumPy only."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fastdiff.schedule_base import NoiseSchedule, Point
 
 FORMAT = "fastdiff-gamma-1"
 PURE_NOISE = -4.0
-"""Below this lambda x0 given x has the data's own variance, up to a factor 1 - e^(2 lambda) for data of variance 1: 0.0003."""
+"""Below this lambda x0 given x has the data's own variance: for data of variance 1 up to a part of e^(2 lambda) = 0.0003."""
 
 Arrays = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Gamma:
-    """Gamma(t) = E |eps(x_t, t)|² / d over data and noise, with eps the network's noise prediction and d the size of a sample.
+    """Gamma(t) = E |eps(x_t, t)|² / d over data and noise: eps is the network's noise prediction, d the size of a sample.
 
     In Analytic-DPM (Bao et al. 2022, arXiv 2201.06503, eq. 8) Gamma is of the score; eps = -sigma·score, so this one is
     sigma² times theirs. It is 1 minus the part of the noise's variance that the network cannot tell from x_t:
-    E Var(x0 | x_t) / d = (sigma/alpha)²·(1 - Gamma). It does not depend on what the network predicts. Frozen and hashable.
+    E Var(x0 | x_t) / d = (sigma/alpha)²·(1 - Gamma). It is the same whatever the network predicts. Frozen, hashable.
 
     Attributes:
         times: schedule times, strictly increasing.
@@ -56,7 +56,7 @@ class Gamma:
         if not (np.isfinite(values).all() and (values >= 0).all()):
             bad = int(np.argmax(~(np.isfinite(values) & (values >= 0))))
             raise ValueError(
-                f"Gamma at time {times[bad]:g} is {values[bad]!r}; expected a finite mean square, at least 0"
+                f"Gamma at time {times[bad]:g} is {float(values[bad])!r}; expected a finite mean square, at least 0"
             )
         object.__setattr__(self, "times", tuple(times.tolist()))
         object.__setattr__(self, "values", tuple(values.tolist()))
@@ -83,15 +83,16 @@ class Gamma:
         """Raise ValueError unless this was estimated with `schedule`."""
         if self.schedule not in (None, schedule.fingerprint()):
             raise ValueError(
-                f"this Gamma was estimated with the schedule of fingerprint {self.schedule}, but the plan is of {schedule!r}, "
-                f"fingerprint {schedule.fingerprint()}: call fastdiff.analytic.estimate_gamma(model, data, schedule=...) with it"
+                f"this Gamma was estimated with the schedule of fingerprint {self.schedule}, but the plan is of "
+                f"{schedule!r}, fingerprint {schedule.fingerprint()}: call "
+                "fastdiff.analytic.estimate_gamma(model, data, schedule=...) with it"
             )
 
     def x0_variance(self, schedule: NoiseSchedule, s: Point) -> float:
         """E Var(x0 | x_s) / d = (sigma/alpha)²·(1 - Gamma), from 0 up.
 
-        Exact at the estimated times; between them Gamma is linear in lambda. Noisier than all of them, where the noisiest is
-        pure noise for practical purposes (lambda below -4), the variance there is kept: it tends to the data's own.
+        Exact at the estimated times; between them Gamma is linear in lambda. Noisier than all of them, where the noisiest
+        is pure noise for practical purposes (lambda below -4), the variance there is kept: it tends to the data's own.
 
         Raises:
             ValueError: the time is outside the estimated ones otherwise.
@@ -109,8 +110,8 @@ class Gamma:
             return math.exp(-2.0 * low) * max(0.0, 1.0 - self.values[known[0]])
         if not low - slack <= s.lam <= high + slack:
             raise ValueError(
-                f"the plan evaluates the network at t={s.t:g} (lambda={s.lam:.4g}), but Gamma is known from t={self.times[0]:g} to "
-                f"t={self.times[-1]:g}: estimate it there too, estimate_gamma(..., times=...), or move t_start or t_end"
+                f"the plan evaluates the network at t={s.t:g} (lambda={s.lam:.4g}), but Gamma is known from "
+                f"t={self.times[0]:g} to t={self.times[-1]:g}: estimate it there too, estimate_gamma(..., times=...), or move t_start or t_end"
             )
         value = float(np.interp(s.lam, lam[known], np.array(self.values)[known]))
         return math.exp(-2.0 * s.lam) * max(0.0, 1.0 - value)
@@ -160,7 +161,7 @@ def write(path: str | Path, arrays: Arrays, meta: Mapping[str, str]) -> None:
             + b"\n"
         )
     else:
-        # The safetensors format: 64-bit length of a JSON header, padded to 8 bytes, and the little-endian data in its order.
+        # The safetensors format: 64-bit length of a JSON header, padded to 8 bytes, then little-endian data in its order.
         header: dict[str, object] = {"__metadata__": dict(meta)}
         offset = 0
         for name, value in arrays.items():
