@@ -1,1 +1,1 @@
-"""Measurements of fastdiff against PyTorch, one operation at a time, and against `torch.compile`: `python -m benchmarks`."""
+"""fastdiff against PyTorch, one operation at a time, and against `torch.compile`: `python -m benchmarks`."""

@@ -1,7 +1,7 @@
 """One step of every method as its paper writes it, one PyTorch operation after another: the baseline of the benchmarks.
 
-Scalars are Python floats, computed as the formulas have them; tensors are used as a careful user would, without out= and
-without repeated work. The conversion from the network's output and the cast of its next input are part of the step.
+Scalars are Python floats, computed as the formulas have them; tensors are used as a careful user would, without out=
+and without repeated work. The conversion from the network's output and the cast of its next input are part of the step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Inputs:
-    """x, u: (B, ...) base state and evaluation point; out: the network's output; h: earlier model values, newest first."""
+    """x, u: (B, ...) base and evaluation point; out: the network's output; h: earlier model values, newest first."""
 
     x: Tensor
     u: Tensor
@@ -275,7 +275,7 @@ def step_of(method: str, plan: Plan, k: int) -> Callable[[Inputs, Randn], Result
 def whole(
     method: str, plan: Plan, k: int, network: torch.dtype, feeds: bool
 ) -> Callable[[Tensor, Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, ...]]:
-    """The step with its casts: the network's output to the state's dtype, and its next input (if `feeds`) to the network's.
+    """The step with its casts: the network's output to the state's dtype, its next input (if `feeds`) to its own.
 
     Returns a function (x, u, out, h) -> (u', x' or u', m, network's next input).
     """

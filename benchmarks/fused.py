@@ -1,4 +1,4 @@
-"""One stage of every method: ours, the eager formulas, `torch.compile` of these, and a copy of as many bytes as the ceiling."""
+"""One stage of every method: ours, the eager formulas, `torch.compile` of these, and as many bytes copied."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def _cycle(items: list[Any]) -> Iterator[Any]:
 
 
 def restore(case: Case, evict: Tensor | None = None) -> Callable[[], None]:
-    """A call that puts x back, as updates in place would let it grow without end; and writes `evict`, to empty the cache."""
+    """A call that puts x back, which updates in place would let grow; and writes `evict`, to empty the cache."""
     kept = [b.x.clone() for b in case.sets if b.x is not None]
 
     def run() -> None:
@@ -193,7 +193,7 @@ def restore(case: Case, evict: Tensor | None = None) -> Callable[[], None]:
 def copies(nbytes: int, device: torch.device | str = "cpu", sets: int = 1) -> dict[str, Callable[[], None]]:
     """Copies that move `nbytes` in all, half read and half written.
 
-    On the CPU two kinds: torch's, and the C library's memcpy in one thread a core, which goes past the cache above a size.
+    On the CPU two kinds: torch's, and the C library's memcpy in as many threads, which bypasses the cache when large.
     """
     half = nbytes // 2
     pairs = [

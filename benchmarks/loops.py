@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ STEPS = 10
 
 
 def measure(batch: int, rounds: int) -> dict[str, Any]:
-    """Seconds of ten steps of dpm3 by both loops, and of the network's ten calls alone; with the difference of the results."""
+    """Seconds of ten steps of dpm3 by both loops, and of the network's calls alone; the difference of the results."""
     model = load_model()
     labels = torch.arange(batch) % 10
     x = torch.randn((batch, 1, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -29,7 +30,7 @@ def measure(batch: int, rounds: int) -> dict[str, Any]:
         return result
 
     def eager() -> Tensor:
-        return dpm3(lambda u, s: model(u, s.to(u.dtype), labels), x, STEPS, times)
+        return dpm3(lambda u, s: model(u, s.to(u.dtype), labels), x, STEPS, np.asarray(times))
 
     def alone() -> None:
         with torch.no_grad():

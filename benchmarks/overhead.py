@@ -1,4 +1,4 @@
-"""What the loop itself costs: microseconds a step beyond the network's own call, at a size where nothing else counts."""
+"""What the loop itself costs: microseconds a step beyond the network's own call, where nothing else counts."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def stage_rows(stages: Sequence[Data]) -> list[list[str]]:
 STAGE_HEADER = ["method", "size", "network", "eager", "compile", "fastdiff", "/ eager", "/ compile", "GB/s", "of copy"]
 
 
-def _target(name: str, value: float, unit: str, bound: float, at_least: bool) -> Data:
+def target(name: str, value: float, unit: str, bound: float, at_least: bool) -> Data:
     good = value >= bound if at_least else value <= bound
     return {"name": name, "value": value, "unit": unit, "bound": bound, "at_least": at_least, "ok": bool(good)}
 
@@ -135,28 +135,26 @@ def targets(data: Data, headline: str) -> list[Data]:
     s = by.get(("dpm3", headline, "float32"))
     if s:
         t = s["seconds"]
-        found.append(_target("dpm3's step against eager", t["eager"] / t["fastdiff"], "x", 15, True))
+        found.append(target("dpm3's step against eager", t["eager"] / t["fastdiff"], "x", 15, True))
         if "compile" in t:
-            found.append(_target("dpm3's step against torch.compile", t["compile"] / t["fastdiff"], "x", 1.5, True))
+            found.append(target("dpm3's step against torch.compile", t["compile"] / t["fastdiff"], "x", 1.5, True))
         found.append(
-            _target("dpm3's step, share of the copy's bandwidth", 100 * t["copy"] / t["fastdiff"], "%", 85, True)
+            target("dpm3's step, share of the copy's bandwidth", 100 * t["copy"] / t["fastdiff"], "%", 85, True)
         )
     for method in ("ddpm", "dpmpp2m_sde"):
         s = by.get((method, headline, "float32"))
         if s:
             t = s["seconds"]
-            found.append(
-                _target(f"{method}'s step with noise against eager", t["eager"] / t["fastdiff"], "x", 10, True)
-            )
+            found.append(target(f"{method}'s step with noise against eager", t["eager"] / t["fastdiff"], "x", 10, True))
             without = t["fastdiff"] / t["fastdiff without noise"]
-            found.append(_target(f"{method}'s step against the same without noise", without, "x", 1.6, False))
+            found.append(target(f"{method}'s step against the same without noise", without, "x", 1.6, False))
     for n in data.get("noise", []):
         if n["size"] == headline:
-            found.append(_target("normals against torch.randn", n["ratio"], "x", 3, True))
+            found.append(target("normals against torch.randn", n["ratio"], "x", 3, True))
     for row in data.get("overhead", []):
         if row["name"] == "fastdiff dpm3":
             value = row["per_step_of_10_with_setup_us"]
-            found.append(_target("a step of dpm3 beyond the network, set-up included", value, "us", 25, False))
+            found.append(target("a step of dpm3 beyond the network, set-up included", value, "us", 25, False))
     return found
 
 

@@ -1,5 +1,7 @@
-"""Interleaved timing: all variants take turns in every round. The median of each counts; the least shows what a machine shared
-with others would give when left alone."""
+"""Interleaved timing: all variants take turns in every round.
+
+The median of each counts; the least shows what a machine shared with others would give when left alone.
+"""
 
 from __future__ import annotations
 
