@@ -94,7 +94,7 @@ def sample(
         method,
         steps,
         schedule=schedule if schedule is not None else stated(model, "schedule"),
-        prediction=prediction if prediction is not None else stated(model, "prediction") or "eps",
+        prediction=prediction,
         spacing=spacing,
         t_start=t_start,
         t_end=t_end,

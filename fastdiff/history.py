@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -27,16 +28,21 @@ RECYCLING: weakref.WeakSet[Any] = weakref.WeakSet()
 """Models seen to return a buffer of theirs again: their outputs are copied into the history from the start."""
 
 
+def _owner(model: Any) -> Any:
+    # A bound method is made anew each time that it is asked for.
+    return model.__self__ if isinstance(model, MethodType) else model
+
+
 def recycles(model: Any) -> bool:
     try:
-        return model in RECYCLING
+        return _owner(model) in RECYCLING
     except TypeError:
         return False
 
 
 def remember(model: Any) -> None:
     with contextlib.suppress(TypeError):
-        RECYCLING.add(model)
+        RECYCLING.add(_owner(model))
 
 
 OWN: tuple[int, int | None] = (-1, None)

@@ -30,7 +30,7 @@ from fastdiff.graph import capture_refusal, execute
 from fastdiff.history import Noise
 from fastdiff.loop import Hooks, Move, Run, State, is_raw, moves
 from fastdiff.names import unknown
-from fastdiff.network import Network, placement
+from fastdiff.network import Network, placement, stated
 from fastdiff.ops.buffers import Coeffs
 from fastdiff.philox import PRIOR
 from fastdiff.plan import NREG, M, Plan
@@ -87,7 +87,7 @@ class Sampler:
         method: a name or alias of `fastdiff.methods()`.
         steps: number of steps, at least 1. Default: what `spacing` says, else 10.
         schedule: `NoiseSchedule` or its name. Default: "ddpm".
-        prediction: what the network gives: "eps", "x0", "v", "score" or "flow".
+        prediction: what the network gives: "eps", "x0", "v", "score" or "flow". Default: `model.prediction`, else "eps".
         spacing: a spacing's name, or the `steps + 1` times themselves. Default: the method's own.
         t_start, t_end: the schedule's times to begin and end at. Default: its whole range.
         clip: None, bounds (lo, hi) of the predicted x0, or "dynamic" (Saharia et al. 2022, arXiv 2205.11487, Section 2.3:
@@ -109,7 +109,7 @@ class Sampler:
         steps: int | None = None,
         *,
         schedule: str | NoiseSchedule | None = None,
-        prediction: str = "eps",
+        prediction: str | None = None,
         spacing: str | Sequence[float] | None = None,
         t_start: float | None = None,
         t_end: float | None = None,
@@ -120,7 +120,7 @@ class Sampler:
         plan: Plan | None = None,
         **method_options: Any,
     ) -> None:
-        if prediction not in PREDICTIONS:
+        if prediction is not None and prediction not in PREDICTIONS:
             raise ValueError(unknown("prediction", prediction, PREDICTIONS))
         if dtype not in STATE_DTYPES:
             raise ValueError(
@@ -144,7 +144,7 @@ class Sampler:
             self.plan = plan
         else:
             named = solvers.own_times(spacing) if is_times(spacing) else spacing
-            arguments = (method, steps, resolve(schedule or "ddpm"), named, t_start, t_end)
+            arguments = (method, steps, resolve("ddpm" if schedule is None else schedule), named, t_start, t_end)
             try:
                 typed = tuple((k, type(v), v) for k, v in sorted(method_options.items()))
                 self.plan = _plan(*arguments, typed)  # type: ignore[arg-type]
@@ -153,6 +153,7 @@ class Sampler:
                     raise
                 self.plan = solvers.plan(*arguments, **method_options)  # type: ignore[arg-type]
         self.prediction = prediction
+        self._own_schedule = plan is None and schedule is None
         self.dtype = dtype
         self.backend = backend
         self.graph = graph
@@ -184,6 +185,7 @@ class Sampler:
     ) -> Any:
         """Sample. See `fastdiff.sample` for the arguments; returns a fresh tensor (B, ...), or (tensor, Trajectory)."""
         check_guidance(guidance_scale, cond, uncond, classifier_grad)
+        self._check_stated(model)
         found, network_dtype = placement(model)
         with _mode():
             backend, start, seeds, index = self._start(
@@ -205,6 +207,18 @@ class Sampler:
             states, predicted = zip(*hooks.trajectory, strict=True)
             times = torch.tensor(self.plan.times, dtype=torch.float64, device=start.device)
             return result, Trajectory(times, torch.stack([start, *states[1:], result]), torch.stack(predicted))
+
+    def _check_stated(self, model: Any) -> None:
+        """What the model states must not be passed over in silence, where the sampler was not told otherwise."""
+        prediction = stated(model, "prediction")
+        if self.prediction is None and prediction is not None and prediction not in PREDICTIONS:
+            raise ValueError(unknown("model.prediction", prediction, PREDICTIONS))
+        schedule = stated(model, "schedule")
+        if self._own_schedule and schedule is not None and resolve(schedule).to_dict() != self.plan.schedule:
+            raise ValueError(
+                f"the model states schedule={resolve(schedule)!r}, and this Sampler was made for the default, 'ddpm': "
+                "Sampler(..., schedule=model.schedule)"
+            )
 
     def begin(
         self,
@@ -293,7 +307,10 @@ class Sampler:
         copies = 2 if network.guided else int(not direct)
         observed = hooks.callback is not None or hooks.trajectory is not None or self.clip == "dynamic"
         rows = batch * (2 if network.guided else 1)
-        bound = self._bind(guidance_scale, gradient is not None, copies, device, rows, network_dtype, observed)
+        prediction = self.prediction or stated(network.model, "prediction") or "eps"
+        bound = self._bind(
+            prediction, guidance_scale, gradient is not None, copies, device, rows, network_dtype, observed
+        )
         coeffs = Coeffs(bound.values, bound.draws, seeds, index)
         threshold = None
         if self.clip is not None:
@@ -323,6 +340,7 @@ class Sampler:
 
     def _bind(
         self,
+        prediction: str,
         guidance: float | None,
         classifier: bool,
         copies: int,
@@ -331,13 +349,13 @@ class Sampler:
         network_dtype: torch.dtype,
         observed: bool,
     ) -> _Bound:
-        key = (guidance, classifier, copies, device, rows, network_dtype, observed)
+        key = (prediction, guidance, classifier, copies, device, rows, network_dtype, observed)
         found = self._bound.get(key)
         if found is not None:
             return found
         table = bind(
             self.plan,
-            self.prediction,
+            prediction,
             guidance_scale=guidance,
             classifier=classifier,
             clip=self.clip is not None,
@@ -350,7 +368,7 @@ class Sampler:
         probe = None
         if observed:
             data = bind(
-                self.plan, self.prediction, space="data", guidance_scale=guidance, classifier=classifier, copies=0
+                self.plan, prediction, space="data", guidance_scale=guidance, classifier=classifier, copies=0
             )
             values = data.values.copy()
             values[:, NEXT_U : NEXT_X + NREG] = 0.0

@@ -286,3 +286,18 @@ def test_custom_plan_is_run() -> None:
     got = fastdiff.Sampler(plan=plan)(wavy, X)
     assert torch.equal(got, run(wavy, "dpm2", steps=5, schedule="vp_linear"))
     assert np.isfinite(got.numpy()).all()
+
+
+def test_a_bound_method_is_known_by_its_owner() -> None:
+    class Engine:
+        def __init__(self):
+            self.calls, self.buffer = 0, torch.empty_like(X)
+
+        def infer(self, x, t):
+            self.calls += 1
+            return self.buffer.copy_(wavy(x, t))
+
+    engine, want = Engine(), run(wavy)
+    assert torch.equal(run(engine.infer), want)
+    engine.calls = 0
+    assert torch.equal(run(engine.infer), want) and engine.calls == 10

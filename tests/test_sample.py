@@ -155,6 +155,24 @@ def test_what_the_model_states_is_honoured() -> None:
     assert torch.equal(got, asked)
 
 
+def test_a_sampler_hears_what_the_model_states() -> None:
+    model = DiffusersLike(3)
+    model.prediction = "v"
+    want = fastdiff.sample(wavy, shape=(1, 3, 4, 4), prediction="v")
+    sampler = fastdiff.Sampler("dpm3")
+    assert torch.equal(sampler(model), want)
+    assert torch.equal(sampler(wavy, shape=(1, 3, 4, 4)), fastdiff.sample(wavy, shape=(1, 3, 4, 4)))
+    assert torch.equal(fastdiff.Sampler("dpm3", prediction="eps")(model), sampler(wavy, shape=(1, 3, 4, 4)))
+    model.schedule = "vp_linear"
+    with pytest.raises(ValueError, match=r"states schedule=vp_linear\(.*made for the default, 'ddpm': Sampler\(..., schedule="):
+        sampler(model)
+    told = fastdiff.Sampler("dpm3", schedule="ddpm")(model)
+    assert torch.equal(told, want)
+    model.prediction = "epsilon"
+    with pytest.raises(ValueError, match="model.prediction.*epsilon.*eps"):
+        fastdiff.sample(model)
+
+
 def test_model_time_is_exact_for_every_index() -> None:
     seen = []
 
