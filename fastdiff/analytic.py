@@ -1,4 +1,4 @@
-"""Gamma of a network by Monte Carlo over data, for `analytic_ddpm` and `analytic_ddim` (Bao et al. 2022, arXiv 2201.06503).
+"""Gamma of a network by Monte Carlo over data, for Analytic-DPM (Bao et al. 2022, arXiv 2201.06503).
 
 gamma = fastdiff.analytic.estimate_gamma(model, data, path="gamma.json")
 x = fastdiff.sample(model, method="analytic_ddpm", gamma=gamma)
@@ -59,36 +59,38 @@ def estimate_gamma(
     model_kwargs: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
 ) -> Gamma:
-    """Gamma(t) = E |eps(x_t, t)|² / d, by Monte Carlo (section 3.1 of the paper, eq. 8; in terms of eps instead of the score).
+    """Gamma(t) = E |eps(x_t, t)|² / d, by Monte Carlo (section 3.1 of the paper, with eps in the place of the score).
 
     Every sample of the data is used at every time, in one pass: `samples_per_time · len(times)` evaluations. Noise is
-    `fastdiff.randn(seed=seed, draw=<position of the time>, first_sample=<position of the sample>)`, so the estimate does
-    not depend on where it was interrupted.
+    `fastdiff.randn(seed=seed, draw=<position of the time>, first_sample=<position of the sample>)`, so the estimate
+    does not depend on where it was interrupted.
 
     Args:
         model: as in `fastdiff.sample`.
-        data: x0, floating point: a tensor (M, ...); a pair (tensor, kwargs) with kwargs a dict of tensors (M, ...) that the
-            network is given beside x; a map-style data set of x0 or (x0, kwargs); or a loader that yields batches of either.
+        data: x0, floating point: a tensor (M, ...); a pair (tensor, kwargs) with kwargs a dict of tensors (M, ...) that
+            the network is given beside x; a map-style data set of x0 or (x0, kwargs); or a loader of batches of either.
             Tensors and data sets are gone through in an order drawn from `seed`, loaders in their own and from the
             beginning again where they end. To resume, a loader must give the same order again (no shuffling).
         schedule: a `NoiseSchedule` or its name; default: `model.schedule`, else "ddpm".
         prediction: what the network gives; default: `model.prediction`, else "eps".
-        times: schedule times, or how many. Default: all N of a discrete schedule; 100, even in lambda, of a continuous one.
-            A number gives times even in the index (discrete) or in lambda. Times with alpha = 0 are left out.
-        samples_per_time: how many (x0, noise) at each time. The standard error is about sqrt(2/(d·samples_per_time)).
+        times: schedule times, or how many. Default: all N of a discrete schedule, 100 of a continuous one. A number
+            gives times even in the index (discrete) or in lambda. Times with alpha = 0 are left out.
+        samples_per_time: how many (x0, noise) at each time. The standard error of the plain mean is about
+            Gamma·sqrt(2/(d·samples_per_time)).
         batch_size: rows of one evaluation, for tensors and data sets.
         seed: of the noise and of the order.
-        control_variate: take away c·(|noise|²/d − 1), which has mean 0, with c = Gamma²: the same expectation (up to a bias of
-            1/(d·samples_per_time)), much less variance where eps is nearly the noise, as 1 − Gamma is then small. False: the
-            paper's plain mean.
-        path: a file ending in .json or .safetensors. An unfinished estimate is saved there every 10 seconds and when it is
-            interrupted, and continued by the same call; a finished one is loaded.
+        control_variate: take away c·(|noise|²/d − 1), which has mean 0, with c = Gamma²: the same expectation, up to a
+            bias of 4/(d·samples_per_time), and much less variance where eps is nearly the noise, at high noise, where
+            1 − Gamma is small. False: the paper's plain mean.
+        path: a file ending in .json or .safetensors. An unfinished estimate is saved there every 10 seconds and when it
+            is interrupted, and continued by the same call; a finished one is loaded. The network and the data are not
+            in the file: after a change of either, delete it.
         progress: show a bar.
         model_kwargs: given with every call, the same for all samples.
         device: where to run; default: the model's.
 
     Raises:
-        ValueError: bad arguments; data of other shapes; a file at `path` from other arguments; non-finite network output.
+        ValueError: bad arguments; data of other shapes; a file at `path` from other arguments; a non-finite output.
         TypeError: values of the wrong type.
     """
     work = _Work(
@@ -116,7 +118,7 @@ def estimate_gamma(
 
 @dataclass(frozen=True)
 class _State:
-    """How far an estimate has come. Replaced as a whole or appended to, so that an interruption always finds it consistent.
+    """How far an estimate has come. Replaced as a whole or appended to: consistent whenever an interruption comes.
 
     Attributes:
         first: number of samples that are done at every time.
@@ -198,19 +200,19 @@ class _Work:
         wrong = [f"{k}={found.get(k)} (now {v})" for k, v in expected.items() if found.get(k) != v]
         if wrong:
             raise ValueError(
-                f"{path} holds an estimate with other arguments: {', '.join(wrong)}; call with those, give another path, "
-                "or delete the file"
+                f"{path} holds an estimate with other arguments: {', '.join(wrong)}; call with those, give another "
+                "path, or delete the file"
             )
         if "values" in arrays:
             return Gamma.load(path)
-        pairs = list(zip(arrays["part_output"].tolist(), arrays["part_noise"].tolist()))
+        pairs = list(zip(arrays["part_output"].tolist(), arrays["part_noise"].tolist(), strict=True))
         self.state = _State(int(meta["first"]), arrays["output"], arrays["noise"], pairs)
         return None
 
     def run(self, path: str | Path | None, progress: bool) -> Gamma:
         saved = time.monotonic()
-        count, begun = len(self.times), self.state.first
-        initial = begun * count
+        count = len(self.times)
+        initial = self.state.first * count
         with tqdm(total=self.samples * count, initial=initial, desc="Gamma", unit="eval", disable=not progress) as bar:
             try:
                 for x0, kwargs, first in self.remaining():
@@ -264,8 +266,7 @@ class _Work:
 
     def evaluate(self, network: Network, x0: torch.Tensor, first: int, k: int) -> tuple[float, float]:
         """Sums over the batch of |eps|²/d and |noise|²/d at the k-th time."""
-        wide = torch.float64 in (self.dtype or x0.dtype, x0.dtype) and self.dtype in (None, torch.float64)
-        state = torch.float64 if wide else torch.float32
+        state = torch.float64 if (self.dtype or x0.dtype) == torch.float64 else torch.float32
         point = self.schedule.at(self.times[k])
         noise = randn(tuple(x0.shape), seed=self.seed, draw=k, first_sample=first, dtype=state, device=self.device)
         x = point.alpha * x0.to(state) + point.sigma * noise
@@ -340,21 +341,23 @@ def _stream(data: Any, batch_size: int, samples: int, seed: int) -> Iterator[Any
                 yield item
             if given == before:
                 raise ValueError(
-                    f"the data ended after {given} of samples_per_time={samples} and cannot be gone through again: give a loader "
-                    f"or a tensor instead of an iterator, or samples_per_time={max(given, 1)}"
+                    f"the data ended after {given} of samples_per_time={samples} and cannot be gone through again: "
+                    f"give a loader or a tensor instead of an iterator, or samples_per_time={max(given, 1)}"
                 )
     else:
         raise TypeError(
-            f"data got {type(data).__name__}; expected a tensor (M, ...), a pair (tensor, {{'y': labels}}), a data set or a loader"
+            f"data got {type(data).__name__}; expected a tensor (M, ...), a pair (tensor, {{'y': labels}}), "
+            "a data set or a loader"
         )
 
 
 def _batch(item: Any) -> Batch:
     """(x0, kwargs) of what the data gave."""
+    kwargs: dict[str, Any] = {}
     if isinstance(item, torch.Tensor):
-        x0, kwargs = item, {}
+        x0 = item
     elif isinstance(item, tuple | list) and len(item) == 1 and isinstance(item[0], torch.Tensor):
-        x0, kwargs = item[0], {}
+        x0 = item[0]
     elif (
         isinstance(item, tuple | list)
         and len(item) == 2
@@ -378,9 +381,9 @@ def _batch(item: Any) -> Batch:
         )
     for key, value in kwargs.items():
         if not isinstance(value, torch.Tensor) or value.ndim < 1 or len(value) != len(x0):
-            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(
-                f"the data's {key!r} is {got}; expected a tensor with one entry for each of the {len(x0)} samples; what is the same "
-                "for all goes into model_kwargs"
+                f"the data's {key!r} is {shape}; expected a tensor with one entry for each of the {len(x0)} samples; "
+                "what is the same for all goes into model_kwargs"
             )
     return x0, kwargs

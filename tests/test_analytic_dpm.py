@@ -1,4 +1,4 @@
-"""Analytic-DPM (Bao et al. 2022): exact variances of Gaussian and mixture data, bounds, clipping, the estimate and its files."""
+"""Analytic-DPM (Bao et al. 2022): exact variances for Gaussians and a mixture, bounds, clipping, the estimate."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def grid(schedule: schedules.NoiseSchedule, steps: int) -> tuple[np.ndarray, np.
         times = np.exp(np.linspace(math.log(start), math.log(3.0 * low), steps)) if steps > 1 else np.array([start])
     known = times[::-1]
     if schedule.alpha(start) == 0.0:
-        # Without signal Gamma is 1, and the variance of x0 that of the noisiest time with signal: at alpha = 2e-4 it is short of
-        # the data's by 1e-8, and 1 - Gamma = 1e-8 is rounded by 1e-8 of itself.
+        # Without signal Gamma is 1, and the variance of x0 that of the noisiest time with signal: at alpha = 2e-4 it is
+        # short of the data's by 1e-8, and 1 - Gamma = 1e-8 is rounded by 1e-8 of itself.
         known = np.append(known[:-1], start - 2e-4)
     return np.append(times, schedule.t_clean), known
 
 
 def moments(stage: Stage, std: float = STD) -> tuple[float, float]:
-    """Coefficient of x in the mean of a stage with the perfect network for N(0, std²), and the variance that it adds."""
+    """Coefficient of x in the mean of a stage with the perfect network for N(0, std²), and the variance it adds."""
     total = (stage.alpha * std) ** 2 + stage.sigma**2
     return stage.next_x[X] + stage.next_x[M] * stage.alpha * std**2 / total, stage.next_x[ZA] ** 2
 
@@ -87,7 +87,7 @@ def test_marginals_of_gaussian_data_are_exact(name: str, steps: int, method: str
 
 
 def test_variance_is_that_of_a_mixture() -> None:
-    """E Var(x_t | x_s) = E x_t² - E (E[x_t | x_s])², integrated on a grid; the trapezoid rule is exact to rounding there."""
+    """E Var(x_t | x_s) = E x_t² - E (E[x_t | x_s])², on a grid; the trapezoid rule is exact to rounding there."""
     schedule = schedules.vp_linear()
     s, t = schedule.at(0.45), schedule.at(0.3)
     weights, means, stds = np.array([0.3, 0.7]), np.array([-0.9, 0.5]), np.array([0.2, 0.15])
@@ -236,7 +236,7 @@ def test_gamma_does_not_depend_on_the_prediction(prediction: str) -> None:
         estimate_gamma(Perfect(schedule, p), data, schedule, prediction=p, times=9, samples_per_time=20, progress=False)
         for p in ("eps", prediction)
     )
-    # The largest coefficient of a conversion is alpha/sigma = 100 at index 0 and sigma/alpha = 157 at 999: float64 leaves 1e-12.
+    # The largest coefficient of a conversion is alpha/sigma = 100 at index 0, sigma/alpha = 157 at 999: 1e-12 is left.
     assert got.times == want.times and got.values == pytest.approx(want.values, rel=1e-10)
 
 
@@ -244,7 +244,7 @@ def test_gamma_does_not_depend_on_the_prediction(prediction: str) -> None:
 @pytest.mark.parametrize("ending", ["json", "safetensors"])
 def test_interrupted_estimate_is_the_same_bit_for_bit(tmp_path: Path, ending: str, stop: int) -> None:
     schedule, path = schedules.ddpm(), tmp_path / f"gamma.{ending}"
-    arguments = dict(times=9, samples_per_time=20, batch_size=8, seed=5, progress=False)
+    arguments = {"times": 9, "samples_per_time": 20, "batch_size": 8, "seed": 5, "progress": False}
     want = estimate_gamma(Perfect(schedule), gaussian_data(15, 6), schedule, **arguments)
     first = Perfect(schedule, stop=stop)
     with pytest.raises(KeyboardInterrupt):
@@ -273,7 +273,7 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[1, 2]")
     (tmp_path / "other.safetensors").write_bytes(b"short")
     for name in ("other.json", "other.safetensors"):
-        with pytest.raises(ValueError, match="is not a Gamma: expected a file that Gamma.save"):
+        with pytest.raises(ValueError, match=r"is not a Gamma: expected a file that Gamma.save"):
             Gamma.load(tmp_path / name)
     with pytest.raises(ValueError, match=r"expected one ending in .json or .safetensors"):
         gamma.save(tmp_path / "g.pt")
@@ -345,7 +345,7 @@ def test_labels_follow_their_data() -> None:
     y = torch.arange(300.0)
     x0 = y[:, None].expand(300, 3).contiguous()
     pairs = [(x0[i], {"y": y[i]}) for i in range(300)]
-    arguments = dict(times=[0], samples_per_time=300, batch_size=32, progress=False)
+    arguments = {"times": [0], "samples_per_time": 300, "batch_size": 32, "progress": False}
     tensor = estimate_gamma(labelled, (x0, {"y": y}), **arguments)
     assert estimate_gamma(labelled, pairs, **arguments) == tensor
     # A loader has its own order; the run repeats it where more samples are asked for.
@@ -391,7 +391,7 @@ def test_bad_arguments(data: object, options: dict, error: type[Exception], mess
 
 
 def test_bad_models() -> None:
-    arguments = dict(times=3, samples_per_time=4, progress=False)
+    arguments = {"times": 3, "samples_per_time": 4, "progress": False}
     with pytest.raises(ValueError, match="NaN or Inf at t=0 for samples 0 to 3"):
         estimate_gamma(lambda x, t: x * math.nan, torch.zeros(4, 2), **arguments)
     with pytest.raises(TypeError, match="model must be callable"):
@@ -429,7 +429,7 @@ def test_sampling_with_gamma(tmp_path: Path) -> None:
 def test_the_samples_have_the_variance_of_gaussian_data() -> None:
     """Ten steps are exact for N(0, STD²), where plain DDPM and DDIM are not."""
     schedule = schedules.ddpm()
-    options = dict(gamma=exact_gamma(schedule, np.arange(1000.0)), data_range=None)
+    options = {"gamma": exact_gamma(schedule, np.arange(1000.0)), "data_range": None}
     count, size = 400, 64
     x = fastdiff.sample(
         Perfect(schedule),
@@ -440,6 +440,6 @@ def test_the_samples_have_the_variance_of_gaussian_data() -> None:
         dtype=torch.float64,
         **options,
     )
-    # The last step gives E[x0 | x] at index 0: its variance is short of STD² by 4e-4; five standard errors of a variance.
+    # The last step gives E[x0 | x] at index 0: its variance is short of STD² by 4e-4; five standard errors.
     assert float(x.square().mean()) == pytest.approx(STD**2, rel=4.1e-4 + 5.0 * math.sqrt(2.0 / (count * size)))
     assert float(x.mean()) == pytest.approx(0.0, abs=5.0 * STD / math.sqrt(count * size))

@@ -1,7 +1,7 @@
-"""Estimates Gamma of the demo's network over the digits: ``python -m fastdiff.demo.gamma``; with ``--compare``, measures with it.
+"""Estimates Gamma of the demo's network over the digits: ``python -m fastdiff.demo.gamma``.
 
-The comparison is the table of docs/analytic.md: Frechet distances of plain and analytic DDPM and DDIM, from the same seeds and on
-the same times.
+With ``--compare`` it also measures the table of docs/analytic.md: Frechet distances of plain and analytic DDPM and
+DDIM, from the same seeds and on the same times.
 """
 
 from __future__ import annotations

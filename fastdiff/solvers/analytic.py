@@ -80,7 +80,7 @@ class CountOption(Option):
 
 
 def optimal_std(lam: float, c: float, variance: float) -> float:
-    """Standard deviation of the reverse step: lam² is the variance given x0, c the coefficient of x0, variance that of x0."""
+    """Standard deviation of the reverse step: `lam` is that given x0, c the factor of x0, `variance` that of x0."""
     return math.hypot(lam, c * math.sqrt(variance))
 
 
@@ -132,7 +132,7 @@ def optimal_chain(
             std = min(std, clipped_std(clip_pixels, data_range))
         return form + std * ROW["za"]
 
-    options = {
+    options: dict[str, object] = {
         **own,
         "gamma": {"fingerprint": gamma.fingerprint(), "count": gamma.count} if isinstance(gamma, Gamma) else gamma,
         "data_range": None if data_range is None else list(data_range),
@@ -160,11 +160,11 @@ def build_analytic_ddim(request: Request, *, eta: float, **options: Any) -> Plan
 OPTIONS: dict[str, Option] = {
     "gamma": GammaOption(
         "upper",
-        "what fastdiff.analytic.estimate_gamma returns, its file, or {time: Gamma}; or a data-free bound of the variance: "
+        "what fastdiff.analytic.estimate_gamma returns, its file, or {time: Gamma}; or a data-free bound: "
         "'upper' (the default), 'lower' (the variance given x0)",
     ),
     "data_range": RangeOption(
-        (-1.0, 1.0), "where every element of the data lies; None: no bound, and no clipping of the variance"
+        (-1.0, 1.0), "where every element of the data lies; None: no bound, no clipping of variances"
     ),
     "clip_steps": CountOption(1, "how many of the last noisy steps have their variance clipped; 0: none"),
     "clip_pixels": Option(2.0, "most mean absolute noise of a clipped step, in 255ths of data_range", minimum=0.0),

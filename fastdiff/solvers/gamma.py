@@ -17,14 +17,14 @@ from fastdiff.schedule_base import NoiseSchedule, Point
 
 FORMAT = "fastdiff-gamma-1"
 PURE_NOISE = -4.0
-"""Below this lambda x0 given x has the data's own variance: for data of variance 1 up to a part of e^(2 lambda) = 0.0003."""
+"""Below this lambda x0 given x has the data's own variance: for variance 1, to a part of e^(2 lambda) = 0.0003."""
 
 Arrays = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Gamma:
-    """Gamma(t) = E |eps(x_t, t)|² / d over data and noise: eps is the network's noise prediction, d the size of a sample.
+    """Gamma(t) = E |eps(x_t, t)|² / d over data and noise: eps the network's noise prediction, d a sample's size.
 
     In Analytic-DPM (Bao et al. 2022, arXiv 2201.06503, eq. 8) Gamma is of the score; eps = -sigma·score, so this one is
     sigma² times theirs. It is 1 minus the part of the noise's variance that the network cannot tell from x_t:
@@ -92,7 +92,7 @@ class Gamma:
         """E Var(x0 | x_s) / d = (sigma/alpha)²·(1 - Gamma), from 0 up.
 
         Exact at the estimated times; between them Gamma is linear in lambda. Noisier than all of them, where the noisiest
-        is pure noise for practical purposes (lambda below -4), the variance there is kept: it tends to the data's own.
+        is pure noise in practice (lambda below -4), the variance there is kept: it tends to the data's own.
 
         Raises:
             ValueError: the time is outside the estimated ones otherwise.
@@ -111,7 +111,8 @@ class Gamma:
         if not low - slack <= s.lam <= high + slack:
             raise ValueError(
                 f"the plan evaluates the network at t={s.t:g} (lambda={s.lam:.4g}), but Gamma is known from "
-                f"t={self.times[0]:g} to t={self.times[-1]:g}: estimate it there too, estimate_gamma(..., times=...), or move t_start or t_end"
+                f"t={self.times[0]:g} to t={self.times[-1]:g}: estimate it there too, "
+                "estimate_gamma(..., times=...), or move t_start or t_end"
             )
         value = float(np.interp(s.lam, lam[known], np.array(self.values)[known]))
         return math.exp(-2.0 * s.lam) * max(0.0, 1.0 - value)
@@ -161,7 +162,7 @@ def write(path: str | Path, arrays: Arrays, meta: Mapping[str, str]) -> None:
             + b"\n"
         )
     else:
-        # The safetensors format: 64-bit length of a JSON header, padded to 8 bytes, then little-endian data in its order.
+        # The safetensors format: 64-bit length of a JSON header, the header padded to 8 bytes, little-endian data.
         header: dict[str, object] = {"__metadata__": dict(meta)}
         offset = 0
         for name, value in arrays.items():
