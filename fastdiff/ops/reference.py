@@ -7,6 +7,7 @@ import math
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.philox import STEP
 from fastdiff.plan import AUX, H1, MAX_DRAWS, NREG, ZA, M, U, X
 from fastdiff.table import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, W1, W2, StageSpec
 
@@ -28,10 +29,10 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     like = next(t for t in (buf.u_out, buf.x_out, buf.m_out, buf.x, buf.u, buf.out) if t is not None)
     dtype, shape = coeffs.table.dtype, like.shape
     batch, column = shape[0], (-1,) + (1,) * (len(shape) - 1)
-    rows = coeffs.table[k].expand(batch, -1) if coeffs.rows is None else coeffs.table[coeffs.rows.long()]
+    rows = _rows(coeffs.table, k, coeffs, batch)
 
     def coefficient(j: int) -> torch.Tensor:
-        return rows[:, j].reshape(column)
+        return rows.select(1, j).reshape(column)
 
     registers: list[torch.Tensor | None] = [None] * NREG
     registers[X], registers[U] = buf.x, buf.u
@@ -40,11 +41,13 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     if buf.aux is not None:
         registers[AUX] = buf.aux.to(dtype)
     if spec.noises:
-        draws = coeffs.draws[k].expand(batch, -1) if coeffs.rows is None else coeffs.draws[coeffs.rows.long()]
+        draws = _rows(coeffs.draws, k, coeffs, batch)
         for i in range(MAX_DRAWS):
             if spec.reads_z(i):
                 z = buf.z[i]
-                registers[ZA + i] = noise(shape, coeffs.seeds, coeffs.index, draws[:, i], 0).to(dtype) if z is None else z
+                if z is None:
+                    z = noise(shape, coeffs.seeds, coeffs.index, draws.select(1, i), STEP).to(dtype)
+                registers[ZA + i] = z
 
     m = None
     if spec.convert != NONE:
@@ -95,12 +98,19 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         assert buf.net_in is not None
         scaled = coefficient(IN_SCALE) * u_next
         for c in range(spec.copies):
-            buf.net_in[c * batch : (c + 1) * batch].copy_(scaled)
+            buf.net_in.narrow(0, c * batch, batch).copy_(scaled)
     if x_next is not None:
         assert buf.x_out is not None
         buf.x_out.copy_(x_next)
     if buf.u_out is not None:
         buf.u_out.copy_(u_next)
+
+
+def _rows(table: torch.Tensor, k: int, coeffs: Coeffs, batch: int) -> torch.Tensor:
+    """(B, columns): row `k` for every sample, or each sample's own. Not by indexing, which fake tensors cannot do."""
+    if coeffs.rows is None:
+        return table.select(0, k).expand(batch, -1)
+    return table.index_select(0, coeffs.rows)
 
 
 def _mulhilo(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,9 +131,7 @@ def philox(c: list[torch.Tensor], key: tuple[torch.Tensor, torch.Tensor]) -> lis
     return [c0, c1, c2, c3]
 
 
-def noise(
-    shape: torch.Size, seeds: torch.Tensor, index: torch.Tensor, draw: torch.Tensor, stream: int
-) -> torch.Tensor:
+def noise(shape: torch.Size, seeds: torch.Tensor, index: torch.Tensor, draw: torch.Tensor, stream: int) -> torch.Tensor:
     """Standard normals, float32 (B, ...): the contract of `fastdiff.philox.normals`, for a batch of samples.
 
     Args:
@@ -137,11 +145,13 @@ def noise(
     ones = torch.ones_like(block)
     word = 0xFFFFFFFF
     counter = [block & word, (index.long().reshape(-1, 1) & word) * ones, (draw.long().reshape(-1, 1) & word) * ones]
-    counter = [c.expand(shape[0], -1) for c in (counter[0], counter[1], counter[2])] + [ones.expand(shape[0], -1) * stream]
+    counter = [c.expand(shape[0], -1) for c in (counter[0], counter[1], counter[2])] + [
+        ones.expand(shape[0], -1) * stream
+    ]
     key = (seeds.reshape(-1, 1) & word, seeds.reshape(-1, 1) >> 32 & word)
     c0, c1, c2, c3 = philox(counter, key)
     first, second = _box_muller(c0, c1), _box_muller(c2, c3)
-    return torch.stack([*first, *second], dim=-1).reshape(shape[0], -1)[:, :n].reshape(shape)
+    return torch.stack([*first, *second], dim=-1).reshape(shape[0], -1).narrow(1, 0, n).reshape(shape)
 
 
 def _box_muller(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,8 +164,16 @@ def _box_muller(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.T
     phi = rho.double() * (2.0 * math.pi * 2.0**-32)
     cos, sin = torch.cos(phi), torch.sin(phi)
     turned = [(cos, sin), (-sin, cos), (-cos, -sin), (sin, -cos)]
-    c = torch.where(quadrant == 0, turned[0][0], torch.where(quadrant == 1, turned[1][0], torch.where(quadrant == 2, turned[2][0], turned[3][0])))
-    s = torch.where(quadrant == 0, turned[0][1], torch.where(quadrant == 1, turned[1][1], torch.where(quadrant == 2, turned[2][1], turned[3][1])))
+    c = torch.where(
+        quadrant == 0,
+        turned[0][0],
+        torch.where(quadrant == 1, turned[1][0], torch.where(quadrant == 2, turned[2][0], turned[3][0])),
+    )
+    s = torch.where(
+        quadrant == 0,
+        turned[0][1],
+        torch.where(quadrant == 1, turned[1][1], torch.where(quadrant == 2, turned[2][1], turned[3][1])),
+    )
     return (r * c).float(), (r * s).float()
 
 
