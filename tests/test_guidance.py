@@ -14,6 +14,7 @@ from run_plan import network, run
 
 BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 METHODS = list(fastdiff.methods())
+TABLED = [m for m in METHODS if not any(s.norms for s in fastdiff.plan(m, 2).stages)]
 ODE = [m for m in METHODS if not fastdiff.methods()[m]["stochastic"]]
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
 A, B = torch.linspace(0.1, 1.2, 12, dtype=torch.float64).reshape(4, 3), torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
@@ -151,7 +152,7 @@ def test_guided_samples_follow_the_posteriors_ode() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TABLED)
 def test_clip_equals_clamping_in_the_formula(method, prediction, backend) -> None:
     dist = gaussian([0.7, -1.3, 0.2], 0.8)
     plan = fastdiff.plan(method, 5)

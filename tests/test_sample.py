@@ -15,6 +15,8 @@ from run_plan import network, run
 
 BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 METHODS = list(fastdiff.methods())
+# Coefficients that depend on norms are made on the device, and have tests of their own.
+TABLED = [m for m in METHODS if not any(s.norms for s in fastdiff.plan(m, 2).stages)]
 MIXTURE = mixture([0.4, 0.6], [[-0.8, 0.5, 0.1], [0.9, -0.3, 0.4]], [0.3, 0.45])
 X = torch.tensor([[0.5, -1.1, 0.3], [2.0, 0.3, -0.7], [-1.7, -0.2, 0.9], [0.1, 1.4, -0.4]], dtype=torch.float64)
 
@@ -25,7 +27,7 @@ def drawn(seed: int):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TABLED)
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_equals_the_table_run_in_numpy(method: str, backend: str, steps: int) -> None:
     plan = fastdiff.plan(method, steps)
@@ -69,7 +71,7 @@ def test_converges_to_the_ode_of_a_gaussian() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TABLED)
 def test_float32_is_within_its_rounding_bound(method: str, backend: str) -> None:
     plan = fastdiff.plan(method, 10)
     exact = fastdiff.sample(Linear(dtype=torch.float64), X, method=method, dtype=torch.float64, backend="reference")
