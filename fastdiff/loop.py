@@ -135,7 +135,7 @@ class State:
         self.slots = [
             torch.empty(wide if r.direct else x.shape, dtype=x.dtype, device=x.device) for _ in range(1 + apart)
         ]
-        self.halves = [slot[: self.batch] for slot in self.slots] if guided and r.direct else self.slots
+        self.halves = [slot.narrow(0, 0, self.batch) for slot in self.slots] if guided and r.direct else self.slots
         self.shared = None if r.direct else torch.empty(wide, dtype=r.network_dtype, device=x.device)
         self.own = self.slots if self.shared is None else [*self.slots, self.shared]
         # A run of its own time tensors, since networks scale them in place.
@@ -185,7 +185,7 @@ class State:
         out = self.past.arrived(out, self.own, k)
         buf = self._buffers(move)
         if r.network.guided:
-            buf.out, buf.aux = out[: self.batch], out[self.batch :]
+            buf.out, buf.aux = out.narrow(0, 0, self.batch), out.narrow(0, self.batch, self.batch)
         else:
             buf.out = out
             if r.gradient is not None:

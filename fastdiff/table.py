@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastdiff.names import unknown
-from fastdiff.plan import H1, IDENTITY, MAX_DRAWS, MAX_HISTORY, NREG, U, X, ZA, Plan, Stage
+from fastdiff.plan import H1, IDENTITY, MAX_DRAWS, MAX_HISTORY, NREG, ZA, Plan, Stage, U, X
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow")
 
