@@ -91,7 +91,7 @@ class Gamma:
     def x0_variance(self, schedule: NoiseSchedule, s: Point) -> float:
         """E Var(x0 | x_s) / d = (sigma/alpha)²·(1 - Gamma), from 0 up.
 
-        Exact at the estimated times; between them Gamma is linear in lambda. Noisier than all of them, where the noisiest
+        Exact at the estimated times; between them Gamma is linear in lambda. Noisier than all, where the noisiest
         is pure noise in practice (lambda below -4), the variance there is kept: it tends to the data's own.
 
         Raises:
