@@ -1,0 +1,293 @@
+"""On a GPU: back ends against the reference, capture and replay, memory, threads. Skipped, with the reason, elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+from stage_cases import check, random_case
+
+import fastdiff
+from fastdiff import graph, ops, philox
+
+pytestmark = pytest.mark.gpu
+
+KERNELS = ("cuda", "triton")
+FIXED = sorted(name for name, m in fastdiff.methods().items() if not m.get("adaptive", False))
+SHAPE = (3, 2, 9, 7)
+
+
+def backend(name: str):
+    module = ops.load(name)
+    ok, why = module.available()
+    if not ok:
+        pytest.skip(f"{name}: {why}")
+    return module
+
+
+class Net(torch.nn.Module):
+    """Small, smooth, dependent on x, t and y; parameters of any dtype."""
+
+    def __init__(self, channels: int = 2) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        h = torch.tanh(self.conv(x) + t.to(x.dtype).reshape(-1, 1, 1, 1) / 1000)
+        return h if y is None else h + y.to(x.dtype).reshape(-1, 1, 1, 1)
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    yield
+    graph.clear_graphs()
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().cuda()
+
+
+@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("name", KERNELS)
+def test_random_stages(name: str, seed: int) -> None:
+    """Every conversion, guidance, clip, history, noise, dtype, odd size, aliasing, per-sample rows: the CPU tests' cases."""
+    check(backend(name), random_case(seed, device="cuda"))
+
+
+@pytest.mark.parametrize("n", [1, 7, 1025, 4096])
+@pytest.mark.parametrize("name", KERNELS)
+def test_normals(name: str, n: int) -> None:
+    """Within the contract of the NumPy truth, for two seeds at once."""
+    out = torch.full((2, n), float("nan"), device="cuda")
+    seeds = torch.tensor([5, -3], device="cuda")
+    index = torch.tensor([0, 9], dtype=torch.int32, device="cuda")
+    backend(name).normal_(out, seeds, index, 4, philox.PRIOR)
+    want = torch.stack(
+        [torch.from_numpy(philox.normals(n, s, i, 4, philox.PRIOR)) for s, i in ((5, 0), (2**64 - 3, 9))]
+    )
+    # 2 units in the last place, or 1e-6: DESIGN's contract.
+    tolerance = torch.maximum(2.0 * want.abs() * 2.0**-23, torch.tensor(1e-6))
+    assert ((out.cpu() - want).abs() <= tolerance).all()
+
+
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("name", KERNELS)
+def test_whole_loops_agree_with_the_cpu(name: str, method: str) -> None:
+    """float64 from the same x: only the noise's rounding (1e-6) and the network's differ."""
+    backend(name)
+    network = Net().double()
+    x = fastdiff.randn(SHAPE, seed=1, dtype=torch.float64)
+    draws: dict[int, torch.Tensor] = {}
+
+    def noise(draw: int, like: torch.Tensor) -> torch.Tensor:
+        if draw not in draws:
+            draws[draw] = fastdiff.randn(SHAPE, seed=2, draw=draw + 1, dtype=torch.float64)
+        return draws[draw].to(like.device)
+
+    options = {"method": method, "steps": 5, "dtype": torch.float64, "noise": noise}
+    want = fastdiff.sample(network, x, backend="reference", **options)
+    got = fastdiff.sample(network.cuda(), x.cuda(), backend=name, **options)
+    # The network's convolution may differ by some units of 2^-53 for each of few evaluations, amplified by large
+    # coefficients of the noise-space methods: relative to the largest element.
+    assert (got.cpu() - want).abs().max() <= 1e-9 * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("method", FIXED)
+def test_capture_and_replay(net: Net, method: str, dtype: torch.dtype) -> None:
+    """Replays equal the eager loop bit for bit, whatever the network's dtype, with another seed as well."""
+    network = net.to(dtype)
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    captured = fastdiff.Sampler(method, 4, dtype=state, graph=True)
+    eager = fastdiff.Sampler(method, 4, dtype=state, graph=False)
+    for seed in (1, 2, 1):
+        assert torch.equal(captured(network, shape=SHAPE, seed=seed), eager(network, shape=SHAPE, seed=seed))
+
+
+def test_every_value_may_change_between_replays(net: Net) -> None:
+    ones = torch.ones(3, device="cuda")
+    base = {"shape": SHAPE, "guidance_scale": 2.0, "cond": {"y": ones}, "uncond": {"y": 0 * ones}}
+    changes = [
+        ({}, {}),
+        ({}, {"seed": 5}),
+        ({}, {"first_sample": 7}),
+        ({}, {"seed": [4, 5, 6]}),
+        ({}, {"shape": None, "x": torch.full(SHAPE, 0.25, device="cuda")}),
+        ({}, {"guidance_scale": 0.5}),
+        ({}, {"cond": {"y": 3 * ones}}),
+        ({}, {"uncond": {"y": -ones}}),
+        ({"schedule": "cosine"}, {}),
+        ({"spacing": "trailing"}, {}),
+        ({"eta": 0.25}, {}),
+        ({"clip": (-0.5, 0.25)}, {}),
+    ]
+    for build, call in changes:
+        options = {"eta": 1.0, "clip": (-1.0, 1.0), **build}
+        arguments = {**base, **call}
+        got = fastdiff.Sampler("ddim", 4, graph=True, **options)(net, **arguments)
+        want = fastdiff.Sampler("ddim", 4, graph=False, **options)(net, **arguments)
+        assert torch.equal(got, want), (build, call)
+    assert len(graph._cache.entries) == 1
+
+
+def test_dynamic_thresholding_and_autocast_are_captured(net: Net) -> None:
+    for cast in (False, True):
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=cast):
+            got = fastdiff.Sampler("dpmpp2m", 4, clip="dynamic", graph=True)(net, shape=SHAPE)
+            want = fastdiff.Sampler("dpmpp2m", 4, clip="dynamic", graph=False)(net, shape=SHAPE)
+        assert torch.equal(got, want)
+
+
+def test_compiled_network_is_captured(net: Net) -> None:
+    compiled = torch.compile(net)
+    got = fastdiff.Sampler("dpm3", 4, graph=True)(compiled, shape=SHAPE)
+    want = fastdiff.Sampler("dpm3", 4, graph=False)(compiled, shape=SHAPE)
+    assert torch.equal(got, want)
+
+
+def test_two_shapes_and_two_streams(net: Net) -> None:
+    sampler, eager = fastdiff.Sampler("dpm3", 4, graph=True), fastdiff.Sampler("dpm3", 4, graph=False)
+    want = {b: eager(net, shape=(b, 2, 9, 7)) for b in (1, 4)}
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    for _ in range(5):
+        for b in (1, 4):
+            with torch.cuda.stream(side if b == 4 else torch.cuda.current_stream()):
+                got = sampler(net, shape=(b, 2, 9, 7))
+            torch.cuda.synchronize()
+            assert torch.equal(got, want[b])
+
+
+def test_deterministic_over_100_replays(net: Net) -> None:
+    sampler = fastdiff.Sampler("dpmpp2m_sde", 5, graph=True)
+    first = sampler(net, shape=SHAPE, seed=3)
+    assert all(torch.equal(sampler(net, shape=SHAPE, seed=3), first) for _ in range(100))
+
+
+def test_memory_constant_over_1000_replays(net: Net) -> None:
+    sampler = fastdiff.Sampler("dpm3", 4, graph=True)
+    for _ in range(3):
+        sampler(net, shape=SHAPE)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    for seed in range(1000):
+        sampler(net, shape=SHAPE, seed=seed)
+    torch.cuda.synchronize()
+    assert (torch.cuda.memory_allocated(), torch.cuda.memory_reserved()) == before
+
+
+def test_clear_graphs_frees_memory(net: Net) -> None:
+    before = torch.cuda.memory_allocated()
+    fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=(64, 2, 64, 64))
+    assert torch.cuda.memory_allocated() > before
+    fastdiff.clear_graphs()
+    torch.cuda.empty_cache()
+    # A few bytes stay with the sampler's cached tables, which went with it, and with libraries' workspaces.
+    assert torch.cuda.memory_allocated() - before < 64 * 2 * 64 * 64 * 4
+
+
+def test_two_threads(net: Net) -> None:
+    sampler, eager = fastdiff.Sampler("ddpm", 5, graph=True), fastdiff.Sampler("ddpm", 5, graph=False)
+    sampler(net, shape=SHAPE)
+    want = [eager(net, shape=SHAPE, seed=i) for i in range(40)]
+    got: list[torch.Tensor | None] = [None] * 40
+
+    def work(first: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for i in range(first, 40, 2):
+                got[i] = sampler(net, shape=SHAPE, seed=i)
+            torch.cuda.current_stream().synchronize()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+class Waits(Net):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x, t) * float(x.abs().max() > -1)
+
+
+class OwnGenerator(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator("cuda")
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        noise = torch.randn(x.shape, generator=self.generator, device=x.device)
+        return super().forward(x, t) + 0 * noise
+
+
+class HoldsCpu(Net):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x, t) + torch.ones(1).to(x.device)
+
+
+@pytest.mark.parametrize("kind", [Waits, OwnGenerator, HoldsCpu])
+def test_networks_that_cannot_be_captured(kind: type[Net]) -> None:
+    """One warning and the eager result under auto, an error under True; and the device goes on working."""
+    model = kind().cuda()
+    want = fastdiff.Sampler("dpm3", 4, graph=False)(model, shape=SHAPE)
+    auto = fastdiff.Sampler("dpm3", 4, graph="auto")
+    assert torch.equal(auto(model, shape=SHAPE), want)
+    with pytest.warns(UserWarning, match="cannot be captured in a CUDA graph"):
+        assert torch.equal(auto(model, shape=SHAPE), want)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(auto(model, shape=SHAPE), want)
+    with pytest.raises(RuntimeError, match="graph=True: the model cannot be captured"):
+        fastdiff.Sampler("dpm3", 4, graph=True)(model, shape=SHAPE)
+    fine = Net().cuda()
+    got = fastdiff.Sampler("dpm3", 4, graph=True)(fine, shape=SHAPE)
+    assert torch.equal(got, fastdiff.Sampler("dpm3", 4, graph=False)(fine, shape=SHAPE))
+
+
+def test_no_synchronisation_in_the_loop(net: Net) -> None:
+    """torch's own watch on synchronising calls, for the eager loop and for replays."""
+    sampler = fastdiff.Sampler("unipc", 6, graph=False)
+    replayed = fastdiff.Sampler("unipc", 6, graph=True)
+    replayed(net, shape=SHAPE)
+    state = sampler.begin(shape=SHAPE)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        while not state.done:
+            state = sampler.step(state, net(state.input, state.time).detach())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+SANITIZED = """
+import torch
+from stage_cases import check, random_case
+from fastdiff import ops
+for name in ("cuda", "triton"):
+    module = ops.load(name)
+    if module.available()[0]:
+        for seed in range(12):
+            check(module, random_case(seed, device="cuda"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer(tool: str) -> None:
+    found = shutil.which("compute-sanitizer")
+    if found is None:
+        pytest.skip("compute-sanitizer is not installed")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    # PyTorch's caching allocator would hide accesses past the end of a tensor.
+    environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    command = [found, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SANITIZED]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
