@@ -40,6 +40,7 @@ def stage(
     works["fastdiff"] = fused.ours(case, cpu)
     if case.spec.noises:
         works["fastdiff without noise"] = fused.ours(case, cpu, case.noiseless())
+        works["normals alone"] = fused.normals(case, cpu)
     works.update(fused.copies(case.bytes, sets=sets))
     reset = fused.restore(case, evict if size == HEADLINE else None)
     samples = timing.interleaved(works, rounds, reset, short=5e-3 if sets == 1 else 1e-3, least=sets)

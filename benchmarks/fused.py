@@ -16,6 +16,7 @@ from torch import Tensor
 import fastdiff
 from benchmarks import eager
 from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.philox import STEP
 from fastdiff.plan import MAX_DRAWS, ZA, Plan
 from fastdiff.table import NONE, RAW, StageSpec, bind
 
@@ -147,6 +148,14 @@ def ours(case: Case, backend: ModuleType, spec: StageSpec | None = None) -> Call
     return run
 
 
+def normals(case: Case, backend: ModuleType) -> Callable[[], None]:
+    """A call that only fills a buffer with the normals of one draw: what of the stage's time is the noise."""
+    like = case.sets[0].x
+    assert like is not None
+    out = torch.empty_like(like)
+    return lambda: backend.normal_(out, case.coeffs.seeds, case.coeffs.index, 0, STEP)
+
+
 def baseline(case: Case, compiled: bool = False) -> Callable[[], None]:
     """A call that runs the eager formulas, or what `torch.compile` makes of them, on the next set of buffers."""
     feeds = case.spec.copies > 0
@@ -197,7 +206,10 @@ def copies(nbytes: int, device: torch.device | str = "cpu", sets: int = 1) -> di
     """
     half = nbytes // 2
     pairs = [
-        (torch.ones(half, dtype=torch.uint8, device=device), torch.ones(half, dtype=torch.uint8, device=device))
+        (
+            torch.randint(256, (half,), dtype=torch.uint8, device=device),
+            torch.zeros(half, dtype=torch.uint8, device=device),
+        )
         for _ in range(sets)
     ]
     turn = _cycle(pairs)
@@ -206,6 +218,7 @@ def copies(nbytes: int, device: torch.device | str = "cpu", sets: int = 1) -> di
         source, target = next(turn)
         target.copy_(source)
 
+    by_torch.buffers = pairs[0]  # type: ignore[attr-defined]
     found = {"copy_": by_torch}
     if torch.device(device).type != "cpu":
         return found
@@ -222,6 +235,7 @@ def copies(nbytes: int, device: torch.device | str = "cpu", sets: int = 1) -> di
     def by_memcpy() -> None:
         list(pool.map(lambda p: ctypes.memmove(*p), next(piece)))
 
+    by_memcpy.buffers = pairs[0]  # type: ignore[attr-defined]
     found["memcpy"] = by_memcpy
     return found
 

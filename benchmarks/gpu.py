@@ -1,7 +1,7 @@
-"""Measurements on a CUDA device: stages against a copy in device memory, back ends against each other, whole loops, graphs.
+"""On a CUDA device: stages against a copy in device memory, back ends against each other, whole loops, graphs.
 
-Every part stands alone: one that fails is reported with its error, and the others go on. Parts that would begin after the time
-is spent are left out, and named.
+Every part stands alone: one that fails is reported with its error, and the others go on. Parts that would begin after
+the time is spent are left out, and named.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIZES: dict[str, tuple[int, ...]] = {
 SECONDS = 400.0
 COMPILED = ("dpm3", "dpmpp2m_sde")
 TOLERANCE = 1e-4
-"""Largest difference from the eager formulas in float32, relative to the largest value; terms of both cancel in part."""
+"""Largest difference from the eager formulas in float32, relative to the largest value; their terms cancel in part."""
 
 
 class Parts:

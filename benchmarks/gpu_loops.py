@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def written_out(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Loop:
     def euler() -> Tensor:
         state = x
         with torch.no_grad():
-            for s, t in zip(times, times[1:], strict=False):
+            for s, t in pairwise(times):
                 now = torch.full(x.shape[:1], s, device=x.device)
                 state = state + (t - s) * model(state.to(dtype), now).to(x.dtype)
         return state
@@ -81,7 +82,7 @@ def captured(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Loop:
 def diffusers_loop(model: Callable[..., Tensor], x: Tensor, dtype: torch.dtype) -> Loop | None:
     """diffusers' scheduler of the same family around the network, or None where it is not installed."""
     try:
-        from diffusers import DPMSolverMultistepScheduler
+        from diffusers import DPMSolverMultistepScheduler  # type: ignore[import-not-found]
     except ImportError:
         return None
     scheduler = DPMSolverMultistepScheduler(

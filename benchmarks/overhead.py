@@ -40,7 +40,7 @@ def sampler(method: str, steps: int, x: Tensor) -> Callable[[], None]:
 def diffusers_loop(steps: int, x: Tensor) -> Callable[[], None] | None:
     """diffusers' DPM-Solver++ of third order, or None where diffusers is not installed."""
     try:
-        from diffusers import DPMSolverMultistepScheduler
+        from diffusers import DPMSolverMultistepScheduler  # type: ignore[import-not-found]
     except ImportError:
         return None
     scheduler = DPMSolverMultistepScheduler(

@@ -210,6 +210,10 @@ def text(data: Data) -> str:
         parts.append("Capture\n" + table(["network", "batch", "capture", "memory", "pays back after calls"], rows))
     if data.get("targets"):
         parts.append(table(["target", "measured", "goal", ""], target_rows(data["targets"])))
+    if alone := [s for s in data.get("stages", []) if "normals alone" in s["seconds"]]:
+        names = ("fastdiff without noise", "normals alone", "fastdiff")
+        rows = [[s["method"], s["size"], s["network"], *(fmt_time(s["seconds"][n]) for n in names)] for s in alone]
+        parts.append("Noise in the stage\n" + table(["method", "size", "network", *names], rows))
     for note in data.get("notes", []):
         parts.append(f"note: {note}")
     return "\n\n".join(parts)
