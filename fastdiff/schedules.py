@@ -12,9 +12,11 @@ import numpy as np
 from fastdiff.names import unknown
 from fastdiff.schedule_base import Array, NoiseSchedule, Point, positive, vp_log_alpha, vp_parts
 from fastdiff.schedule_discrete import Discrete, cosine, ddpm, discrete, scaled_linear
+from fastdiff.schedule_smld import SMLD, smld
 
 __all__ = [
     "SCHEDULES",
+    "SMLD",
     "Discrete",
     "NoiseSchedule",
     "Point",
@@ -25,6 +27,7 @@ __all__ = [
     "flow",
     "resolve",
     "scaled_linear",
+    "smld",
     "subvp",
     "ve",
     "vp_cosine",
@@ -295,6 +298,7 @@ SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
     "vp_cosine": vp_cosine,
     "subvp": subvp,
     "ve": ve,
+    "smld": smld,
     "edm": edm,
     "flow": flow,
 }

@@ -33,7 +33,8 @@ LAYERS: dict[str, set[str] | None] = {
     "philox": {"names"},
     "schedule_base": NUMPY,
     "schedule_discrete": NUMPY | {"schedule_base"},
-    "schedules": NUMPY | {"schedule_base", "schedule_discrete"},
+    "schedule_smld": NUMPY | {"schedule_base"},
+    "schedules": NUMPY | {"schedule_base", "schedule_discrete", "schedule_smld"},
     "grids": NUMPY | {"schedule_base", "schedule_discrete", "schedules"},
     "plan": NUMPY | {"schedule_base", "schedule_discrete", "schedules", "grids", "plot"},
     "plot": {"plan"},
@@ -50,6 +51,7 @@ LAYERS: dict[str, set[str] | None] = {
     "threshold": OPS,
     "sampler": OPS | PLANS | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold"},
     "api": OPS | PLANS | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "sampler"},
+    "losses": PLANS | {"table", "network"},
     "integrations": None,
     "doctor": None,
     "cli": None,
@@ -57,7 +59,7 @@ LAYERS: dict[str, set[str] | None] = {
     "__main__": None,
     "__init__": None,
 }
-NUMPY_ONLY = ("names", "_version", "phi", "philox", "schedule_base", "schedule_discrete", "schedules", "grids", "plan")
+NUMPY_ONLY = ("names", "_version", "phi", "philox", "schedule_base", "schedule_discrete", "schedule_smld", "schedules", "grids", "plan")
 NUMPY_ONLY += ("plot", "table", "solvers")
 
 

@@ -74,8 +74,10 @@ def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) ->
     DDIM-type subsequences need a discrete schedule; equal steps of time are poor where time is sigma; and equal steps of
     lambda need a finite one at the start.
     """
+    if own == "sde_uniform":
+        return own
     if schedule.kind in ("ve", "edm"):
-        return "karras"
+        return "linspace" if schedule.discrete else "karras"
     if own == "leading":
         return own if schedule.discrete else "uniform"
     if own in ("logsnr", "karras") and schedule.lam(schedule.t_max if t_start is None else float(t_start)) == -math.inf:
