@@ -19,10 +19,6 @@ Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 STATE_DTYPES = (torch.float32, torch.float64)
 
 
-def is_times(spacing: Any) -> bool:
-    return spacing is not None and not isinstance(spacing, str)
-
-
 def check_clip(clip: Any) -> Clip:
     if clip is None:
         return None

@@ -20,7 +20,6 @@ from fastdiff.arguments import (
     check_guidance,
     check_out,
     check_x,
-    is_times,
     prior_noise,
     resolve_device,
     resolve_seeds,
@@ -143,15 +142,15 @@ class Sampler:
                 )
             self.plan = plan
         else:
-            named = solvers.own_times(spacing) if is_times(spacing) else spacing
+            named = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
             arguments = (method, steps, resolve("ddpm" if schedule is None else schedule), named, t_start, t_end)
             try:
                 typed = tuple((k, type(v), v) for k, v in sorted(method_options.items()))
-                self.plan = _plan(*arguments, typed)  # type: ignore[arg-type]
+                self.plan = _plan(*arguments, typed)
             except TypeError as error:
                 if "unhashable" not in str(error):
                     raise
-                self.plan = solvers.plan(*arguments, **method_options)  # type: ignore[arg-type]
+                self.plan = solvers.plan(*arguments, **method_options)
         self.prediction = prediction
         self._own_schedule = plan is None and schedule is None
         self.dtype = dtype
@@ -367,9 +366,7 @@ class Sampler:
 
         probe = None
         if observed:
-            data = bind(
-                self.plan, prediction, space="data", guidance_scale=guidance, classifier=classifier, copies=0
-            )
+            data = bind(self.plan, prediction, space="data", guidance_scale=guidance, classifier=classifier, copies=0)
             values = data.values.copy()
             values[:, NEXT_U : NEXT_X + NREG] = 0.0
             values[:, NEXT_U + M] = 1.0
@@ -406,7 +403,11 @@ def _progress(plan: Plan, hooks: Hooks) -> Iterator[None]:
     from tqdm.auto import tqdm
 
     with tqdm(total=plan.steps, desc=plan.method, unit="step") as bar:
-        hooks.progress = bar.update
+
+        def advance() -> None:
+            bar.update()
+
+        hooks.progress = advance
         yield
 
 

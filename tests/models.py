@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-
 from analytic import Mixture, gaussian
+
 from fastdiff.plan import AUX, H1, IDENTITY, NREG, M, Plan
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.table import CG, CU, NEXT_U, NEXT_X, NONE, bind
@@ -64,9 +64,10 @@ def rounding_bound(
 ) -> float:
     """How far a run with `Linear` from `x` may be from exact arithmetic, to first order in the unit round-offs.
 
-    A sum of n terms c·r with rounded coefficients is wrong by at most (n + 2)·u·sum |c·r|; the network's input is rounded
-    once, its output three times (slope, product, weight). The whole run is linear, so each of these errors reaches the
-    result multiplied by what a unit error at that place gives: a run from 0, without noise, with a 1 there.
+    A sum of n terms c·r with rounded coefficients is wrong by at most (n + 2)·u·sum |c·r|; the network's input is
+    rounded once, its output three times (slope, product, weight). The whole run is linear, so each of these
+    errors reaches the result multiplied by what a unit error at that place gives: a run
+    from 0, without noise, with a 1 there.
     """
     errors: dict[tuple[int, str], float] = {}
     _linear_run(plan, x, std, noise, errors, (u_state, u_network), None)
@@ -93,7 +94,15 @@ def _linear_run(plan, x, std, noise, errors, units, inject):
     for k, stage in enumerate(plan.stages):
         row, spec = table.values[k + 1], table.specs[k + 1]
         z = [np.zeros(1) if noise is None or d < 0 else noise(d) for d in stage.draws]
-        registers = [x, u, np.zeros(1), *history[: AUX - H1], *[np.zeros(1)] * (AUX - H1 - len(history)), np.zeros(1), *z]
+        registers = [
+            x,
+            u,
+            np.zeros(1),
+            *history[: AUX - H1],
+            *[np.zeros(1)] * (AUX - H1 - len(history)),
+            np.zeros(1),
+            *z,
+        ]
         if spec.convert != NONE:
             g = slope(std, "eps", stage.alpha, stage.sigma) * u
             g = placed((k, "g"), g, 4 * u_network * float(np.abs(g).max()))

@@ -5,19 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-import fastdiff
 from analytic import gaussian, gaussian_ode
-from fastdiff import ops, schedules
 from models import Exact, levels, wavy
 from run_plan import network, run
+
+import fastdiff
+from fastdiff import ops, schedules
 
 BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 METHODS = list(fastdiff.methods())
 TABLED = [m for m in METHODS if not any(s.norms for s in fastdiff.plan(m, 2).stages)]
 ODE = [m for m in METHODS if not fastdiff.methods()[m]["stochastic"]]
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
-A, B = torch.linspace(0.1, 1.2, 12, dtype=torch.float64).reshape(4, 3), torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+A, B = (
+    torch.linspace(0.1, 1.2, 12, dtype=torch.float64).reshape(4, 3),
+    torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3),
+)
 
 
 def conditional(x, t, y):
@@ -76,30 +79,82 @@ def test_model_kwargs_reach_every_call_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"cond": {"y": A}}, ValueError, "got cond, missing guidance_scale, uncond; to condition without guidance, give model_kwargs"),
-        ({"guidance_scale": 2.0}, ValueError, "needs guidance_scale, cond and uncond together: got guidance_scale, missing cond, uncond"),
+        (
+            {"cond": {"y": A}},
+            ValueError,
+            "got cond, missing guidance_scale, uncond; to condition without guidance, give model_kwargs",
+        ),
+        (
+            {"guidance_scale": 2.0},
+            ValueError,
+            "needs guidance_scale, cond and uncond together: got guidance_scale, missing cond, uncond",
+        ),
         ({"guidance_scale": 2.0, "cond": {"y": A}}, ValueError, "got guidance_scale, cond, missing uncond"),
-        ({"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"z": A}}, ValueError, r"same structure; got keys \['y'\] and \['z'\]"),
+        (
+            {"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"z": A}},
+            ValueError,
+            r"same structure; got keys \['y'\] and \['z'\]",
+        ),
         ({"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": [A]}}, ValueError, "same structure"),
-        ({"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": A[:, :2]}}, ValueError, r"differ in shape: \(4, 3\) and \(4, 2\)"),
-        ({"guidance_scale": 2.0, "cond": {"y": A[:1]}, "uncond": {"y": A[:1]}}, ValueError, r"cond\['y'\] has shape \(1, 3\); expected the batch, 4"),
-        ({"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": None}}, ValueError, "values of tensors only; got a tensor and None"),
-        ({"guidance_scale": 2.0, "cond": {"y": 1}, "uncond": {"y": 2}}, ValueError, "values of tensors only; got 1 and 2"),
-        ({"guidance_scale": 2.0, "cond": A, "uncond": A}, TypeError, r"cond must be a dict of keyword arguments, such as cond=\{'y'"),
-        ({"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": B}, "model_kwargs": {"y": A}}, ValueError, r"\['y'\] given both"),
-        ({"guidance_scale": float("nan"), "cond": {"y": A}, "uncond": {"y": B}}, ValueError, "guidance_scale=nan: expected a finite number"),
-        ({"guidance_scale": True, "cond": {"y": A}, "uncond": {"y": B}}, ValueError, "guidance_scale=True: expected a finite number"),
-        ({"guidance_scale": "3", "cond": {"y": A}, "uncond": {"y": B}}, ValueError, "guidance_scale='3': expected a finite number"),
+        (
+            {"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": A[:, :2]}},
+            ValueError,
+            r"differ in shape: \(4, 3\) and \(4, 2\)",
+        ),
+        (
+            {"guidance_scale": 2.0, "cond": {"y": A[:1]}, "uncond": {"y": A[:1]}},
+            ValueError,
+            r"cond\['y'\] has shape \(1, 3\); expected the batch, 4",
+        ),
+        (
+            {"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": None}},
+            ValueError,
+            "values of tensors only; got a tensor and None",
+        ),
+        (
+            {"guidance_scale": 2.0, "cond": {"y": 1}, "uncond": {"y": 2}},
+            ValueError,
+            "values of tensors only; got 1 and 2",
+        ),
+        (
+            {"guidance_scale": 2.0, "cond": A, "uncond": A},
+            TypeError,
+            r"cond must be a dict of keyword arguments, such as cond=\{'y'",
+        ),
+        (
+            {"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": B}, "model_kwargs": {"y": A}},
+            ValueError,
+            r"\['y'\] given both",
+        ),
+        (
+            {"guidance_scale": float("nan"), "cond": {"y": A}, "uncond": {"y": B}},
+            ValueError,
+            "guidance_scale=nan: expected a finite number",
+        ),
+        (
+            {"guidance_scale": True, "cond": {"y": A}, "uncond": {"y": B}},
+            ValueError,
+            "guidance_scale=True: expected a finite number",
+        ),
+        (
+            {"guidance_scale": "3", "cond": {"y": A}, "uncond": {"y": B}},
+            ValueError,
+            "guidance_scale='3': expected a finite number",
+        ),
         ({"classifier_grad": 3}, TypeError, r"callable as classifier_grad\(x, t\), got int"),
         (
             {"classifier_grad": lambda x, t: x, "guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": B}},
             ValueError,
             "do not go together",
         ),
-        ({"classifier_grad": lambda x, t: x[:1]}, ValueError, r"classifier_grad returned \(1, 3\), expected a tensor of x's shape \(4, 3\)"),
+        (
+            {"classifier_grad": lambda x, t: x[:1]},
+            ValueError,
+            r"classifier_grad returned \(1, 3\), expected a tensor of x's shape \(4, 3\)",
+        ),
         ({"classifier_grad": lambda x, t: 1.0}, ValueError, "classifier_grad returned float"),
     ],
-)  # fmt: skip
+)
 def test_errors(arguments, error, words) -> None:
     with pytest.raises(error, match=words):
         fastdiff.sample(lambda x, t, **kwargs: x, X, **arguments)
@@ -109,7 +164,7 @@ def test_errors(arguments, error, words) -> None:
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "flow"])
 @pytest.mark.parametrize("method", ODE)
 def test_classifier_gradient_samples_the_posterior(method, prediction, backend) -> None:
-    """Prior N(m, s²), likelihood N(y; x0, r²): the guided score is the posterior's, so the samples are, to round-off."""
+    """Prior N(m, s²), likelihood N(y; x0, r²): the guided score is the posterior's, so the samples are."""
     mean, s, r, y = np.array([0.7, -0.3, 0.1]), 0.5, 0.8, np.array([1.4, 0.2, -1.0])
     schedule = schedules.resolve("ddpm")
     variance = 1 / (1 / s**2 + 1 / r**2)
@@ -173,13 +228,27 @@ def test_clip_equals_clamping_in_the_formula(method, prediction, backend) -> Non
 @pytest.mark.parametrize("shape", [(3, 2, 9, 7), (2, 1), (1, 2), (2, 1025)])
 def test_dynamic_thresholding_equals_torch_quantile(shape, guided, backend) -> None:
     """One step of dpmpp1 to a low noise: the result tells the clipped x0, sample by sample."""
-    base = torch.randn(shape, dtype=torch.float64) * torch.arange(1.0, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))
+    base = torch.randn(shape, dtype=torch.float64) * torch.arange(1.0, shape[0] + 1).reshape(
+        -1, *[1] * (len(shape) - 1)
+    )
     plan = fastdiff.plan("dpmpp1", 1)
     a, b = plan.stages[0], fastdiff.schedules.ddpm().at(plan.times[-1])
     x = torch.randn(shape, dtype=torch.float64)
-    both = {"guidance_scale": 3.0, "cond": {"y": base}, "uncond": {"y": base * 0.5}} if guided else {"model_kwargs": {"y": base}}
+    both = (
+        {"guidance_scale": 3.0, "cond": {"y": base}, "uncond": {"y": base * 0.5}}
+        if guided
+        else {"model_kwargs": {"y": base}}
+    )
     got = fastdiff.sample(
-        lambda x, t, y: y, x, method="dpmpp1", steps=1, prediction="x0", clip="dynamic", dtype=torch.float64, backend=backend, **both
+        lambda x, t, y: y,
+        x,
+        method="dpmpp1",
+        steps=1,
+        prediction="x0",
+        clip="dynamic",
+        dtype=torch.float64,
+        backend=backend,
+        **both,
     )
     x0 = 3.0 * base - 2.0 * base * 0.5 if guided else base
     bound = torch.quantile(x0.abs().flatten(1), 0.995, dim=1).clamp(min=1.0).reshape(-1, *[1] * (len(shape) - 1))

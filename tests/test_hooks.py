@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
+from analytic import mixture
+from models import Exact, Pooled, wavy
 
 import fastdiff
-from analytic import mixture
 from fastdiff import ops
-from models import Exact, Pooled, wavy
 
 BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 METHODS = list(fastdiff.methods())
@@ -21,7 +23,7 @@ CHURN = {"s_churn": 10.0, "s_tmax": 50.0}
 class Bar:
     """Stands for tqdm: keeps the total and counts the updates."""
 
-    made: list[Bar] = []
+    made: ClassVar[list[Bar]] = []
 
     def __init__(self, total: int, **kwargs) -> None:
         self.total, self.n, self.closed = total, 0, False
@@ -124,7 +126,9 @@ def test_trajectory(method, options, backend) -> None:
     elif not more:
         for i in range(plan.steps):
             s = fastdiff.schedules.ddpm().at(plan.times[i])
-            np.testing.assert_allclose(path.x0[i], MIXTURE.x0(path.x[i].numpy(), s.alpha, s.sigma), rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(
+                path.x0[i], MIXTURE.x0(path.x[i].numpy(), s.alpha, s.sigma), rtol=1e-9, atol=1e-9
+            )
 
 
 def test_trajectory_states_are_those_of_shorter_runs() -> None:
@@ -170,7 +174,10 @@ def test_check_finite_under_guidance_names_the_half() -> None:
         return torch.where(y > 1, float("nan"), x)
 
     y = torch.zeros(4, 1)
-    for cond, uncond, half in ((y, y + torch.tensor([[0.0], [2], [0], [0]]), "unconditional"), (y + 2, y, "conditional")):
+    for cond, uncond, half in (
+        (y, y + torch.tensor([[0.0], [2], [0], [0]]), "unconditional"),
+        (y + 2, y, "conditional"),
+    ):
         with pytest.raises(FloatingPointError, match=rf"step 0 .* for sample [01] of 4, in the {half} half"):
             fastdiff.sample(model, X, guidance_scale=2.0, cond={"y": cond}, uncond={"y": uncond}, check_finite=True)
 

@@ -9,11 +9,11 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from models import Pooled, wavy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
 from fastdiff import history, ops
-from models import Pooled, wavy
 
 BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 METHODS = list(fastdiff.methods())
@@ -218,7 +218,14 @@ def test_results_and_inputs_are_not_shared() -> None:
 
 
 @pytest.mark.parametrize("given", [lambda x: x, lambda x: x.double(), lambda x: x.half(), lambda x: x.bfloat16()])
-@pytest.mark.parametrize("layout", [lambda x: x, lambda x: x.to(memory_format=torch.channels_last), lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x,
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    ],
+)
 def test_starts_of_any_layout_and_dtype(given, layout) -> None:
     x = torch.linspace(-2, 2, 2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     start = layout(given(x))
@@ -249,7 +256,16 @@ def test_a_run_keeps_nothing_alive() -> None:
 class NoSync(TorchDispatchMode):
     """Fails on every operation whose result must reach the host, or whose shape depends on values."""
 
-    SYNCS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "allclose", "repeat_interleave")
+    SYNCS = (
+        "_local_scalar_dense",
+        "nonzero",
+        "equal",
+        "is_nonzero",
+        "masked_select",
+        "unique",
+        "allclose",
+        "repeat_interleave",
+    )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__

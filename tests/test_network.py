@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from models import wavy
 
 import fastdiff
 from fastdiff.network import Network, placement, sample_shape
-from models import wavy
 
 X = torch.linspace(-2, 2, 2 * 4 * 3 * 3).reshape(2, 4, 3, 3)
 
@@ -39,7 +39,10 @@ def test_placement() -> None:
     assert placement(wavy) == (None, None)
     assert placement(torch.nn.Linear(2, 2).bfloat16()) == (torch.device("cpu"), torch.bfloat16)
     assert placement(torch.nn.ReLU()) == (None, None)
-    assert placement(SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16)) == (torch.device("cpu"), torch.float16)
+    assert placement(SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16)) == (
+        torch.device("cpu"),
+        torch.float16,
+    )
     # A diffusion pipeline's `device` may be a string and its `dtype` anything: then they tell nothing.
     assert placement(SimpleNamespace(device="cuda", dtype="fp16")) == (None, None)
     # Offloaded weights lie nowhere; the device is then x's or the one asked for.
@@ -107,17 +110,26 @@ def test_another_output_dtype_than_the_parameters() -> None:
 @pytest.mark.parametrize(
     ("model", "error", "words"),
     [
-        (lambda x, t: x[:, :2], ValueError, r"returned shape \(2, 2, 3, 3\), expected \(2, 4, 3, 3\), the shape of its input$"),
+        (
+            lambda x, t: x[:, :2],
+            ValueError,
+            r"returned shape \(2, 2, 3, 3\), expected \(2, 4, 3, 3\), the shape of its input$",
+        ),
         (
             lambda x, t: torch.cat([x, x], 1),
             ValueError,
-            r"returned shape \(2, 8, 3, 3\), expected \(2, 4, 3, 3\).*twice the channels.*learned variance.*chunk\(2, dim=1\)\[0\]",
+            r"returned shape \(2, 8, 3, 3\), expected \(2, 4, 3, 3\).*"
+            r"twice the channels.*learned variance.*chunk\(2, dim=1\)\[0\]",
         ),
         (lambda x, t: x[:1], ValueError, r"returned shape \(1, 4, 3, 3\), expected"),
         (lambda x, t: x.to(torch.int32), TypeError, "returned torch.int32; expected a floating-point tensor"),
         (lambda x, t: torch.complex(x, x), TypeError, "returned torch.complex64; expected a floating-point"),
         (lambda x, t: x.to("meta"), ValueError, "a tensor on meta, its input is on cpu: move the model there"),
-        (lambda x, t: None, TypeError, "returned NoneType; expected a tensor, a tuple whose first entry is one, or an object"),
+        (
+            lambda x, t: None,
+            TypeError,
+            "returned NoneType; expected a tensor, a tuple whose first entry is one, or an object",
+        ),
         (lambda x, t: {"pred": x}, TypeError, "returned dict; expected a tensor"),
         (lambda x, t: (), TypeError, "returned tuple; expected a tensor"),
         (lambda x, t: 1.0, TypeError, "returned float; expected a tensor"),
@@ -136,7 +148,9 @@ def test_an_output_dtype_that_the_back_end_does_not_read() -> None:
 
     if not ops.load("cpu").available()[0]:
         pytest.skip("the cpu back end is not built")
-    with pytest.raises(TypeError, match=r"returned torch.float8_e5m2.*'cpu' does not read.*cast it, lambda x, t.*float\(\)"):
+    with pytest.raises(
+        TypeError, match=r"returned torch.float8_e5m2.*'cpu' does not read.*cast it, lambda x, t.*float\(\)"
+    ):
         fastdiff.sample(lambda x, t: x.to(torch.float8_e5m2), X, backend="cpu")
 
 

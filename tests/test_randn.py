@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from models import wavy
 
 import fastdiff
 from fastdiff import ops
 from fastdiff.philox import PRIOR, STEP, normals
-from models import wavy
 
 BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 STOCHASTIC = ["ddpm", "dpmpp2m_sde", "dpm3"]
@@ -53,7 +53,7 @@ def test_streams_draws_seeds_and_samples_are_apart() -> None:
     ]
     rows = torch.cat(all_of)
     correlation = torch.corrcoef(rows) - torch.eye(len(rows))
-    # 66 correlations of 257 independent pairs, each of standard deviation 1/16: five of these are exceeded once in 3e4 tests.
+    # 66 correlations of 257 independent pairs, each of standard deviation 1/16: five are exceeded once in 3e4 tests.
     assert correlation.abs().max() < 5 / 257**0.5
 
 
@@ -72,7 +72,9 @@ def test_back_ends_draw_the_same(method) -> None:
     if "cpu" not in BACKENDS:
         pytest.skip("the cpu back end is not built")
     results = [
-        fastdiff.sample(lambda x, t: x * 0.5, shape=(3, 41), method=method, steps=3, seed=-9, backend=b, dtype=torch.float64)
+        fastdiff.sample(
+            lambda x, t: x * 0.5, shape=(3, 41), method=method, steps=3, seed=-9, backend=b, dtype=torch.float64
+        )
         for b in ("reference", "cpu")
     ]
     # Normals within 1e-6 of each other, times at most 1/alpha_T = 160.
@@ -98,7 +100,9 @@ def test_seeds_are_taken_modulo_64_bits() -> None:
 
 def test_the_prior_has_the_schedules_width() -> None:
     got = []
-    fastdiff.sample(lambda x, t: got.append(x.clone()) or x, shape=(2, 9), schedule=fastdiff.schedules.ve(0.01, 50.0), seed=8)
+    fastdiff.sample(
+        lambda x, t: got.append(x.clone()) or x, shape=(2, 9), schedule=fastdiff.schedules.ve(0.01, 50.0), seed=8
+    )
     torch.testing.assert_close(got[0], fastdiff.randn((2, 9), seed=8, prior=True) * 50.0)
 
 
@@ -156,7 +160,11 @@ def test_own_noise_may_fill_what_it_is_given_or_one_buffer(backend) -> None:
         ({"shape": (2, 3), "seed": 1.0}, TypeError, "seed=1.0: expected an integer"),
         ({"shape": (2, 3), "seed": True}, TypeError, "seed=True: expected an integer"),
         ({"shape": (2, 3), "seed": 2**64}, TypeError, "expected an integer from -2"),
-        ({"shape": (2, 3), "seed": [1, 2, 3]}, ValueError, "got 3 seeds for a batch of 2: give one seed, or one per sample"),
+        (
+            {"shape": (2, 3), "seed": [1, 2, 3]},
+            ValueError,
+            "got 3 seeds for a batch of 2: give one seed, or one per sample",
+        ),
         ({"shape": (2, 3), "seed": [1, 2], "first_sample": 1}, ValueError, "first_sample goes with a single seed"),
         ({"shape": (2, 3), "first_sample": -1}, ValueError, "first_sample=-1: expected an integer from 0"),
         ({"shape": (2, 3), "first_sample": 2**31}, ValueError, "expected an integer from 0"),

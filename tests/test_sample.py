@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-import fastdiff
 from analytic import gaussian, gaussian_ode, mixture, point
-from fastdiff import ops, schedules
-from fastdiff.philox import normals
 from models import DiffusersLike, Exact, Linear, rounding_bound, wavy
 from run_plan import network, run
+
+import fastdiff
+from fastdiff import ops, schedules
+from fastdiff.philox import normals
 
 BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 METHODS = list(fastdiff.methods())
@@ -23,7 +23,9 @@ X = torch.tensor([[0.5, -1.1, 0.3], [2.0, 0.3, -0.7], [-1.7, -0.2, 0.9], [0.1, 1
 
 def drawn(seed: int):
     """The built-in noise of samples 0, 1, ..., as run_plan wants it."""
-    return lambda draw, like: np.stack([normals(like[0].size, seed, b, draw) for b in range(len(like))]).reshape(like.shape)
+    return lambda draw, like: np.stack([normals(like[0].size, seed, b, draw) for b in range(len(like))]).reshape(
+        like.shape
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -33,7 +35,7 @@ def test_equals_the_table_run_in_numpy(method: str, backend: str, steps: int) ->
     plan = fastdiff.plan(method, steps)
     want = run(plan, network(MIXTURE, "eps"), X.numpy(), noise=drawn(5))
     got = fastdiff.sample(Exact(MIXTURE), X, steps=steps, method=method, dtype=torch.float64, seed=5, backend=backend)
-    # float64 round-off, amplified by eps -> x0 at alpha_T = 0.006, over 10 steps. Noise is float32: 1e-6 by its contract.
+    # float64 round-off, amplified by eps -> x0 at alpha_T = 0.006. Noise is float32: 1e-6 by its contract.
     tolerance = 1e-6 if plan.stochastic else 1e-11
     np.testing.assert_allclose(got.numpy(), want, rtol=tolerance, atol=tolerance)
 
@@ -63,7 +65,9 @@ def test_converges_to_the_ode_of_a_gaussian() -> None:
     want = gaussian_ode(mean, std, X.numpy(), last.alpha, last.sigma)
     model = Exact(gaussian(mean, std), s)
     error = [
-        np.abs(fastdiff.sample(model, start, steps=n, schedule=s, spacing="logsnr", dtype=torch.float64).numpy() - want).max()
+        np.abs(
+            fastdiff.sample(model, start, steps=n, schedule=s, spacing="logsnr", dtype=torch.float64).numpy() - want
+        ).max()
         for n in (40, 80)
     ]
     # Third order: halving the step divides the error by about 8; measured against the closed form.
@@ -78,7 +82,7 @@ def test_float32_is_within_its_rounding_bound(method: str, backend: str) -> None
     got = fastdiff.sample(Linear(), X, method=method, backend=backend)
     bound = rounding_bound(plan, X.numpy(), 0.5, 2.0**-24, 2.0**-24, lambda draw: drawn(0)(draw, X.numpy()))
     assert got.dtype == torch.float32 and bound < 1e-4
-    # A float32 time is off by 2^-25 of it, so the slope is by about as much as by one more rounding: a factor of 2 holds both.
+    # A float32 time is off by 2^-25 of it, so the slope is by about as much as one more rounding: twice the bound.
     assert float((got.double() - exact).abs().max()) <= 2 * bound
 
 
@@ -86,7 +90,7 @@ def test_float32_is_within_its_rounding_bound(method: str, backend: str) -> None
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.bfloat16, 2.0**-9), (torch.float16, 2.0**-11)])
 @pytest.mark.parametrize("method", ["dpm3", "dpmpp2m", "heun", "ddpm", "unipc"])
 def test_half_precision_networks(method: str, dtype: torch.dtype, unit: float, backend: str) -> None:
-    """The network's rounding alone: state and history stay float32, so the result does, within the network's own bound."""
+    """The network's rounding alone: state and history stay float32, and so does the result."""
     model, seen = Linear(dtype=dtype), []
     model.register_forward_pre_hook(lambda module, args: seen.append((args[0].dtype, args[1].dtype)))
     plan = fastdiff.plan(method, 10)
@@ -102,7 +106,14 @@ def test_half_precision_networks(method: str, dtype: torch.dtype, unit: float, b
 def test_predictions_agree(method: str, backend: str) -> None:
     results = [
         fastdiff.sample(
-            Exact(MIXTURE, prediction=p), X, prediction=p, method=method, steps=5, dtype=torch.float64, seed=3, backend=backend
+            Exact(MIXTURE, prediction=p),
+            X,
+            prediction=p,
+            method=method,
+            steps=5,
+            dtype=torch.float64,
+            seed=3,
+            backend=backend,
         )
         for p in ("eps", "x0", "v", "score", "flow")
     ]
@@ -166,12 +177,14 @@ def test_a_sampler_hears_what_the_model_states() -> None:
     assert torch.equal(sampler(wavy, shape=(1, 3, 4, 4)), fastdiff.sample(wavy, shape=(1, 3, 4, 4)))
     assert torch.equal(fastdiff.Sampler("dpm3", prediction="eps")(model), sampler(wavy, shape=(1, 3, 4, 4)))
     model.schedule = "vp_linear"
-    with pytest.raises(ValueError, match=r"states schedule=vp_linear\(.*made for the default, 'ddpm': Sampler\(..., schedule="):
+    with pytest.raises(
+        ValueError, match=r"states schedule=vp_linear\(.*made for the default, 'ddpm': Sampler\(..., schedule="
+    ):
         sampler(model)
     told = fastdiff.Sampler("dpm3", schedule="ddpm")(model)
     assert torch.equal(told, want)
     model.prediction = "epsilon"
-    with pytest.raises(ValueError, match="model.prediction.*epsilon.*eps"):
+    with pytest.raises(ValueError, match=r"model.prediction.*epsilon.*eps"):
         fastdiff.sample(model)
 
 
@@ -189,12 +202,16 @@ def test_model_time_is_exact_for_every_index() -> None:
 @pytest.mark.parametrize("guided", [False, True])
 def test_poisoned_memory_is_never_read(guided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = torch.empty, torch.empty_like
-    extra = {"guidance_scale": 2.0, "cond": {"y": torch.ones(2, 3)}, "uncond": {"y": torch.zeros(2, 3)}} if guided else {}
+    extra = (
+        {"guidance_scale": 2.0, "cond": {"y": torch.ones(2, 3)}, "uncond": {"y": torch.zeros(2, 3)}} if guided else {}
+    )
 
     def model(x, t, y=0.0):
         return wavy(x, t) + y
 
-    want = {(m, b): fastdiff.sample(model, X[:2], method=m, steps=5, backend=b, **extra) for m in METHODS for b in BACKENDS}
+    want = {
+        (m, b): fastdiff.sample(model, X[:2], method=m, steps=5, backend=b, **extra) for m in METHODS for b in BACKENDS
+    }
     monkeypatch.setattr(torch, "empty", lambda *a, **k: plain[0](*a, **k).fill_(float("nan")))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: plain[1](*a, **k).fill_(float("nan")))
     for (method, backend), value in want.items():
@@ -212,10 +229,17 @@ def test_triton_interpreter_agrees(tmp_path) -> None:
     code = (
         "import torch, fastdiff; from models import wavy\n"
         "for m in ('dpm3', 'dpmpp2m_sde'):\n"
-        "    a, b = (fastdiff.sample(wavy, shape=(2, 3, 5), method=m, steps=3, backend=n) for n in ('triton', 'reference'))\n"
+        "    a, b = (fastdiff.sample(wavy, shape=(2, 3, 5), method=m, steps=3, backend=n)"
+        " for n in ('triton', 'reference'))\n"
         "    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)\n"
     )
-    paths = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(fastdiff.__file__)), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        os.path.dirname(__file__),
+        os.path.dirname(os.path.dirname(fastdiff.__file__)),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
