@@ -50,7 +50,7 @@ def compare(folder: Path, gamma: Gamma, per_class: int, seed: int, spacing: str,
         figures = []
         own = {"gamma": gamma, **options} if method.startswith("analytic") else options
         for steps in (10, 25):
-            sampler = fastdiff.Sampler(method, steps, spacing=spacing, **own)
+            sampler = fastdiff.Sampler(method, steps, schedule=model.schedule, spacing=spacing, **own)
             parts = [
                 sampler(
                     model,
