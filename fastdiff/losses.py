@@ -1,8 +1,8 @@
 """Training losses: DDPM's, SMLD's and the score SDEs', and the forward process that they share.
 
 Every loss compares the network's output with its own target and returns a scalar that gradients flow through. With
-x_t = alpha x_0 + sigma eps, an error of the output is an error of eps times a known factor, so that each loss works with
-each prediction. Draws are explicit arguments (`t`, `noise`), or come from a `torch.Generator`.
+x_t = alpha x_0 + sigma eps, an error of the output is an error of eps times a known factor, so that each loss works
+with each prediction. Draws are explicit arguments (`t`, `noise`), or come from a `torch.Generator`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def q_sample(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """x_t = alpha(t) x_0 + sigma(t) eps (Ho et al. 2020, arXiv 2006.11239, eq. 4; Song et al. 2021, 2011.13456, eq. 29).
+    """x_t = alpha(t) x_0 + sigma(t) eps (Ho et al. 2020, arXiv 2006.11239, eq. 4; Song et al. 2021, eq. 29).
 
     Args:
         x0: (B, ...) data, floating point.
@@ -72,11 +72,12 @@ def ddpm_loss(
 ) -> Tensor:
     """DDPM's simple loss, E |out − target|² (Ho et al. 2020, arXiv 2006.11239, eq. 14), or its L1 form.
 
-    The target is eps, x0, v = alpha eps − sigma x0 (Salimans and Ho 2022, arXiv 2202.00512, App. D) or eps − x0 ("flow");
-    a score, whose target −eps/sigma is not bounded, is compared times sigma, which makes its loss the one of eps.
+    The target is eps, x0, v = alpha eps − sigma x0 (Salimans and Ho 2022, arXiv 2202.00512, App. D) or eps − x0
+    ("flow"); a score, whose target −eps/sigma has no bound, is compared times sigma: its loss is the one of eps.
 
     Args:
-        model: callable (x, t, **model_kwargs) as in `fastdiff.sample`; t is (B,) model times, float32 (float64 for float64 x0).
+        model: callable (x, t, **model_kwargs) as in `fastdiff.sample`; t is (B,) model times, float32, or float64 where
+            x0 is.
         x0: (B, ...) data, floating point.
         schedule: a discrete schedule or its name.
         kind: "l2" for squares, "l1" for absolute values.
@@ -104,7 +105,7 @@ def ddpm_loss(
         t = np.floor(known.num_train * _uniform(len(x0), generator))
     times = _check_times(t, len(x0), known)
     alpha, sigma = known.alpha(times), known.sigma(times)
-    error = _error(model, x0, known, times, alpha, sigma, prediction, noise, generator, model_kwargs)
+    error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, generator, model_kwargs)
     if prediction == "score":
         error = error * _column(sigma, error)
     return _reduce((error.abs() if kind == "l1" else error.square()).flatten(1).mean(1), reduction)
@@ -113,9 +114,8 @@ def ddpm_loss(
 def smld_loss(
     model: Model,
     x0: Tensor,
-    sigmas: ArrayLike | NoiseSchedule,
+    sigmas: ArrayLike | str | NoiseSchedule,
     *,
-    levels: int = 1000,
     prediction: str = "score",
     reduce_mean: bool = True,
     t: Tensor | ArrayLike | None = None,
@@ -124,16 +124,16 @@ def smld_loss(
     model_kwargs: Mapping[str, Any] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Denoising score matching at discrete noise levels, weighted by sigma² (Song and Ermon 2019, arXiv 1907.05600, eq. 5–6).
+    """Denoising score matching at discrete noise levels (Song and Ermon 2019, arXiv 1907.05600, eq. 5 and 6).
 
-    For each sample |sigma s(x, sigma) + eps|² with x = x_0 + sigma eps: half of its sum over the elements as in the paper,
-    or its mean over them (`reduce_mean`), as score_sde trains.
+    With the weight sigma², for each sample |sigma s(x, sigma) + eps|², where x = x_0 + sigma eps: half of its sum over
+    the elements as in the paper, or its mean over them (`reduce_mean`), as score_sde trains.
 
     Args:
-        model: callable (x, sigma, **model_kwargs): as everywhere in the package, a VE network is given sigma itself.
+        model: callable (x, t, **model_kwargs), t being (B,) model times: of a schedule, its own (the label of a level);
+            else sigma itself.
         x0: (B, ...) data, floating point.
-        sigmas: (N,) positive noise levels in any order; or a VE schedule, whose `levels` geometric levels are taken.
-        levels: number of levels of a schedule, 2 or more.
+        sigmas: a schedule of discrete levels, as `schedules.smld(...)`, or its name; or (N,) positive levels in any order.
         prediction: what the model gives; the loss is that of the score it stands for.
         reduce_mean: mean instead of half the sum over a sample's elements.
         t: (B,) indices of the levels, 0 to N − 1; default: drawn uniformly.
@@ -144,15 +144,16 @@ def smld_loss(
     """
     _check_names(prediction, reduction)
     _check_data(x0)
-    table, known = _levels(sigmas, levels)
+    table, labels = _levels(sigmas)
     if t is None:
         t = np.floor(len(table) * _uniform(len(x0), generator))
     index = _vector("t", t, len(x0))
     if np.any(index != np.rint(index)) or np.any(index < 0) or np.any(index > len(table) - 1):
         raise ValueError(f"t got {index.tolist()}; expected integer indices of the levels, 0 to {len(table) - 1}")
-    sigma = table[index.astype(np.int64)]
-    error = _error(model, x0, known, sigma, np.ones_like(sigma), sigma, prediction, noise, generator, model_kwargs)
-    scaled = error * _column(_factor(prediction, np.ones_like(sigma), sigma), error)
+    chosen = index.astype(np.int64)
+    sigma, one = table[chosen], np.ones(len(x0))
+    error = _error(model, x0, labels[chosen], one, sigma, prediction, noise, generator, model_kwargs)
+    scaled = error * _column(_factor(prediction, one, sigma), error)
     return _reduce(_per_sample(scaled, reduce_mean), reduction)
 
 
@@ -173,12 +174,13 @@ def sde_loss(
 ) -> Tensor:
     """Continuous denoising score matching (Song et al. 2021, arXiv 2011.13456, eq. 7) for VP, sub-VP and VE.
 
-    E_t weight(t) |s(x_t, t) + eps/sigma(t)|², with the weight sigma(t)², or, for likelihood training, g(t)² (Song et al.
-    2021b, arXiv 2101.09258, eq. 7), g being `schedule.diffusion(t)`. t is uniform in [`eps`, `t_max`]; for VE that is
-    the SDE's own time, with sigma_min (sigma_max/sigma_min)^t, the public time of our schedule.
+    E_t weight(t) |s(x_t, t) + eps/sigma(t)|², with the weight sigma(t)², or, for likelihood training, g(t)² (Song et
+    al. 2021b, arXiv 2101.09258, eq. 7), g being `schedule.diffusion(t)`. t is uniform in [`eps`, `t_max`]; for VE that
+    is the SDE's own time u, whose sigma_min (sigma_max/sigma_min)^u is the public time of our schedule.
 
     Args:
-        model: callable (x, t, **model_kwargs) as in `fastdiff.sample`; t is (B,) model times, float32 (float64 for float64 x0).
+        model: callable (x, t, **model_kwargs) as in `fastdiff.sample`; t is (B,) model times, float32, or float64 where
+            x0 is.
         x0: (B, ...) data, floating point.
         schedule: a continuous schedule of kind "vp", "subvp" or "ve", or its name.
         likelihood_weighting: weight g(t)² instead of sigma(t)².
@@ -211,8 +213,10 @@ def sde_loss(
     times = _check_times(t, len(x0), known)
     alpha, sigma = known.alpha(times), known.sigma(times)
     if np.any(sigma == 0.0):
-        raise ValueError(f"t got {float(times[sigma == 0.0][0])!r}, where sigma is 0 and there is no score; expected t > 0")
-    error = _error(model, x0, known, times, alpha, sigma, prediction, noise, generator, model_kwargs)
+        raise ValueError(
+            f"t got {float(times[sigma == 0.0][0])!r}, where sigma is 0 and no score exists; expected t > 0"
+        )
+    error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, generator, model_kwargs)
     factor = _factor(prediction, alpha, sigma)
     if likelihood_weighting:
         factor = factor * known.diffusion(times) / sigma
@@ -222,8 +226,7 @@ def sde_loss(
 def _error(
     model: Model,
     x0: Tensor,
-    schedule: NoiseSchedule,
-    times: Array,
+    model_time: Array,
     alpha: Array,
     sigma: Array,
     prediction: str,
@@ -234,8 +237,9 @@ def _error(
     """Output minus target, (B, ...), in the dtype of x0 or, where it is wider, of the output."""
     eps = _noise(x0, noise, generator)
     x = _diffuse(x0, eps, alpha, sigma)
-    clock = torch.from_numpy(np.asarray(schedule.model_time(times)))
-    clock = clock.to(device=x0.device, dtype=torch.float64 if x0.dtype == torch.float64 else torch.float32)
+    clock = torch.from_numpy(model_time).to(
+        device=x0.device, dtype=torch.float64 if x0.dtype == torch.float64 else torch.float32
+    )
     out = Network(model, len(x0), model_kwargs)(x, clock)
     if out.dtype in (torch.float16, torch.bfloat16):
         # Under autocast the network ends in half precision; squares are summed in float32.
@@ -253,7 +257,8 @@ def _error(
 
 def _factor(prediction: str, alpha: Array, sigma: Array) -> Array:
     """By what an error of the output must be multiplied to be one of eps = −sigma score."""
-    return np.array([conversion(prediction, "noise", a, s)[1] for a, s in zip(alpha.tolist(), sigma.tolist(), strict=True)])
+    pairs = zip(alpha.tolist(), sigma.tolist(), strict=True)
+    return np.array([conversion(prediction, "noise", a, s)[1] for a, s in pairs])
 
 
 def _diffuse(x0: Tensor, eps: Tensor, alpha: Array, sigma: Array) -> Tensor:
@@ -312,7 +317,7 @@ def _vector(name: str, values: Any, batch: int) -> Array:
     host = values.detach().cpu() if isinstance(values, Tensor) else values
     array = np.asarray(host, dtype=np.float64)
     if array.shape not in ((), (batch,)):
-        raise ValueError(f"{name} has shape {array.shape}; expected one time for each sample, ({batch},), or one for all")
+        raise ValueError(f"{name} has shape {array.shape}; expected one for each sample, ({batch},), or one for all")
     return np.broadcast_to(array, (batch,)).copy()
 
 
@@ -322,19 +327,21 @@ def _check_times(t: Any, batch: int, schedule: NoiseSchedule) -> Array:
     return times
 
 
-def _levels(sigmas: Any, levels: int) -> tuple[Array, NoiseSchedule]:
-    """The noise levels, and a schedule that gives the network its time."""
-    if isinstance(sigmas, NoiseSchedule):
-        if sigmas.kind not in ("ve", "edm"):
-            raise ValueError(f"smld_loss got {sigmas!r}; expected noise levels, or a schedule such as schedules.ve()")
-        if isinstance(levels, bool) or not isinstance(levels, int | np.integer) or levels < 2:
-            raise ValueError(f"levels={levels!r}: expected an integer of at least 2, such as levels=1000")
-        low, high = sigmas.t_floor, sigmas.t_max
-        return np.minimum(np.geomspace(low, high, levels), high), sigmas
+def _levels(sigmas: Any) -> tuple[Array, Array]:
+    """The noise levels, and what the network is given for each."""
+    if isinstance(sigmas, str | NoiseSchedule):
+        known = resolve(sigmas)
+        if known.kind != "ve" or known.num_train is None:
+            raise ValueError(
+                f"smld_loss got {known!r}; expected discrete levels, such as schedules.smld(sigma_min, sigma_max, N); "
+                "for a continuous schedule call sde_loss(model, x0, schedule)"
+            )
+        index = np.arange(float(known.num_train))
+        return known.sigma(index), known.model_time(index)
     table = np.asarray(sigmas.detach().cpu() if isinstance(sigmas, Tensor) else sigmas, dtype=np.float64)
     if table.ndim != 1 or table.size == 0 or not np.all(np.isfinite(table)) or np.any(table <= 0.0):
         raise ValueError(
-            f"sigmas got shape {table.shape} with values such as {table.reshape(-1)[:3].tolist()}; expected (N,) finite "
-            "positive levels, such as np.geomspace(50, 0.01, 1000)"
+            f"sigmas got shape {table.shape} with values such as {table.reshape(-1)[:3].tolist()}; expected (N,) "
+            "finite positive levels, such as np.geomspace(50, 0.01, 1000)"
         )
-    return table, resolve("ve")
+    return table, table

@@ -143,14 +143,14 @@ class NoiseSchedule:
         return cast(Values, (self.time_scale * self._model_time(self._times(t)))[()])
 
     def drift(self, t: Values) -> Values:
-        """f(t) = d log alpha / dt of the SDE dx = f(t) x dt + g(t) dw that has these alpha and sigma (see `diffusion`)."""
+        """f(t) = d log alpha / dt of the SDE dx = f(t) x dt + g(t) dw with these alpha and sigma (see `diffusion`)."""
         return cast(Values, self._sde(t)[0][()])
 
     def diffusion(self, t: Values) -> Values:
         """g(t) of the SDE dx = f(t) x dt + g(t) dw, with g² = d sigma²/dt − 2 f sigma² (Song et al. 2021, 2011.13456).
 
-        Both are given at the public time and mean derivatives with respect to the SDE's own time, which is the public one
-        but for VE: there it is u in [0, 1] with sigma = sigma_min (sigma_max / sigma_min)^u (App. C), at the public sigma.
+        Both take the public time, and mean derivatives with respect to the SDE's own time. The two are the same but for
+        VE, where the SDE's is u in [0, 1] with sigma = sigma_min (sigma_max / sigma_min)^u (App. C), and ours is sigma.
         Discrete schedules are chains, not SDEs: ValueError.
         """
         return cast(Values, np.sqrt(self._sde(t)[1])[()])
@@ -163,8 +163,8 @@ class NoiseSchedule:
     def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
         """f and g² at float64 times inside the range."""
         raise ValueError(
-            f"{self!r} is a chain of {self.num_train} steps without an SDE of its own; expected a continuous schedule, such "
-            "as fastdiff.schedules.vp_linear(), which DDPM's becomes with many steps"
+            f"{self!r} is a chain of {self.num_train} steps without an SDE of its own; expected a continuous schedule, "
+            "such as fastdiff.schedules.vp_linear(), which DDPM's becomes with many steps"
         )
 
     def at(self, t: float) -> Point:

@@ -15,7 +15,8 @@ import fastdiff
 from fastdiff.demo import WEIGHTS, load_classifier, load_model, pictures, run
 from fastdiff.demo.eager import dpm3, logsnr_times
 from fastdiff.demo.quality import frechet_distance, measure
-from fastdiff.demo.train import Trainer, interruptible
+from fastdiff.demo.train import noise_prediction
+from fastdiff.demo.training import Trainer, interruptible
 from fastdiff.demo.unet import UNet
 
 
@@ -139,19 +140,37 @@ def test_the_demo_writes_its_pictures_and_reports(
     assert f"{quality.frechet:.3f}" in printed and "ddpm, 1000 steps" in printed
 
 
-def test_schedule_of_the_training_is_ddpm_s() -> None:
-    alpha, sigma = trainer().alpha, trainer().sigma
-    product = math.prod(1.0 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(1000))
-    assert alpha[-1].item() == pytest.approx(math.sqrt(product), rel=1e-6)
-    assert sigma[0].item() == pytest.approx(1e-2, rel=1e-6)
-    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(1000), rtol=0.0, atol=3e-7)
+def test_training_is_noise_prediction_on_ddpm_s_schedule() -> None:
+    """A stand-in network sees x = alpha x0 + sigma eps of DDPM at its integer times, and is told to give eps."""
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    class Zero(torch.nn.Module):
+        null_class = 10
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            seen.append((x, t, y))
+            return torch.zeros_like(x)
+
+    generator = torch.Generator().manual_seed(1)
+    loss = noise_prediction(Zero(), torch.full((1000, 1, 8, 8), 0.5), torch.arange(1000) % 10, generator)
+    x, t, y = seen[0]
+    assert torch.equal(t, torch.arange(1000.0))
+    product = np.cumprod([1.0 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(1000)])
+    column = torch.from_numpy(product).float()[:, None, None, None]
+    noise = (x - 0.5 * column.sqrt()) / (1.0 - column).sqrt()
+    # x is rounded to about 6e-8 of 0.5, and divided by a sigma of at least 0.01.
+    assert loss.item() == pytest.approx(noise.square().mean().item(), abs=1e-5)
+    # 64,000 squares of standard normals, of variance 2: a standard error of 0.0056.
+    assert loss.item() == pytest.approx(1.0, abs=5 * 0.0056)
+    # A tenth of the labels is dropped: 100 of 1,000, with a deviation of 9.5.
+    assert abs((y == 10).sum().item() - 100) < 48
 
 
 def trainer() -> Trainer:
     generator = torch.Generator().manual_seed(5)
     images, labels = torch.rand(40, 1, 8, 8, generator=generator) * 2 - 1, torch.arange(40) % 10
     torch.manual_seed(7)
-    return Trainer(UNet(channels=8), images, labels, steps=6, seed=3, batch=16)
+    return Trainer(UNet(channels=8), images, labels, 6, 3, noise_prediction, batch=16)
 
 
 def test_interrupted_and_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
@@ -174,7 +193,7 @@ def test_resuming_another_run_is_an_error(tmp_path: Path) -> None:
     first = trainer()
     first.save(tmp_path / "checkpoint.safetensors")
     first.seed = 4
-    with pytest.raises(ValueError, match="seed=3, batch=16, but this one has steps=6, seed=4"):
+    with pytest.raises(ValueError, match="seed=3, batch=16, label=unet, mixed=False, but this one has steps=6, seed=4"):
         first.load(tmp_path / "checkpoint.safetensors")
 
 

@@ -9,166 +9,38 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastdiff import schedules
 from fastdiff.demo.classifier import Classifier
 from fastdiff.demo.data import load_digits, split
+from fastdiff.demo.training import BATCH, Trainer, drop_labels, run, stratified, write
 from fastdiff.demo.unet import UNet
+from fastdiff.losses import ddpm_loss
 
 STEPS = 7000
-BATCH = 128
-LEARNING_RATE = 1e-3
-WARM_UP = 200
-LABEL_DROPOUT = 0.1
-EMA_DECAY = 0.999
 
 
-class Trainer:
-    """The network, the average of its weights and the optimizer, after ``step`` of ``steps`` steps."""
-
-    def __init__(self, model: UNet, images: Tensor, labels: Tensor, steps: int, seed: int, batch: int = BATCH) -> None:
-        self.model, self.images, self.labels = model, images, labels
-        self.steps, self.seed, self.batch, self.step = steps, seed, batch, 0
-        index, schedule = np.arange(1000.0), schedules.ddpm()
-        self.alpha = torch.from_numpy(schedule.alpha(index)).float()
-        self.sigma = torch.from_numpy(schedule.sigma(index)).float()
-        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-
-    def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to zero."""
-        warm_up = min(1.0, (self.step + 1) / WARM_UP)
-        return LEARNING_RATE * warm_up * 0.5 * (1.0 + math.cos(math.pi * self.step / self.steps))
-
-    def train_step(self) -> Tensor:
-        """One step of the optimizer; the loss, a tensor of one element."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
-        batch = self.batch
-        chosen = torch.randint(len(self.images), (batch,), generator=generator)
-        x0, y = self.images[chosen], self.labels[chosen]
-        y = torch.where(torch.rand(batch, generator=generator) < LABEL_DROPOUT, self.model.null_class, y)
-        # One time from each of `batch` equal slices: uniform for every sample, with less variance in the sum.
-        slices = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        t = (slices * len(self.alpha)).long().clamp(max=len(self.alpha) - 1)
-        noise = torch.randn(x0.shape, generator=generator)
-        x = self.alpha[t, None, None, None] * x0 + self.sigma[t, None, None, None] * noise
-
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        loss = F.mse_loss(self.model(x, t, y), noise)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        decay = min(EMA_DECAY, self.step / (self.step + 9))
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                self.average[name].lerp_(parameter, 1.0 - decay)
-        return loss.detach()
-
-    def save(self, path: Path) -> None:
-        """Writes everything needed to continue; the file is whole at every moment, even if this is interrupted."""
-        tensors = {f"average.{name}": value for name, value in self.average.items()}
-        for name, parameter in self.model.named_parameters():
-            tensors[f"model.{name}"] = parameter.detach()
-            state = self.optimizer.state.get(parameter, {})
-            for key in ("exp_avg", "exp_avg_sq", "step"):
-                if key in state:
-                    tensors[f"{key}.{name}"] = state[key]
-        meta = {"step": str(self.step), "steps": str(self.steps), "seed": str(self.seed), "batch": str(self.batch)}
-        write(path, tensors, meta)
-
-    def load(self, path: Path) -> None:
-        """Continues from a file written by ``save``.
-
-        Raises:
-            ValueError: the file belongs to a run with other settings.
-        """
-        with safe_open(path, "pt") as file:
-            meta = file.metadata()
-        expected = {"steps": str(self.steps), "seed": str(self.seed), "batch": str(self.batch)}
-        found = {key: meta.get(key, "nothing") for key in expected}
-        if found != expected:
-            got = ", ".join(f"{key}={value}" for key, value in found.items())
-            wanted = ", ".join(f"{key}={value}" for key, value in expected.items())
-            raise ValueError(
-                f"{path} holds a run with {got}, but this one has {wanted}: pass the same --steps and --seed, "
-                "or leave --resume out to start again"
-            )
-        tensors = load_file(path)
-        self.step = int(meta["step"])
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-                self.average[name].copy_(tensors[f"average.{name}"])
-                if f"step.{name}" in tensors:
-                    self.optimizer.state[parameter] = {
-                        key: tensors[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
-                    }
-
-
-def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Saves through a temporary file beside ``path``, so that no half-written file is ever found there."""
-    partial = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C into a flag to be read between steps; a second Ctrl-C stops at once."""
-    stopped = False
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield lambda: stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
+def noise_prediction(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """The simple loss at every integer time of DDPM's schedule."""
+    y = drop_labels(labels, int(model.null_class), generator)  # type: ignore[arg-type]
+    t = (stratified(len(images), generator) * 1000).long().clamp(max=999)
+    return ddpm_loss(model, images, "ddpm", t=t, generator=generator, model_kwargs={"y": y})
 
 
 def train_unet(out: Path, steps: int, seed: int, resume: bool) -> bool:
     """Trains the U-Net and writes ``unet.safetensors``; False if it was interrupted before the end."""
     torch.manual_seed(seed)
     images, labels = load_digits()
-    trainer = Trainer(UNet(), images, labels, steps, seed)
-    checkpoint = out / "checkpoint.safetensors"
-    if resume and checkpoint.exists():
-        trainer.load(checkpoint)
-    trainer.model.train()
-    smooth = float("nan")
-    with interruptible() as stopped, tqdm(total=steps, initial=trainer.step, desc="U-Net", mininterval=1.0) as bar:
-        while trainer.step < steps and not stopped():
-            loss = trainer.train_step().item()
-            smooth = loss if math.isnan(smooth) else smooth + 0.02 * (loss - smooth)
-            bar.update()
-            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
-            if trainer.step % 500 == 0:
-                trainer.save(checkpoint)
-    trainer.save(checkpoint)
-    if trainer.step < steps:
-        print(f"stopped at step {trainer.step} of {steps}; continue with --resume")
+    trainer = Trainer(UNet(), images, labels, steps, seed, noise_prediction)
+    loss = run(trainer, out / "checkpoint.safetensors", resume)
+    if loss is None:
         return False
-    metadata = {"steps": str(steps), "seed": str(seed), "batch": str(BATCH), "loss": f"{smooth:.4f}"}
+    metadata = {"steps": str(steps), "seed": str(seed), "batch": str(BATCH), "loss": f"{loss:.4f}"}
     write(out / "unet.safetensors", trainer.average, metadata)
     return True
 

@@ -1,0 +1,199 @@
+"""One training loop for the demo's networks: average of the weights, checkpoints, a progress bar, Ctrl-C.
+
+Every step draws its randomness from (seed, step) alone, so a run that was interrupted and resumed ends in the same
+weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+BATCH = 128
+LEARNING_RATE = 1e-3
+WARM_UP = 200
+LABEL_DROPOUT = 0.1
+EMA_DECAY = 0.999
+
+Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+"""(model, images, labels, generator) -> scalar: what one batch is trained on."""
+
+
+class Trainer:
+    """The network, the average of its weights and the optimizer, after ``step`` of ``steps`` steps.
+
+    Args:
+        model: the network; its parameters are trained in place.
+        images, labels: the data, (N, ...) and (N,).
+        steps: length of the whole run, which the learning rate depends on.
+        seed: of everything that is drawn.
+        loss: what a batch is trained on.
+        batch: size of a batch.
+        label: what is trained, kept in the checkpoint: a run is only continued as what it was.
+        mixed: mixed precision (torch.amp): float16 with a scaled loss on CUDA, else bfloat16, which needs no scale.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        steps: int,
+        seed: int,
+        loss: Loss,
+        batch: int = BATCH,
+        label: str = "unet",
+        mixed: bool = False,
+    ) -> None:
+        self.model, self.loss, self.label, self.mixed = model, loss, label, mixed
+        self.device = next(model.parameters()).device
+        self.images, self.labels = images.to(self.device), labels.to(self.device)
+        self.steps, self.seed, self.batch, self.step = steps, seed, batch, 0
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=mixed and self.device.type == "cuda")
+        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a checkpoint must agree in."""
+        found = {"steps": self.steps, "seed": self.seed, "batch": self.batch, "label": self.label, "mixed": self.mixed}
+        return {key: str(value) for key, value in found.items()}
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then half a cosine down to zero."""
+        warm_up = min(1.0, (self.step + 1) / WARM_UP)
+        return LEARNING_RATE * warm_up * 0.5 * (1.0 + math.cos(math.pi * self.step / self.steps))
+
+    def train_step(self) -> Tensor:
+        """One step of the optimizer; the loss, a tensor of one element."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        chosen = torch.randint(len(self.images), (self.batch,), generator=generator).to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        with torch.autocast(self.device.type, half, enabled=self.mixed):
+            loss = self.loss(self.model, self.images[chosen], self.labels[chosen], generator)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        decay = min(EMA_DECAY, self.step / (self.step + 9))
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                self.average[name].lerp_(parameter, 1.0 - decay)
+        return loss.detach()
+
+    def save(self, path: Path) -> None:
+        """Writes everything needed to continue; the file is whole at every moment, even if this is interrupted."""
+        tensors = {f"average.{name}": value for name, value in self.average.items()}
+        for name, parameter in self.model.named_parameters():
+            tensors[f"model.{name}"] = parameter.detach()
+            state = self.optimizer.state.get(parameter, {})
+            for key in ("exp_avg", "exp_avg_sq", "step"):
+                if key in state:
+                    tensors[f"{key}.{name}"] = state[key]
+        write(path, tensors, {"step": str(self.step), "scaler": json.dumps(self.scaler.state_dict()), **self.settings})
+
+    def load(self, path: Path) -> None:
+        """Continues from a file written by ``save``.
+
+        Raises:
+            ValueError: the file belongs to a run with other settings.
+        """
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+        expected = self.settings
+        found = {key: meta.get(key, "nothing") for key in expected}
+        if found != expected:
+            got = ", ".join(f"{key}={value}" for key, value in found.items())
+            wanted = ", ".join(f"{key}={value}" for key, value in expected.items())
+            raise ValueError(
+                f"{path} holds a run with {got}, but this one has {wanted}: pass the same --steps and --seed, "
+                "or leave --resume out to start again"
+            )
+        tensors = load_file(path)
+        self.step = int(meta["step"])
+        self.scaler.load_state_dict(json.loads(meta["scaler"]))
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+                self.average[name].copy_(tensors[f"average.{name}"])
+                if f"step.{name}" in tensors:
+                    self.optimizer.state[parameter] = {
+                        key: tensors[f"{key}.{name}"].to(self.device if key != "step" else "cpu", copy=True)
+                        for key in ("step", "exp_avg", "exp_avg_sq")
+                    }
+
+
+def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Saves through a temporary file beside ``path``, so that no half-written file is ever found there."""
+    partial = path.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
+    os.replace(partial, path)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turns Ctrl-C into a flag to be read between steps; a second Ctrl-C stops at once."""
+    stopped = False
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def drop_labels(labels: Tensor, null: int, generator: torch.Generator) -> Tensor:
+    """Labels with a tenth of them replaced by the null class, for classifier-free guidance (Ho & Salimans 2022)."""
+    dropped = torch.rand(len(labels), generator=generator) < LABEL_DROPOUT
+    return torch.where(dropped.to(labels.device), null, labels)
+
+
+def stratified(batch: int, generator: torch.Generator) -> Tensor:
+    """(batch,) numbers in [0, 1), one from each of as many equal slices: uniform, with sums that vary less."""
+    return (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+
+
+def run(trainer: Trainer, checkpoint: Path, resume: bool, every: int = 500) -> float | None:
+    """Trains to the end; the smoothed loss, or None if Ctrl-C came before, when ``checkpoint`` holds the run."""
+    if resume and checkpoint.exists():
+        trainer.load(checkpoint)
+    trainer.model.train()
+    smooth, label = float("nan"), trainer.label
+    with (
+        interruptible() as stopped,
+        tqdm(total=trainer.steps, initial=trainer.step, desc=label, mininterval=1.0) as bar,
+    ):
+        while trainer.step < trainer.steps and not stopped():
+            loss = trainer.train_step().item()
+            smooth = loss if math.isnan(smooth) else smooth + 0.02 * (loss - smooth)
+            bar.update()
+            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+            if trainer.step % every == 0:
+                trainer.save(checkpoint)
+    trainer.save(checkpoint)
+    if trainer.step < trainer.steps:
+        print(f"stopped at step {trainer.step} of {trainer.steps}; continue with --resume")
+        return None
+    return smooth
