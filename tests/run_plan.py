@@ -57,11 +57,13 @@ def run(
                 assert spec.convert == RAW
             registers[M] = g
 
-        new_u = combine(row[NEXT_U:], spec.u_mask, registers)
+        if stage.norms:
+            row = langevin(row, stage.norms, registers[M], registers[ZA])  # type: ignore[arg-type]
+        new_u = combine(row[..., NEXT_U:], spec.u_mask, registers)
         new_x = (
-            combine(row[NEXT_X:], spec.x_mask, registers) if spec.x_mask else (x if stage.next_x == IDENTITY else new_u)
+            combine(row[..., NEXT_X:], spec.x_mask, registers) if spec.x_mask else (x if stage.next_x == IDENTITY else new_u)
         )
-        u, x, net_in = new_u, new_x, row[IN_SCALE] * new_u
+        u, x, net_in = new_u, new_x, table.values[k + 1, IN_SCALE] * new_u
         if stage.push:
             history = [registers[M], *history][: AUX - H1]
     return x
@@ -69,4 +71,14 @@ def run(
 
 def combine(coefficients: Array, mask: int, registers: list[Array | None]) -> Array:
     """The sum of the registers in `mask`, each times its coefficient; TypeError where one is not there."""
-    return sum(coefficients[j] * registers[j] for j in range(NREG) if mask >> j & 1) + 0.0  # type: ignore[operator]
+    return sum(coefficients[..., j] * registers[j] for j in range(NREG) if mask >> j & 1) + 0.0  # type: ignore[operator]
+
+
+def langevin(row: Array, norms: str, m: Array, z: Array) -> Array:
+    """The row with m times q² and za times q, q = ‖z‖/‖m‖; with "sample" one row for each, (B, 1, ..., columns)."""
+    length_z, length_m = (np.sqrt((v.reshape(len(v), -1) ** 2).sum(axis=1)) for v in (z, m))
+    q = np.atleast_1d(length_z.mean() / length_m.mean() if norms == "batch" else length_z / length_m)
+    scaled = np.tile(row, (len(q), 1))
+    scaled[:, [NEXT_U + M, NEXT_X + M]] *= q[:, None] ** 2
+    scaled[:, [NEXT_U + ZA, NEXT_X + ZA]] *= q[:, None]
+    return scaled.reshape(len(q), *[1] * (m.ndim - 1), len(row))
