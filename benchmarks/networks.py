@@ -96,8 +96,16 @@ class ActionTransformer(nn.Module):
 
 
 def cifar_unet() -> UNet:
-    """A U-Net of the shape of DDPM's for CIFAR-10, 3x32x32: 38 million parameters, as the time also scales the features."""
-    return UNet(32, 3, 128, (1, 2, 2, 2), 2, (16,))
+    """A U-Net of the shape of DDPM's for CIFAR-10, 3x32x32; 38 million parameters, as the time also scales features."""
+    return awake(UNet(32, 3, 128, (1, 2, 2, 2), 2, (16,)))
+
+
+def awake(model: UNet) -> UNet:
+    """The model with its zeroed convolutions drawn anew: an output of zeros would be no fair load."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+    return model
 
 
 def parameters(model: nn.Module) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -229,9 +230,18 @@ def loops_text(loops: Sequence[Data]) -> str:
     return f"Whole loops, {loops[0]['steps']} steps\n" + table(["network", "method", *names], rows)
 
 
+def finite(value: Any) -> Any:
+    """The same data with None in the place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def save(data: Data, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> Data:
