@@ -133,7 +133,7 @@ def smld_loss(
         model: callable (x, t, **model_kwargs), t being (B,) model times: of a schedule, its own (the label of a level);
             else sigma itself.
         x0: (B, ...) data, floating point.
-        sigmas: a schedule of discrete levels, as `schedules.smld(...)`, or its name; or (N,) positive levels in any order.
+        sigmas: a schedule of discrete levels, as `schedules.smld(...)`, or its name; or (N,) positive levels.
         prediction: what the model gives; the loss is that of the score it stands for.
         reduce_mean: mean instead of half the sum over a sample's elements.
         t: (B,) indices of the levels, 0 to N − 1; default: drawn uniformly.
@@ -333,7 +333,7 @@ def _levels(sigmas: Any) -> tuple[Array, Array]:
         known = resolve(sigmas)
         if known.kind != "ve" or known.num_train is None:
             raise ValueError(
-                f"smld_loss got {known!r}; expected discrete levels, such as schedules.smld(sigma_min, sigma_max, N); "
+                f"smld_loss got {known!r}; expected discrete levels, as schedules.smld(sigma_min, sigma_max, N); "
                 "for a continuous schedule call sde_loss(model, x0, schedule)"
             )
         index = np.arange(float(known.num_train))
