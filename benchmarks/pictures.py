@@ -39,6 +39,8 @@ def _bars(ax: Any, rows: list[Data]) -> None:
             if key in row["seconds"]:
                 at.append(i + 0.27 * (j - 1))
                 height.append(1e3 * row["seconds"][key])
+        if not at:
+            continue
         bars = ax.bar(at, height, width=0.27, color=COLOURS[name], label={"compile": "torch.compile"}.get(name, name))
         if name == "fastdiff":
             ax.bar_label(bars, fmt="%.2g", fontsize=7)
@@ -47,4 +49,6 @@ def _bars(ax: Any, rows: list[Data]) -> None:
     ax.set_xticks(range(len(rows)), [r["method"] for r in rows], rotation=45, ha="right")
     ax.set_ylabel("milliseconds")
     ax.set_yscale("log")
-    ax.legend(fontsize=8)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low / 2, high * 4)  # Room for the legend.
+    ax.legend(fontsize=8, ncols=2, loc="upper left")
