@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,22 @@ from fastdiff.network import stated
 from fastdiff.philox import PRIOR, STEP
 from fastdiff.sampler import Sampler
 from fastdiff.schedules import NoiseSchedule
+
+
+def _sampler(**arguments: Any) -> Sampler:
+    """A sampler for these arguments, kept for the next call with the same ones."""
+    try:
+        return _kept(tuple((name, type(value), value) for name, value in arguments.items()))
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return Sampler(**arguments)
+
+
+# With the types: 1 and True are equal, but only one of them may be valid.
+@functools.lru_cache(maxsize=64)
+def _kept(arguments: tuple[tuple[str, type, Any], ...]) -> Sampler:
+    return Sampler(**{name: value for name, _, value in arguments})
 
 
 def sample(
@@ -90,12 +107,12 @@ def sample(
         ValueError, TypeError: bad arguments or model outputs; the message says what was got and what would be right.
         RuntimeError: a named back end that cannot run, or a model that changes its input in place.
     """
-    sampler = Sampler(
-        method,
-        steps,
+    sampler = _sampler(
+        method=method,
+        steps=steps,
         schedule=schedule if schedule is not None else stated(model, "schedule"),
         prediction=prediction,
-        spacing=spacing,
+        spacing=tuple(spacing) if isinstance(spacing, list) else spacing,
         t_start=t_start,
         t_end=t_end,
         clip=clip,
