@@ -72,17 +72,19 @@ def _demo(chosen: argparse.Namespace) -> None:
 
 
 def _methods(chosen: argparse.Namespace) -> None:
-    from fastdiff.solvers import METHODS, find
+    from fastdiff.solvers import ADAPTIVE, METHODS, find
 
     if chosen.method is None:
-        width = max(map(len, METHODS))
-        for m in METHODS.values():
+        listed = METHODS | ADAPTIVE
+        width = max(map(len, listed))
+        for m in listed.values():
             print(f"{m.name:<{width}}  {m.summary}")
         print("\nfastdiff methods NAME shows a method's options, aliases and paper.")
         return
     m = find(chosen.method)
     print(
-        f"{m.name}: {m.summary}\norder {m.order}, {m.nfe_per_step} evaluation(s) a step, {m.space} space, spacing {m.spacing!r}"
+        f"{m.name}: {m.summary}\norder {m.order}, {m.nfe_per_step} evaluation(s) a step, {m.space} space, "
+        + ("adaptive steps" if m.adaptive else f"spacing {m.spacing!r}")
     )
     print(f"paper: {m.paper}")
     if m.aliases:

@@ -12,17 +12,20 @@ from fastdiff.grids import SPACINGS
 from fastdiff.names import unknown
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.solvers import analytic, ddim, dpm_multistep, dpm_sde, dpm_singlestep, heun, score_sde, unipc
+from fastdiff.solvers import analytic, ddim, dpm_adaptive, dpm_multistep, dpm_sde, dpm_singlestep, embedded, heun, ode, score_sde, unipc
 from fastdiff.solvers.base import Method, Option, Request
 
-__all__ = ["METHODS", "Method", "Option", "find", "methods", "plan"]
+__all__ = ["ADAPTIVE", "METHODS", "Method", "Option", "adaptive", "find", "methods", "plan"]
 
 METHODS: dict[str, Method] = {
     m.name: m for family in (ddim, analytic, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun, score_sde) for m in family.METHODS
 }
+"""The methods that are tables."""
+ADAPTIVE: dict[str, Method] = {m.name: m for family in (ode, dpm_adaptive) for m in family.METHODS}
+"""The methods that choose their steps while they run."""
 GRID_OPTIONS = ("rho", "steps_offset", "final")
 DEFAULT_STEPS = 10
-ALIASES: dict[str, str] = {alias: m.name for m in METHODS.values() for alias in m.aliases}
+ALIASES: dict[str, str] = {alias: m.name for m in (METHODS | ADAPTIVE).values() for alias in m.aliases}
 
 
 def find(name: str) -> Method:
@@ -33,26 +36,56 @@ def find(name: str) -> Method:
         )
     key = name.lower().replace("-", "_")
     key = ALIASES.get(key, key)
-    if key not in METHODS:
-        raise ValueError(unknown("method", name, METHODS))
-    return METHODS[key]
+    known = METHODS | ADAPTIVE
+    if key not in known:
+        raise ValueError(unknown("method", name, known))
+    return known[key]
 
 
 def methods() -> dict[str, dict[str, Any]]:
-    """Every method: summary, order, NFE per step, whether stochastic, default spacing, options, aliases, paper."""
+    """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), default spacing
+    ("" for adaptive methods), options, aliases, paper."""
     return {
         m.name: {
             "summary": m.summary,
             "order": m.order,
             "nfe_per_step": m.nfe_per_step,
             "stochastic": m.stochastic,
+            "adaptive": m.adaptive,
             "spacing": m.spacing,
             "options": {k: {"default": o.default, "choices": o.choices, "doc": o.doc} for k, o in m.options.items()},
             "aliases": tuple(m.aliases),
             "paper": m.paper,
         }
-        for m in METHODS.values()
+        for m in (METHODS | ADAPTIVE).values()
     }
+
+
+def adaptive(
+    method: Method,
+    steps: Any,
+    schedule: NoiseSchedule,
+    spacing: Any,
+    t_start: float | None,
+    t_end: float | None,
+    prediction: str,
+    **options: Any,
+) -> embedded.Embedded:
+    """An adaptive method, bound to its schedule and times.
+
+    Raises:
+        ValueError: `steps` or `spacing` given, times outside the schedule, unknown options.
+    """
+    call = f"method={method.name!r}, rtol={method.options['rtol'].default:g}, atol={method.options['atol'].default:g}"
+    for name, value in (("steps", steps), ("spacing", spacing)):
+        if value is not None:
+            raise ValueError(
+                f"{name}={value!r} does not apply to method {method.name!r}, which chooses its steps from the error: give tolerances "
+                f"instead ({call})"
+            )
+    filled = method.check_options(options)
+    made: embedded.Embedded = method.build(embedded.Request(schedule, prediction, t_start, t_end), **filled)
+    return made
 
 
 def own_times(spacing: Sequence[float]) -> tuple[float, ...]:
@@ -111,6 +144,11 @@ def plan(
         TypeError: values of the wrong type.
     """
     chosen = find(method)
+    if chosen.adaptive:
+        raise ValueError(
+            f"method {chosen.name!r} is adaptive and has no plan: its steps are chosen while it runs; fastdiff.sample(model, "
+            f"method={chosen.name!r}, return_info=True) tells them"
+        )
     resolved = resolve(schedule)
     if spacing is None:
         spacing = default_spacing(chosen.spacing, resolved, t_start)

@@ -94,13 +94,15 @@ class Method:
     summary: str
     paper: str
     order: int
-    build: Callable[..., Plan]
+    build: Callable[..., Any]
     space: str
     spacing: str
     nfe_per_step: int = 1
     stochastic: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
     aliases: Sequence[str] = ()
+    adaptive: bool = False
+    """Whether steps are chosen while it runs: `build` then gives a `solvers.embedded.Embedded`, and there is no plan."""
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """`options` with the defaults filled in.

@@ -1,0 +1,148 @@
+"""DPM-Solver-12 and DPM-Solver-23: singlestep DPM-Solver, and its ++ form, with a controlled step in lambda.
+
+Lu et al. 2022 (arXiv 2206.00927), App. C, with the error and the step rule of Jolicoeur-Martineau et al. 2021 (arXiv 2105.14080).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from fastdiff.plan import Stage
+from fastdiff.schedule_base import Point
+from fastdiff.solvers.base import ROW, Exponential, Method, Option, Recorder
+from fastdiff.solvers.dpm_multistep import solver_type as solver_type_option
+from fastdiff.solvers.dpm_singlestep import add_step
+from fastdiff.solvers.embedded import CONTROL, DENOISE, MAX_NFE, Embedded, Request, from_history, last_point
+
+RATIOS = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptive(Embedded):
+    """The step of `order`, compared with the one of `order` − 1 that shares its evaluations."""
+
+    form: str = "dpmsolver"
+    theta: float = 0.9
+    t_err: float = 1e-5
+
+    def position(self, p: Point) -> float:
+        return p.lam
+
+    def point(self, w: float) -> Point:
+        return self.schedule.at(float(self.schedule.inverse_lambda(w)))
+
+    def scale(self, p: Point) -> float:
+        return 1.0
+
+    def trial(self, s: Point, t: Point) -> tuple[Stage, ...]:
+        nodes = [s, *(self.point(s.lam + r * (t.lam - s.lam)) for r in RATIOS[self.order])]
+        rows = Recorder()
+        add_step(rows, self.space, self.form, nodes, t, 0)
+        first, *others = rows.stages
+        whole = Exponential(self.space, s, t)
+        if self.order == 2:
+            lower = whole.first(ROW["x"], ROW["h1"])
+        else:
+            r1 = Exponential(self.space, s, nodes[1]).h / whole.h
+            d1 = (ROW["h1"] - ROW["h2"]) / r1
+            second = whole.midpoint if self.form == "dpmsolver" else whole.taylor
+            lower = second(ROW["x"], ROW["h2"], d1)
+        error = np.array(others[-1].next_u) - lower
+        others[-1] = dataclasses.replace(others[-1], next_x=tuple(error.tolist()))
+        return (from_history(first), *others)
+
+    def factor(self, error: float, retried: bool) -> tuple[bool, float]:
+        return error <= 1, self.theta * error ** (-1 / self.exponent) if error > 0 else math.inf
+
+    def near(self, s: Point) -> bool:
+        """Whether s is as good as the end: the times of discrete schedules are counted in their N."""
+        return abs(s.t - self.stop.t) <= self.t_err * (self.schedule.num_train or 1)
+
+
+def build(
+    request: Request,
+    *,
+    order: int,
+    algorithm_type: str,
+    solver_type: str,
+    rtol: float,
+    atol: float,
+    h_init: float,
+    theta: float,
+    t_err: float,
+    control: str,
+    denoise_to_zero: bool,
+    max_nfe: int,
+) -> Adaptive:
+    schedule = request.schedule
+    start, stop = request.ends("dpm_adaptive")
+    if start.t < stop.t:
+        raise ValueError(
+            f"method 'dpm_adaptive' runs from noise to data: t_start={start.t:g} must lie above t_end={stop.t:g} (method='ode' runs either way)"
+        )
+    if not (rtol > 0 or atol > 0):
+        raise ValueError(f"rtol={rtol:g} and atol={atol:g}: method 'dpm_adaptive' needs one of them above 0")
+    for name, value in (("h_init", h_init), ("theta", theta)):
+        if value <= 0:
+            raise ValueError(f"{name}={value:g}: method 'dpm_adaptive' expects a number above 0")
+    stop, clean = last_point("dpm_adaptive", schedule, stop, denoise_to_zero, False)
+    if not (math.isfinite(start.lam) and start.lam < stop.lam):
+        why = "alpha = 0 (zero terminal SNR)" if start.alpha == 0 else f"lambda = {start.lam:g} is not below the end's, {stop.lam:g}"
+        raise ValueError(
+            f"method 'dpm_adaptive' steps in lambda = log(alpha/sigma) and cannot start at t={start.t:g}, where {why}: use an earlier "
+            f"t_start, such as {0.999 * start.t:g}, or method='ode'"
+        )
+    return Adaptive(
+        method="dpm_adaptive",
+        space="data" if algorithm_type == "dpmsolver++" else "noise",
+        order=order,
+        exponent=order,
+        schedule=schedule,
+        start=start,
+        stop=stop,
+        clean=clean,
+        rtol=rtol,
+        atol=atol,
+        control=control,
+        max_nfe=max_nfe,
+        options={"order": order, "algorithm_type": algorithm_type, "solver_type": solver_type},
+        first_step=h_init,
+        form=solver_type,
+        theta=theta,
+        t_err=t_err,
+    )
+
+
+METHODS = (
+    Method(
+        name="dpm_adaptive",
+        summary="DPM-Solver-12 and -23, and their ++ forms, with a controlled step",
+        paper="Lu et al. 2022, arXiv 2206.00927",
+        order=3,
+        build=build,
+        space="noise",
+        spacing="",
+        nfe_per_step=3,
+        adaptive=True,
+        options={
+            "order": Option(3, "2: DPM-Solver-12, 3: DPM-Solver-23", choices=(2, 3)),
+            "algorithm_type": Option(
+                "dpmsolver", "'dpmsolver': in the noise prediction; 'dpmsolver++': in the data prediction",
+                choices=("dpmsolver", "dpmsolver++"),
+            ),
+            "solver_type": solver_type_option("dpmsolver"),
+            "rtol": Option(0.05, "relative tolerance of a step's error in x", minimum=0.0),
+            "atol": Option(0.0078, "absolute tolerance; 0.0078 is a 256th of [-1, 1]", minimum=0.0),
+            "h_init": Option(0.05, "the first step in lambda", minimum=0.0),
+            "theta": Option(0.9, "safety factor of the step", minimum=0.0),
+            "t_err": Option(1e-5, "end so close to t_end, in time from 0 to 1", minimum=0.0),
+            "control": CONTROL,
+            "denoise_to_zero": DENOISE,
+            "max_nfe": MAX_NFE,
+        },
+        aliases=("dpm_solver_adaptive", "sample_dpm_adaptive"),
+    ),
+)
