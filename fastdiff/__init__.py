@@ -1,12 +1,13 @@
 """fastdiff: diffusion samplers as tables, run by one fused operation.
 
-import fastdiff
-x = fastdiff.sample(model, steps=10, method="dpm3")
+    import fastdiff
+    x = fastdiff.sample(model, steps=10, method="dpm3")
 """
 
 from __future__ import annotations
 
-from fastdiff import schedules
+from fastdiff import analytic, schedules
+from fastdiff._version import __version__
 from fastdiff.api import randn, sample
 from fastdiff.graph import clear_graphs
 from fastdiff.ops import backends
@@ -19,6 +20,8 @@ __all__ = [
     "Sampler",
     "Stage",
     "Trajectory",
+    "__version__",
+    "analytic",
     "backends",
     "clear_graphs",
     "methods",
@@ -27,4 +30,3 @@ __all__ = [
     "sample",
     "schedules",
 ]
-from fastdiff._version import __version__ as __version__

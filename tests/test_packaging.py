@@ -51,6 +51,7 @@ LAYERS: dict[str, set[str] | None] = {
     "threshold": OPS,
     "sampler": OPS | PLANS | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold"},
     "api": OPS | PLANS | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "sampler"},
+    "analytic": OPS | PLANS | {"solvers", "network", "history", "arguments", "sampler", "api"},
     "losses": PLANS | {"table", "network"},
     "integrations": None,
     "doctor": None,

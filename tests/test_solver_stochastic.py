@@ -92,6 +92,8 @@ CONVERGING = [
     ("ddim", {"eta": 1.0}),
     *[("dpmpp2m_sde", {"eta": e, "solver_type": t}) for e in (0.5, 1.0) for t in ("midpoint", "heun")],
     ("heun", {"s_churn": 3.0}),
+    ("analytic_ddpm", {}),
+    ("analytic_ddim", {}),
 ]
 
 
