@@ -42,7 +42,7 @@ class NoisyClassifier(nn.Module):
         self.head = nn.Linear(wide * 4 * 4, classes)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Logits (B, 10) for x (B, 1, 8, 8), in the dtype of the weights, at indices t (B,), 0 to 999, of DDPM's schedule."""
+        """Logits (B, 10) for x (B, 1, 8, 8), in the dtype of the weights, at times t (B,) of DDPM, 0 to 999."""
         embedding = F.silu(self.embed_time(time_embedding(t, self.channels).to(x.dtype)))
         h = self.fine(self.conv_in(x), embedding)
         h = self.attention(self.coarse(self.down(h), embedding))
