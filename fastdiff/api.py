@@ -62,6 +62,7 @@ def sample(
     progress: bool = False,
     callback: Callable[[int, float, torch.Tensor, torch.Tensor], None] | None = None,
     return_trajectory: bool = False,
+    return_info: bool = False,
     check_finite: bool = False,
     out: torch.Tensor | None = None,
     **method_options: Any,
@@ -74,6 +75,7 @@ def sample(
         x: (B, ...) the state at `t_start`; floating point, finite. Default: drawn from the prior with `seed`.
         shape: (B, ...) where x is not given; default: one sample of `model.sample_shape` or of a diffusers model's config.
         steps: at least 1; default: what `spacing` says, else 10. Singlestep methods count network evaluations.
+            Adaptive methods ("ode", "dpm_adaptive") take none: they choose their steps by rtol and atol.
         method: a name of `fastdiff.methods()`; names of diffusers, k-diffusion and ComfyUI are aliases.
         schedule: a `NoiseSchedule` or its name; default: `model.schedule`, else "ddpm".
         prediction: "eps", "x0", "v", "score" or "flow"; default: `model.prediction`, else "eps".
@@ -95,6 +97,7 @@ def sample(
         progress: show a tqdm bar.
         callback: called as callback(stage, time, x, x0) at every network evaluation, with tensors of its own.
         return_trajectory: return (result, Trajectory).
+        return_info: of adaptive methods: return (result, Info), or (result, Trajectory, Info).
         check_finite: raise FloatingPointError at the first NaN or Inf of the network, naming step and sample; costs a
             synchronisation per evaluation.
         out: (B, ...) tensor of dtype `dtype`, contiguous, on the device: written and returned instead of a fresh one.
@@ -137,6 +140,7 @@ def sample(
         progress=progress,
         callback=callback,
         return_trajectory=return_trajectory,
+        return_info=return_info,
         check_finite=check_finite,
         out=out,
     )

@@ -102,6 +102,14 @@ class Sampler:
         RuntimeError: a named back end that cannot run here, or graph=True where nothing can be captured.
     """
 
+    def __new__(cls, method: str = "dpm3", *args: Any, **kwargs: Any) -> Sampler:
+        """Adaptive methods, which have no plan, have a class of their own."""
+        if cls is Sampler and kwargs.get("plan") is None and solvers.find(method).adaptive:
+            from fastdiff.adaptive_sampler import AdaptiveSampler
+
+            cls = AdaptiveSampler
+        return super().__new__(cls)
+
     def __init__(
         self,
         method: str = "dpm3",
@@ -179,11 +187,17 @@ class Sampler:
         progress: bool = False,
         callback: Callable[[int, float, torch.Tensor, torch.Tensor], None] | None = None,
         return_trajectory: bool = False,
+        return_info: bool = False,
         check_finite: bool = False,
         out: torch.Tensor | None = None,
     ) -> Any:
         """Sample. See `fastdiff.sample` for the arguments; returns a fresh tensor (B, ...), or (tensor, Trajectory)."""
         check_guidance(guidance_scale, cond, uncond, classifier_grad)
+        if return_info:
+            raise ValueError(
+                f"return_info goes with adaptive methods: what method {self.plan.method!r} does is known before, in Sampler.plan "
+                f"({self.plan.nfe} network evaluations)"
+            )
         self._check_stated(model)
         found, network_dtype = placement(model)
         with _mode():
@@ -261,6 +275,10 @@ class Sampler:
             state.step(state.r.network.check(output, state.input))
         return state
 
+    @property
+    def _prior_std(self) -> float:
+        return self.plan.prior_std
+
     def _start(
         self,
         x: torch.Tensor | None,
@@ -285,7 +303,7 @@ class Sampler:
             start.copy_(prior_noise(noise, start))
         else:
             backend.normal_(start, seeds, index, 0, PRIOR)
-        start *= self.plan.prior_std
+        start *= self._prior_std
         return backend, start, seeds, index
 
     def _prepare(

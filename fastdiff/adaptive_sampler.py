@@ -1,0 +1,215 @@
+"""`AdaptiveSampler`: what `Sampler` is for methods that choose their steps while they run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fastdiff import ops, solvers
+from fastdiff.adaptive import Binding, Driver, Hooks, progress_bar
+from fastdiff.arguments import STATE_DTYPES, Clip, Gradient, check_clip, check_guidance, check_out, check_x, resolve_shape
+from fastdiff.history import Noise
+from fastdiff.loop import State
+from fastdiff.names import unknown
+from fastdiff.network import Network, placement, stated
+from fastdiff.ops.buffers import Coeffs
+from fastdiff.plan import Plan
+from fastdiff.sampler import Sampler, Trajectory, _mode
+from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.solvers.embedded import Embedded
+from fastdiff.table import PREDICTIONS
+from fastdiff.threshold import dynamic_threshold
+
+
+class AdaptiveSampler(Sampler):
+    """A `Sampler` without a plan; `Sampler("ode", ...)` makes one. Arguments as there, but for `steps`, `spacing` and `plan`.
+
+    Raises:
+        ValueError: `steps` or `spacing` given, times outside the schedule, unknown options.
+        RuntimeError: graph=True.
+    """
+
+    def __init__(
+        self,
+        method: str = "ode",
+        steps: int | None = None,
+        *,
+        schedule: str | NoiseSchedule | None = None,
+        prediction: str | None = None,
+        spacing: str | Sequence[float] | None = None,
+        t_start: float | None = None,
+        t_end: float | None = None,
+        clip: Clip = None,
+        dtype: torch.dtype = torch.float32,
+        backend: str | None = None,
+        graph: bool | str = "auto",
+        plan: Plan | None = None,
+        **method_options: Any,
+    ) -> None:
+        if prediction is not None and prediction not in PREDICTIONS:
+            raise ValueError(unknown("prediction", prediction, PREDICTIONS))
+        if dtype not in STATE_DTYPES:
+            raise ValueError(f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is")
+        if backend is not None and backend not in ops.BACKENDS:
+            raise ValueError(unknown("backend", backend, ops.BACKENDS))
+        if not isinstance(graph, bool) and graph != "auto":
+            raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
+        chosen = solvers.find(method)
+        if graph is True:
+            raise RuntimeError(
+                f"graph=True: method {chosen.name!r} chooses each step from the error of the last, a value that the host must read, so a "
+                "run cannot be captured as one graph; use graph='auto' or graph=False (the model itself may replay a graph of its own)"
+            )
+        self.schedule = resolve("ddpm" if schedule is None else schedule)
+        self.clip = check_clip(clip)
+        self._arguments = chosen, steps, self.schedule, spacing, t_start, t_end
+        self._options = method_options
+        self._own_schedule = schedule is None
+        self.prediction, self.dtype, self.backend, self.graph = prediction, dtype, backend, graph
+        self._named = self._method(prediction or "eps")
+
+    def _method(self, prediction: str) -> Embedded:
+        return solvers.adaptive(*self._arguments, prediction, **self._options)
+
+    @property
+    def plan(self) -> Plan:  # type: ignore[override]
+        """AttributeError: an adaptive method has none."""
+        raise AttributeError(
+            f"method {self._named.method!r} is adaptive and has no plan: its steps are chosen while it runs; call the sampler with "
+            "return_info=True to see them"
+        )
+
+    @property
+    def _prior_std(self) -> float:
+        return self._named.prior_std
+
+    def __repr__(self) -> str:
+        a = self._named
+        return (
+            f"Sampler({a.method!r}, rtol={a.rtol:g}, atol={a.atol:g}, control={a.control!r}, prediction={self.prediction!r}, "
+            f"dtype={self.dtype})"
+        )
+
+    def _check_stated(self, model: Any) -> None:
+        schedule = stated(model, "schedule")
+        if self._own_schedule and schedule is not None and resolve(schedule) != self.schedule:
+            raise ValueError(
+                f"the model states schedule={resolve(schedule)!r}, and this Sampler was made for the default, 'ddpm': "
+                "Sampler(..., schedule=model.schedule)"
+            )
+
+    def __call__(
+        self,
+        model: Callable[..., Any],
+        x: torch.Tensor | None = None,
+        *,
+        shape: Sequence[int] | None = None,
+        seed: int | Sequence[int] = 0,
+        first_sample: int = 0,
+        noise: Noise | None = None,
+        guidance_scale: float | None = None,
+        cond: Mapping[str, Any] | None = None,
+        uncond: Mapping[str, Any] | None = None,
+        classifier_grad: Gradient | None = None,
+        classifier_form: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        callback: Callable[[int, float, torch.Tensor, torch.Tensor], None] | None = None,
+        return_trajectory: bool = False,
+        return_info: bool = False,
+        check_finite: bool = False,
+        correct_x0: Any = None,
+        correct_xt: Any = None,
+        out: torch.Tensor | None = None,
+    ) -> Any:
+        """Sample. See `fastdiff.sample`; returns a fresh tensor (B, ...), or a tuple of it, `Trajectory` and `Info`, as asked.
+
+        `callback(step, time, x, x0)` is called at the start and after every accepted step.
+        """
+        check_guidance(guidance_scale, cond, uncond, classifier_grad)
+        self._check(classifier_grad, classifier_form, correct_x0, correct_xt, callback is not None or return_trajectory)
+        self._check_stated(model)
+        prediction = self.prediction or stated(model, "prediction") or "eps"
+        method = self._method(prediction)
+        if x is None and not method.forward:
+            raise ValueError(
+                f"from t_start={method.start.t:g} to t_end={method.stop.t:g} method {method.method!r} runs from data to noise: pass x, "
+                "the data"
+            )
+        found, network_dtype = placement(model)
+        with _mode():
+            backend, start, seeds, index = self._start(
+                x, resolve_shape(model, shape, x), seed, first_sample, noise, device, found, network_dtype
+            )
+            check_out(out, start)
+            network = Network(model, len(start), model_kwargs, cond, uncond)
+            coeffs, binding = Coeffs(start, start, seeds, index), Binding(prediction, guidance_scale, classifier_grad)
+            if self.clip is not None:
+                lo, hi = (-1.0, 1.0) if isinstance(self.clip, str) else self.clip
+                like = start.new_ones(len(start))
+                coeffs.lo, coeffs.hi, coeffs.scale = lo * like, hi * like, like
+                binding.clip, binding.threshold = True, dynamic_threshold if isinstance(self.clip, str) else None
+            hooks = Hooks(callback, [] if return_trajectory else None, finite=check_finite)
+            driver = Driver(method, backend, network, network_dtype or self.dtype, binding, coeffs, start, hooks)
+            with progress_bar(method, hooks) if progress else contextlib.nullcontext():
+                result = driver.run()
+            result = result if out is None else out.copy_(result)
+            more: list[Any] = []
+            if hooks.trajectory is not None:
+                at, states, predicted = zip(*hooks.trajectory, strict=True)
+                times = torch.tensor([*at, driver.lanes[0].times[-1]], dtype=torch.float64, device=start.device)
+                more.append(Trajectory(times, torch.stack([*states, result]), torch.stack(predicted)))
+            if return_info:
+                more.append(driver.info())
+            return (result, *more) if more else result
+
+    def _check(self, gradient: Any, form: Any, correct_x0: Any, correct_xt: Any, observed: bool) -> None:
+        name = self._named.method
+        if form is not None and (gradient is None or form != "score"):
+            raise ValueError(
+                f"classifier_form={form!r}: method {name!r} is an ODE, and takes classifier_grad in the form 'score' alone"
+            )
+        if correct_x0 is not None or correct_xt is not None:
+            raise ValueError(
+                f"correct_x0 and correct_xt do not go with adaptive methods: method {name!r} would take the correction for an error of its "
+                "step; use clip=..., or a method with a plan"
+            )
+        if observed and self._named.control == "sample":
+            raise ValueError(
+                "callback and return_trajectory report the steps of the batch, and with control='sample' each sample has its own: use "
+                "control='batch', or return_info=True for the times"
+            )
+
+    @functools.cached_property
+    def inverse(self) -> Sampler:
+        """The ODE between the same times from data to noise.
+
+        Raises:
+            ValueError: 'dpm_adaptive', which runs from noise to data alone.
+        """
+        a, options = self._named, {k: v for k, v in self._options.items() if k != "denoise_to_zero"}
+        if a.method != "ode":
+            raise ValueError(f"method {a.method!r} runs from noise to data alone: invert method='ode'")
+        return Sampler(
+            a.method,
+            schedule=self.schedule,
+            prediction=self.prediction,
+            t_start=a.stop.t,
+            t_end=a.start.t,
+            clip=self.clip,
+            dtype=self.dtype,
+            backend=self.backend,
+            **options,
+        )
+
+    def begin(self, x: torch.Tensor | None = None, **arguments: Any) -> State:
+        """ValueError: an adaptive method evaluates trial steps that may be rejected, so its loop cannot be the caller's."""
+        check = f"method {self._named.method!r} is adaptive: its loop cannot be the caller's; call the sampler, sampler(model, x)"
+        if x is not None:
+            check_x(x)
+        raise ValueError(check)
