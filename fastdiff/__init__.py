@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fastdiff import analytic, schedules
 from fastdiff._version import __version__
+from fastdiff.adaptive import Info
 from fastdiff.api import randn, sample
 from fastdiff.graph import clear_graphs
 from fastdiff.ops import backends
@@ -16,6 +17,7 @@ from fastdiff.sampler import Sampler, Trajectory
 from fastdiff.solvers import methods, plan
 
 __all__ = [
+    "Info",
     "Plan",
     "Sampler",
     "Stage",
