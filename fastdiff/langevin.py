@@ -15,8 +15,8 @@ from fastdiff.table import NEXT_U, StageSpec
 def rescaled(
     backend: ModuleType, spec: StageSpec, row: int, norms: str, draw: int, coeffs: Coeffs, buf: Buffers
 ) -> Coeffs:
-    """The coefficients of a stage with `norms`: row 0, or row b for sample b, holds table row `row` with the coefficient of
-    m times q² and that of za times q, q = ‖za‖/‖m‖.
+    """The coefficients of a stage with `norms`: row 0, or row b for sample b, has table row `row` with the coefficient
+    of m times q² and that of za times q, q = ‖za‖/‖m‖.
 
     Two passes precede the stage: one draws za into `buf.z`, unless it is the user's own, so that the norm and the stage
     see the same numbers; one makes m times its coefficient. All on the device, without synchronisation.
@@ -51,8 +51,8 @@ def rescaled(
 def lengths(v: torch.Tensor) -> torch.Tensor:
     """The Euclidean norm of each sample of (B, ...): (B,).
 
-    A tree of element-wise sums, whose order is the same for every batch and device: a library's reduction may split a row
-    in ways that depend on the number of rows, and a sample must not depend on the batch that it is in.
+    A tree of element-wise sums, whose order is the same for every batch and device: a library's reduction may split a
+    row in ways that depend on the number of rows, and a sample must not depend on the batch that it is in.
     """
     s = v.reshape(len(v), -1).square()
     n = s.shape[1]

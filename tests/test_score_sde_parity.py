@@ -4,7 +4,7 @@ How they were made: `sampling.get_pc_sampler` ran in float64 (torch.set_default_
 replaced by `noise` below and its prior by `START`; N = 25, two corrections a step, snr = 0.16; eps = 1e-5 for VESDE and
 1e-3 for the others. The network is the exact one of a Gaussian mixture (the score for VE, eps for VP and sub-VP), asked
 at the label that `get_score_fn` passes (its integer part for a discrete VP network). The numbers are those of the first
-of two samples. `euler_maruyama` with probability_flow, and correctors on sub-VP, are not here: the published code raises.
+of two samples. `euler_maruyama` with probability_flow and correctors on sub-VP are not here: the published code raises.
 
 The published Euler-Maruyama predictor and annealed Langevin corrector use the continuous formulas for networks trained
 at discrete times too; ours are then run on the continuous schedule, with the discrete network's score.

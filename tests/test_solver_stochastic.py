@@ -108,8 +108,12 @@ def test_variance_converges_at_the_claimed_order(method: str, options: dict[str,
     assert order > claimed - 0.3, (order, found)
 
 
+# Their means are not exact along the means of the marginals: tests/test_score_sde.py.
+ELSEWHERE = {"pc"}
+
+
 def test_every_stochastic_method_is_here() -> None:
-    assert {m.name for m in METHODS.values() if m.stochastic} <= {m for m, _ in CONVERGING}
+    assert {m.name for m in METHODS.values() if m.stochastic} <= {m for m, _ in CONVERGING} | ELSEWHERE
 
 
 @pytest.mark.parametrize("name", ["ddpm", "cosine", "subvp", "edm", "flow"])

@@ -1,8 +1,8 @@
 """Predictor-corrector sampling of score SDEs: VE (continuous and SMLD), VP (continuous and discrete) and sub-VP.
 
 Song et al. 2021 (arXiv 2011.13456): Algorithms 2 to 5, App. D, E, F and G. Each step corrects `n_corrector` times at
-its time, then predicts the next. With s the step's time, t the next, m the score, and x_s = r·x_t + sqrt(V)·z the forward
-transition from t to s,
+its time, then predicts the next. With s the step's time, t the next, m the score, and x_s = r·x_t + sqrt(V)·z the
+forward transition from t to s,
 
     reverse_diffusion   x' = (2 − r)·x + V·m + sqrt(V)·z                        (eq. 46)
     euler_maruyama      x' = (1 + B/2)·x + V·m + sqrt(V)·z,                     B = beta·dt, V = g²·dt
@@ -91,8 +91,8 @@ def exact_step(predictor: str, schedule: NoiseSchedule, s: Point, t: Point) -> S
 def published_steps(predictor: str, corrector: str, schedule: NoiseSchedule, points: Sequence[Point]) -> list[Step]:
     """The steps as the published code discretises them: N steps of the SDE's time, each 1/N of the whole.
 
-    Where betas or sigmas come from a table of N values, these belong to equally spaced times from the start down to 0, and
-    not to the grid's own, which end at eps.
+    Where betas or sigmas come from a table of N values, these belong to equally spaced times from the start down to 0,
+    and not to the grid's own, which end at eps.
     """
     steps = len(points) - 1
     start = sde_time(schedule, points[0])
@@ -107,8 +107,8 @@ def published_steps(predictor: str, corrector: str, schedule: NoiseSchedule, poi
         alpha = 1.0 - beta
         if alpha <= 0 and (corrector != "none" or (predictor != "euler_maruyama" and not isinstance(schedule, SubVP))):
             raise ValueError(
-                f"discretization='score_sde' with steps={steps}: beta·dt = {beta:.3g} at step {i} is not below 1, and the "
-                "published update takes the square root of 1 - beta·dt: use more steps, or discretization='exact'"
+                f"discretization='score_sde' with steps={steps}: beta·dt = {beta:.3g} at step {i} is not below 1, and "
+                "the published update takes the square root of 1 - beta·dt: use more steps, or discretization='exact'"
             )
         keep, std = 1.0 + 0.5 * b, math.sqrt(v)
         if predictor == "euler_maruyama" or isinstance(schedule, SubVP):
@@ -149,12 +149,11 @@ def _check(
             f"probability_flow=True with predictor={predictor!r}: the probability flow is for "
             "predictor='reverse_diffusion' or 'euler_maruyama'"
         )
-    if first.sigma == 0:
-        raise ValueError(f"method 'pc' cannot start at t={first.t:g}, where sigma = 0: use a later t_start")
     if first.alpha == 0 and (predictor == "ancestral" or (corrector != "none" and schedule.kind == "vp")):
         raise ValueError(
             f"method 'pc' with predictor={predictor!r}, corrector={corrector!r} cannot start at t={first.t:g}, where "
-            "alpha = 0 (zero terminal SNR): use corrector='none' with predictor='reverse_diffusion', or an earlier t_start"
+            "alpha = 0 (zero terminal SNR): use predictor='reverse_diffusion' with corrector='none', or an earlier "
+            "t_start"
         )
     if discretization == "score_sde":
         if not isinstance(schedule, VE | VPLinear):
@@ -268,7 +267,7 @@ METHODS = (
             ),
             "discretization": Option(
                 "exact",
-                "'exact': from the grid's own times; 'score_sde': the published tables, N equal steps of the SDE's time",
+                "'exact': from the grid's own times; 'score_sde': as published, N equal steps of the SDE's time",
                 choices=("exact", "score_sde"),
             ),
         },

@@ -1,0 +1,465 @@
+"""`pc`: closed forms on Gaussian data, the Langevin step from norms by hand, batches, structure, and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from analytic import Array, mixture
+from models import Exact, wavy
+from run_plan import network, run
+from test_graph import FakeCapture, Net
+
+import fastdiff
+from fastdiff import graph, ops, schedules
+from fastdiff.grids import grid
+from fastdiff.plan import REGISTERS, Plan, Stage
+from fastdiff.schedules import SCHEDULES, NoiseSchedule, resolve
+from fastdiff.solvers import plan
+
+BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
+MIXTURE = mixture([0.4, 0.6], [[-0.8, 0.5, 0.1], [0.9, -0.3, 0.4]], [0.3, 0.45])
+X = torch.tensor([[0.5, -1.1, 0.3], [2.0, 0.3, -0.7], [-1.7, -0.2, 0.9], [0.1, 1.4, -0.4]], dtype=torch.float64)
+MEAN, STD = 0.7, 0.5
+PREDICTORS = ("reverse_diffusion", "euler_maruyama", "ancestral")
+
+
+def moments(p: Plan) -> tuple[float, float]:
+    """Mean and variance of the result for data N(MEAN, STD²) from its marginal: the run is affine in its normals."""
+    size = 2 + p.draws
+
+    def unit(j: int, scale: float = 1.0) -> Array:
+        return scale * np.eye(size)[j]
+
+    def score(u: Array, stage: Stage) -> Array:
+        return -(u - unit(0, stage.alpha * MEAN)) / ((stage.alpha * STD) ** 2 + stage.sigma**2)
+
+    first = p.stages[0]
+    x = unit(0, first.alpha * MEAN) + unit(1, math.hypot(first.alpha * STD, first.sigma))
+    result = run(p, score, x, "score", noise=lambda draw, like: unit(2 + draw))
+    return float(result[0]), float((result[1:] ** 2).sum())
+
+
+def published_form(sde: str, predictor: str, steps: int) -> list[tuple[float, float, float]]:
+    """(keep, score, std) of every step, from the paper's formulas: App. C, D, E and F, with steps of 1/N."""
+    t = np.linspace(1.0, 1e-5 if sde == "ve" else 1e-3, steps)
+    low, high, ratio = 0.01, 50.0, math.log(5000.0)
+    table = np.exp(np.linspace(math.log(high), math.log(low), steps))
+    after = np.append(table[1:], 0.0)
+    beta = np.linspace(20.0, 0.1, steps) / steps
+    at = (0.1 + 19.9 * t) / steps
+    one = np.ones(steps)
+    if sde == "subvp":
+        gain = at * (1.0 - np.exp(-2.0 * (0.1 * t + 0.5 * 19.9 * t**2)))
+        form = 1.0 + at / 2.0, gain, np.sqrt(gain)
+    elif predictor == "euler_maruyama":
+        sigma = low * np.exp(ratio * t)
+        gain = 2.0 * ratio * sigma**2 / steps if sde == "ve" else at
+        form = one if sde == "ve" else 1.0 + at / 2.0, gain, np.sqrt(gain)
+    elif sde == "ve":
+        gain = table**2 - after**2
+        form = one, gain, np.sqrt(gain) * (after / table if predictor == "ancestral" else one)
+    elif predictor == "ancestral":
+        form = 1.0 / np.sqrt(1.0 - beta), beta / np.sqrt(1.0 - beta), np.sqrt(beta)
+    else:
+        form = 2.0 - np.sqrt(1.0 - beta), beta, np.sqrt(beta)
+    return [(float(a), float(b), float(c)) for a, b, c in zip(*form, strict=True)]
+
+
+SDES = [("ve", p) for p in PREDICTORS] + [("vp_linear", p) for p in PREDICTORS]
+SDES += [("subvp", p) for p in PREDICTORS[:2]]
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize(("name", "predictor"), SDES)
+def test_mean_and_variance_propagate_exactly(name: str, predictor: str, flow: bool) -> None:
+    if flow and predictor == "ancestral":
+        return
+    options = {"predictor": predictor, "corrector": "none", "probability_flow": flow}
+    p = plan("pc", 30, name, discretization="score_sde", **options)
+    first = p.stages[0]
+    mean, variance = first.alpha * MEAN, (first.alpha * STD) ** 2 + first.sigma**2
+    for i, (stage, (keep, gain, std)) in enumerate(zip(p.stages, published_form(name, predictor, 30), strict=True)):
+        if flow:
+            gain, std = 0.5 * gain, 0.0
+        here = (stage.alpha * STD) ** 2 + stage.sigma**2
+        slope = keep - gain / here
+        mean = slope * mean + gain * stage.alpha * MEAN / here
+        variance = slope**2 * variance + (std**2 if i < 29 else 0.0)
+    assert moments(p) == pytest.approx((mean, variance), rel=1e-11)
+
+
+def even(schedule: NoiseSchedule, steps: int) -> list[float]:
+    """Steps of equal lambda, on which alpha and sigma both change."""
+    return [float(schedule.inverse_lambda(lam)) for lam in np.linspace(-2.5, 2.0, steps + 1)]
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("name", ["ddpm", "vp_linear", "subvp", "ve", "smld", "edm", "flow"])
+def test_mean_and_variance_converge_at_first_order(name: str, predictor: str, flow: bool) -> None:
+    if predictor == "ancestral" and (flow or name in ("subvp", "flow")):
+        return
+    schedule, counts, found = resolve(name), (40, 80, 160), []
+    for n in counts:
+        p = plan("pc", None, schedule, even(schedule, n), predictor=predictor, corrector="none", probability_flow=flow)
+        mean, variance = moments(p)
+        last = schedule.at(p.times[-1])
+        truth = last.alpha * MEAN, (last.alpha * STD) ** 2 + last.sigma**2
+        found.append(math.hypot(mean - truth[0], variance - truth[1]))
+    order = -np.polyfit(np.log(counts), np.log(found), 1)[0]
+    assert 0.8 < order, (order, found)
+
+
+@pytest.mark.parametrize(("name", "predictor"), SDES)
+def test_the_published_steps_converge_to_the_data(name: str, predictor: str) -> None:
+    errors = []
+    for n in (200, 400, 800):
+        mean, variance = moments(plan("pc", n, name, predictor=predictor, corrector="none", discretization="score_sde"))
+        errors.append(math.hypot(mean - MEAN, variance - STD**2))
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.02, errors
+
+
+@pytest.mark.parametrize("name", ["ve", "vp_linear", "subvp"])
+def test_probability_flow_is_euler_of_the_ode(name: str) -> None:
+    """Along the ODE of Gaussian data, x = alpha·mean + v·z, v² = (alpha·std)² + sigma²: its velocity by differences."""
+    schedule = resolve(name)
+    p = plan("pc", 5, schedule, "time_uniform", predictor="euler_maruyama", corrector="none", probability_flow=True)
+    assert not p.stochastic
+    ratio = math.log(5000.0)
+
+    def at(time: float) -> float:
+        return 0.01 * math.exp(ratio * time) if name == "ve" else time
+
+    def path(time: float, z: float) -> float:
+        alpha, sigma = schedule.alpha(at(time)), schedule.sigma(at(time))
+        return alpha * MEAN + math.hypot(alpha * STD, sigma) * z
+
+    for stage in p.stages:
+        time, then = (math.log(v / 0.01) / ratio if name == "ve" else v for v in (stage.t, stage.t_next))
+        # x = alpha·mean + v·z solves the ODE for every z, and the velocity is a function of x: any z will do.
+        for z in (-1.3, 0.4):
+            x = path(time, z)
+            # Inside the range at both ends; the third derivative times 1e-10 is below 1e-6 of the velocity.
+            width = 1e-5 if time < 0.5 else -1e-5
+            velocity = (4.0 * path(time + width, z) - 3.0 * x - path(time + 2 * width, z)) / (2.0 * width)
+            score = -z / math.hypot(stage.alpha * STD, stage.sigma)
+            step = (stage.next_u[0] - 1.0) * x + stage.next_u[2] * score
+            assert step == pytest.approx((then - time) * velocity, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "variance"), [("ddpm", "large"), ("vp_linear", "large"), ("ve", "small"), ("smld", "small")]
+)
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_ancestral_is_ddpm(name: str, variance: str, steps: int) -> None:
+    """Both rows over x and x0, with the score −(x − alpha·x0)/sigma²."""
+    schedule = resolve(name)
+    ours = plan("pc", steps, schedule, "karras", predictor="ancestral", corrector="none")
+    ddpm = plan("ddpm", steps, schedule, "karras", variance=variance)
+    for a, b in zip(ours.stages, ddpm.stages, strict=True):
+        x, score, z = (a.next_u[REGISTERS.index(r)] for r in ("x", "m", "za"))
+        got = np.array([x - score / a.sigma**2, score * a.alpha / a.sigma**2, z])
+        want = np.array([b.next_u[REGISTERS.index(r)] for r in ("x", "m", "za")])
+        # The coefficient of x, (sigma_t/sigma_s)²·r, is a difference of numbers of size 1/r.
+        assert np.abs(got - want).max() <= 1e-14 * max(1.0, abs(x)), (a.t, got, want)
+    assert [s.draws for s in ours.stages] == [s.draws for s in ddpm.stages]
+
+
+def test_annealed_langevin_becomes_stationary() -> None:
+    """x' = (1 − e/v)·x + sqrt(2e)·z has the variance v/(1 − e/(2v)); e = 2·(snr·sigma)², v = std² + sigma²."""
+    p = plan("pc", None, "ve", [2.0, 1.0], predictor="none", corrector="ald", n_corrector=150, snr=0.3)
+    v, e = STD**2 + 4.0, 2.0 * (0.3 * 2.0) ** 2
+    mean, variance = moments(p)
+    assert variance == pytest.approx(v / (1.0 - e / (2.0 * v)), rel=1e-10) and mean == pytest.approx(MEAN, rel=1e-10)
+
+
+def drawn(draw: int, like: torch.Tensor) -> torch.Tensor:
+    return fastdiff.randn(tuple(like.shape), seed=11, draw=draw).to(like)
+
+
+def by_hand(name: str, steps: int, snr: float, corrections: int, sample: bool) -> Array:
+    """Song et al. 2021, Algorithms 2 to 5 as `pc` runs them, for VE and a discrete VP schedule; the mean at the end."""
+    schedule = resolve(name)
+    times = plan("pc", steps, schedule).times
+    x, draw = X.numpy() * schedule.prior_std(times[0]), itertools.count()
+    for i, (s, t) in enumerate(itertools.pairwise(times)):
+        alpha, sigma, after, low = schedule.alpha(s), schedule.sigma(s), schedule.alpha(t), schedule.sigma(t)
+        for _ in range(corrections):
+            z = drawn(next(draw), X).numpy()
+            g = MIXTURE.predict("score", x, alpha, sigma)
+            n_z, n_g = np.linalg.norm(z, axis=1), np.linalg.norm(g, axis=1)
+            quotient = (n_z / n_g)[:, None] if sample else n_z.mean() / n_g.mean()
+            step = 2.0 * (alpha / after) ** 2 * (snr * quotient) ** 2
+            x = x + step * g + np.sqrt(2.0 * step) * z
+        g = MIXTURE.predict("score", x, alpha, sigma)
+        ratio = alpha / after
+        variance = sigma**2 - (ratio * low) ** 2
+        x = (2.0 - ratio) * x + variance * g
+        if i + 1 < steps:
+            x = x + math.sqrt(variance) * drawn(next(draw), X).numpy()
+    return x
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("prediction", ["score", "eps"])
+@pytest.mark.parametrize("norm", ["batch", "sample"])
+@pytest.mark.parametrize("name", ["ve", "ddpm"])
+@pytest.mark.parametrize(("steps", "corrections"), [(1, 1), (2, 2), (8, 1)])
+def test_langevin_from_norms_by_hand(
+    name: str, norm: str, steps: int, corrections: int, prediction: str, backend: str
+) -> None:
+    options = {"norm": norm, "n_corrector": corrections, "snr": 0.2, "prediction": prediction, "dtype": torch.float64}
+    sampler = fastdiff.Sampler("pc", steps, schedule=name, backend=backend, **options)
+    model, x = Exact(MIXTURE, name, prediction), X * sampler.plan.prior_std
+    got = sampler(model, x, noise=drawn)
+    want = by_hand(name, steps, 0.2, corrections, norm == "sample")
+    # float64 round-off, amplified by the score's 1/sigma of at most 100.
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-9)
+    assert len(model.seen) == sampler.plan.nfe == steps * (1 + corrections)
+    # The same draws from the kernel; the CPU's normals are within 1e-6 of NumPy's.
+    np.testing.assert_allclose(sampler(model, x, seed=11).numpy(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5, 1), (1025,), (3, 65, 65)])
+def test_norms_of_samples_do_not_depend_on_the_batch(shape: tuple[int, ...], backend: str) -> None:
+    """Bit for bit, in any split; the batch's mean depends on it."""
+    results = {}
+    for norm in ("sample", "batch"):
+        sampler = fastdiff.Sampler("pc", 3, schedule="ve", norm=norm, backend=backend)
+        parts = [sampler(wavy, shape=(n, *shape), seed=3, first_sample=i) for i, n in ((0, 1), (1, 2), (3, 5))]
+        results[norm] = torch.cat(parts), sampler(wavy, shape=(8, *shape), seed=3)
+    assert torch.equal(*results["sample"]) and torch.isfinite(results["sample"][0]).all()
+    assert not torch.equal(*results["batch"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("norm", ["batch", "sample"])
+def test_own_noise_that_equals_the_built_in_gives_the_same(norm: str, backend: str) -> None:
+    sampler = fastdiff.Sampler("pc", 4, norm=norm, n_corrector=2, backend=backend)
+    seeds, index = torch.full((4,), 11), torch.arange(4, dtype=torch.int32)
+
+    def own(draw: int, like: torch.Tensor) -> torch.Tensor:
+        ops.load(backend).normal_(like, seeds, index, draw, 0)
+        return like
+
+    assert torch.equal(sampler(wavy, X.float(), noise=own), sampler(wavy, X.float(), seed=11))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("norm", ["batch", "sample"])
+@pytest.mark.parametrize("clip", [None, (-0.6, 0.8)])
+@pytest.mark.parametrize("guided", [False, True])
+def test_guidance_and_clipping_enter_the_norms(guided: bool, clip: tuple | None, norm: str, backend: str) -> None:
+    other = mixture([1.0], [[0.2, -0.1, 0.3]], [0.6])
+    p = plan("pc", 5, norm=norm)
+    model, extra = Exact(MIXTURE), {}
+    if guided:
+        one, two = Exact(MIXTURE), Exact(other)
+        extra = {"guidance_scale": 2.5, "cond": {"y": torch.ones(4)}, "uncond": {"y": torch.zeros(4)}}
+
+        def model(x, t, y):
+            keep = y.reshape(-1, 1) > 0
+            return torch.where(keep, one(x, t), two(x, t))
+
+    got = fastdiff.sample(
+        model, X, method="pc", steps=5, norm=norm, clip=clip, noise=drawn, dtype=torch.float64, backend=backend, **extra
+    )
+    want = run(
+        p,
+        network(MIXTURE, "eps"),
+        X.numpy(),
+        noise=lambda draw, like: drawn(draw, X).numpy(),
+        guidance=(2.5, network(other, "eps")) if guided else None,
+        clip=clip,
+    )
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-9)
+
+
+def test_classifier_gradient_enters_the_norms() -> None:
+    """A gradient that adds what turns one Gaussian's score into another's gives the other's run."""
+    other = mixture([1.0], [[0.2, -0.1, 0.3]], [0.6])
+    schedule = resolve("ve")
+    options = {"method": "pc", "steps": 4, "schedule": schedule, "prediction": "score", "dtype": torch.float64}
+    base, goal = Exact(MIXTURE, schedule, "score"), Exact(other, schedule, "score")
+    got = fastdiff.sample(base, X, classifier_grad=lambda x, t: goal(x, t) - base(x, t), noise=drawn, **options)
+    want = fastdiff.sample(goal, X, noise=drawn, **options)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+HOST = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
+
+
+@pytest.mark.parametrize("corrector", ["langevin", "ald"])
+@pytest.mark.parametrize("norm", ["batch", "sample"])
+def test_no_value_reaches_the_host(corrector: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"norm": norm} if corrector == "langevin" else {}
+    sampler = fastdiff.Sampler("pc", 3, corrector=corrector, n_corrector=2, backend="reference", **options)
+
+    def caught(self: torch.Tensor, *args: object) -> None:
+        raise AssertionError("the loop reads a value on the host")
+
+    def start() -> None:
+        for name in HOST:
+            monkeypatch.setattr(torch.Tensor, name, caught)
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        # From the first evaluation on, which is where the loop begins.
+        start()
+        return torch.sin(x * 0.7)
+
+    result = sampler(model, X.float(), guidance_scale=None)
+    monkeypatch.undo()
+    assert torch.isfinite(result).all()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch):
+    class Capture(FakeCapture):
+        pass
+
+    monkeypatch.setattr(graph, "CAPTURE", Capture)
+    graph.clear_graphs()
+    yield Capture
+    graph.clear_graphs()
+
+
+@pytest.mark.parametrize("norm", ["batch", "sample"])
+def test_one_graph_serves_every_value(fake, norm: str) -> None:
+    torch.manual_seed(0)
+    net, shape = Net(), (3, 2, 5, 5)
+    seen = []
+    for seed, snr, schedule in ((1, 0.16, "ddpm"), (2, 0.16, "ddpm"), (1, 0.3, "ddpm"), (1, 0.16, "cosine")):
+        ours, eager = (
+            fastdiff.Sampler("pc", 4, schedule=schedule, norm=norm, snr=snr, graph=g)(net, shape=shape, seed=seed)
+            for g in (True, False)
+        )
+        assert torch.equal(ours, eager)
+        seen.append(ours)
+    assert fake.captures == 1 and all(not torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
+
+
+def test_a_sampler_s_table_is_not_written() -> None:
+    sampler = fastdiff.Sampler("pc", 4, norm="batch")
+    first, other = (sampler(wavy, X.float(), seed=s) for s in (1, 2))
+    assert torch.equal(sampler(wavy, X.float(), seed=1), first) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("corrector", ["langevin", "ald", "none"])
+@pytest.mark.parametrize("predictor", [*PREDICTORS, "none"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_with_one_and_two_steps(name: str, predictor: str, corrector: str) -> None:
+    if predictor == corrector == "none" or (predictor == "ancestral" and name in ("subvp", "flow")):
+        return
+    for steps, corrections in ((1, 1), (2, 3), (5, 1)):
+        p = plan("pc", steps, name, predictor=predictor, corrector=corrector, n_corrector=corrections)
+        assert p.steps == steps
+        assert p.nfe == steps * ((predictor != "none") + corrections * (corrector != "none"))
+        used = [s.draws[0] for s in p.stages if s.draws[0] >= 0]
+        assert used == list(range(p.draws)), "no draw is used twice"
+        assert (p.stages[-1].draws[0] < 0) == (predictor != "none"), "the mean is returned"
+        noisy = plan("pc", steps, name, predictor=predictor, corrector=corrector, denoise=False)
+        # At the clean end an ancestral step on VE has no noise at all.
+        silent = predictor == "ancestral" and resolve(name).kind in ("ve", "edm")
+        assert (noisy.stages[-1].draws[0] >= 0) == (not silent)
+        assert Plan.from_json(p.to_json()) == p
+
+
+def test_the_published_times() -> None:
+    np.testing.assert_allclose(grid("sde_uniform", resolve("vp_linear"), 7), [*np.linspace(1, 1e-3, 7), 0], rtol=1e-15)
+    sigmas = 0.01 * 5000.0 ** np.linspace(1.0, 1e-5, 7)
+    np.testing.assert_allclose(grid("sde_uniform", schedules.ve(0.01, 50.0), 7), [*sigmas, 0.0], rtol=1e-13)
+    assert grid("sde_uniform", resolve("ddpm"), 1000).tolist() == list(range(999, -2, -1))
+    # The published eps under its own name: t_end, with the clean end after it.
+    t = grid("sde_uniform", resolve("vp_linear"), 7, t_end=1e-2, final="clean")
+    np.testing.assert_allclose(t, [*np.linspace(1, 1e-2, 7), 0], rtol=1e-15)
+
+
+def test_smld_levels() -> None:
+    s = schedules.smld(0.01, 50.0, 5)
+    np.testing.assert_allclose(s.sigma(np.arange(5.0)), np.geomspace(0.01, 50.0, 5), rtol=1e-14)
+    assert s.model_time(np.arange(5.0)).tolist() == [4.0, 3.0, 2.0, 1.0, 0.0] and s.alpha(2.5) == 1.0
+    assert s.sigma(-1.0) == 0.0 and s.sigma(-0.5) == pytest.approx(0.005, rel=1e-14)
+    t = np.array([-0.9, -0.5, 0.0, 1.3, 4.0])
+    np.testing.assert_allclose(s.inverse_lambda(s.lam(t)), t, rtol=1e-12, atol=1e-13)
+    assert (s.t_max, s.t_min, s.t_clean, s.num_train, s.prior_std()) == (4.0, 0.0, -1.0, 5, pytest.approx(50.0))
+    assert NoiseSchedule.from_dict(s.to_dict()) == s and repr(s) == "smld(sigma_min=0.01, sigma_max=50.0, levels=5)"
+    with pytest.raises(ValueError, match=r"levels got 1; expected an integer >= 2, as in smld\(levels=1000\)"):
+        schedules.smld(levels=1)
+    with pytest.raises(ValueError, match=r"expected sigma_min < sigma_max"):
+        schedules.smld(2.0, 1.0)
+
+
+def test_plans_show_and_keep_their_norms() -> None:
+    p = plan("pc", 3, norm="sample")
+    assert "\n0~  " in str(p) and "‖za‖/‖m‖ of the sample)" in str(p)
+    assert Plan.from_json(p.to_json()).stages[0].norms == "sample"
+    old = plan("ddpm", 3)
+    assert Plan.from_json(old.to_json().replace(',\n   "norms": ""', "")) == old
+    assert '"norms"' not in old.to_json().replace(',\n   "norms": ""', "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norms": "pixel"}, r"stage 0: norms got 'pixel', expected one of '', 'batch', 'sample'"),
+        ({"next_x": (1.0,) + (0.0,) * 12}, r"norms='batch' needs a next_u that reads m and za, and a next_x equal"),
+        ({"draws": (0, 1, -1)}, r"norms='batch' goes with one draw, za; got draws=\(0, 1, -1\)"),
+    ],
+)
+def test_stages_with_norms_are_checked(change: dict, message: str) -> None:
+    p = plan("pc", 3)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(p, stages=(dataclasses.replace(p.stages[0], **change), *p.stages[1:]))
+
+
+BAD = [
+    ({"predictor": "reverse_difusion"}, ValueError, r"unknown predictor of method 'pc': .*; did you mean 'reverse_dif"),
+    ({"corrector": "langevine"}, ValueError, r"unknown corrector of method 'pc': 'langevine'; did you mean 'langevin'"),
+    ({"predictor": "none", "corrector": "none"}, ValueError, r"changes nothing: choose predictor='reverse_diffusion'"),
+    ({"snr": 0.0}, ValueError, r"snr=0.0: method 'pc' expects a number above 0 \(snr=0.16\)"),
+    ({"snr": -1}, ValueError, r"snr=-1.0: method 'pc' expects a number above 0"),
+    ({"n_corrector": 0}, ValueError, r"n_corrector=0: method 'pc' accepts \[1, inf\]"),
+    ({"n_corrector": 1.5}, TypeError, r"n_corrector=1.5: method 'pc' expects an integer \(n_corrector=1\)"),
+    ({"norm": "pixel"}, ValueError, r"unknown norm of method 'pc': 'pixel'. Valid: batch, sample"),
+    ({"norm": "sample", "corrector": "ald"}, ValueError, r"norm='sample' goes with corrector='langevin'"),
+    ({"predictor": "ancestral", "probability_flow": True}, ValueError, r"probability_flow=True with predictor='anc"),
+    ({"predictor": "none", "probability_flow": True}, ValueError, r"probability_flow=True with predictor='none'"),
+    ({"schedule": "subvp", "predictor": "ancestral"}, ValueError, r"predictor='ancestral' is defined for VE and VP, a"),
+    ({"schedule": "flow", "predictor": "ancestral"}, ValueError, r"use predictor='reverse_diffusion' or 'euler_m"),
+    ({"discretization": "score_sde"}, ValueError, r"is for ve, vp_linear and subvp, and the schedule is ddpm\("),
+    (
+        {"schedule": "vp_linear", "discretization": "score_sde", "steps": 20},
+        ValueError,
+        r"with steps=20: beta·dt = 1 at step 0 is not below 1, .* use more steps, or discretization='exact'",
+    ),
+    (
+        {"schedule": "ve", "discretization": "score_sde", "spacing": "karras"},
+        ValueError,
+        r"got spacing='karras' from 50 to 0: use spacing='sde_uniform', or discretization='exact'",
+    ),
+    (
+        {"schedule": schedules.ddpm(zero_terminal_snr=True)},
+        ValueError,
+        r"cannot start at t=999, where alpha = 0 \(zero terminal SNR\): use predictor='reverse_diffusion' with",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), BAD)
+def test_bad_arguments(arguments: dict, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        plan("pc", **{"steps": 5, **arguments})
+
+
+def test_zero_terminal_snr_without_a_corrector() -> None:
+    schedule = schedules.ddpm(zero_terminal_snr=True)
+    got = fastdiff.sample(
+        Exact(MIXTURE, schedule), X, method="pc", steps=20, schedule=schedule, corrector="none", dtype=torch.float64
+    )
+    assert torch.isfinite(got).all()
