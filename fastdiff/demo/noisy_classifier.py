@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def classifier_grad(classifier: Classify, y: Tensor, scale: float = 1.0) -> Clas
 
     Args:
         classifier: (x, t) -> logits (B, classes), t being the model times that the diffusion network is given.
-        y: (B,) integer labels, one for each sample.
+        y: (B,) integer labels, one for each sample, on the device of the samples.
         scale: the strength s; 1 is Bayes' rule for an exact classifier, more is narrower.
 
     Raises:
@@ -81,19 +82,19 @@ def classifier_grad(classifier: Classify, y: Tensor, scale: float = 1.0) -> Clas
     """
     if y.ndim != 1 or y.dtype.is_floating_point or y.dtype == torch.bool:
         raise TypeError(f"y has shape {tuple(y.shape)} and dtype {y.dtype}; expected one integer label a sample, (B,)")
-    if not torch.isfinite(torch.tensor(float(scale))):
+    if not math.isfinite(scale):
         raise ValueError(f"scale={scale!r}: expected a finite number, such as scale=1.0")
 
     def grad(x: Tensor, t: Tensor) -> Tensor:
         if len(x) != len(y):
             raise ValueError(f"got {len(x)} samples and {len(y)} labels; expected one label a sample")
         with torch.inference_mode(False), torch.enable_grad():
-            point = x.detach().clone().requires_grad_(True)
-            logits = classifier(point, t)
+            # Copies: tensors made in a caller's inference mode cannot be saved for the way back.
+            point, labels = x.detach().clone().requires_grad_(True), y.to(x.device, torch.int64, copy=True)
+            logits = classifier(point, t.clone())
             if logits.ndim != 2 or len(logits) != len(y):
                 raise ValueError(f"the classifier returned shape {tuple(logits.shape)}; expected ({len(y)}, classes)")
             chosen = F.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, dim=1)
-            total = chosen.gather(1, y.to(x.device, torch.int64)[:, None]).sum()
-            return scale * torch.autograd.grad(total, point)[0]
+            return scale * torch.autograd.grad(chosen.gather(1, labels[:, None]).sum(), point)[0]
 
     return grad
