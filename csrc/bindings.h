@@ -44,15 +44,16 @@ inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, l
     return false;
   }
   PyObject *const spec = args[0], *const h = args[12], *const z = args[13];
-  if (!PyTuple_Check(spec) || PyTuple_GET_SIZE(spec) != 6 || !PyTuple_Check(h) || PyTuple_GET_SIZE(h) > 6 ||
+  if (!PyTuple_Check(spec) || PyTuple_GET_SIZE(spec) != 7 || !PyTuple_Check(h) || PyTuple_GET_SIZE(h) > 6 ||
       !PyTuple_Check(z) || PyTuple_GET_SIZE(z) != 3) {
-    PyErr_SetString(PyExc_TypeError, "stage: spec, h and z must be tuples of 6, at most 6, and 3 items");
+    PyErr_SetString(PyExc_TypeError, "stage: spec, h and z must be tuples of 7, at most 6, and 3 items");
     return false;
   }
   *a = StageArgs{};
   bool ok = integer(PyTuple_GET_ITEM(spec, 0), &a->convert) && integer(PyTuple_GET_ITEM(spec, 1), &a->guided) &&
             integer(PyTuple_GET_ITEM(spec, 2), &a->m_reads_u) && integer(PyTuple_GET_ITEM(spec, 3), &a->u_mask) &&
             integer(PyTuple_GET_ITEM(spec, 4), &a->x_mask) && integer(PyTuple_GET_ITEM(spec, 5), &a->copies) &&
+            integer(PyTuple_GET_ITEM(spec, 6), &a->spread) &&
             integer(args[1], &a->k) && integer(args[2], &a->batch) && integer(args[3], &a->n) &&
             integer(args[4], &a->state) && integer(args[5], &a->net) && integer(args[6], &a->hist) &&
             integer(args[7], &a->in);

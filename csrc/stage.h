@@ -1,12 +1,14 @@
 // One stage of a sampler: what it reads and writes, and its arithmetic for one element, on host and device.
 #pragma once
 
+#include <math.h>
+
 #include "philox.h"
 
 namespace fastdiff {
 
 // Columns of a table row; the same order as fastdiff/table.py.
-enum Column { W1, W2, CU, CG, PU, PG, QU, QX, IN_SCALE, NEXT_U, NEXT_X = NEXT_U + 13, WIDTH = 36 };
+enum Column { W1, W2, CU, CG, PU, PG, QU, QX, IN_SCALE, NEXT_U, NEXT_X = NEXT_U + 13, S0 = NEXT_X + 13, S1, WIDTH = 40 };
 
 // The same order as fastdiff/plan.py.
 enum Register { RX, RU, RM, RH1, RAUX = RH1 + 6, RZA, NREG = RZA + 3 };
@@ -21,6 +23,8 @@ struct StageArgs {
   int32_t convert, guided, m_reads_u;
   uint32_t u_mask, x_mask;
   int32_t copies;
+  // 1: a sample of out has 2n elements, the prediction and then v; 2: so has a sample of aux.
+  int32_t spread;
   int32_t state, net, hist, in;  // DType of the state; of out and aux; of the history and m_out; of net_in
   int64_t batch, n;              // samples, and elements in each
   const void *x, *u, *out, *aux;
@@ -59,5 +63,23 @@ FD_FN T clipped(const T *row, T u, T g, T lo, T hi, T scale) {
   const T x0 = clamp(row[PU] * u + row[PG] * g, lo, hi) * scale;
   return row[QU] * u + row[QX] * x0;
 }
+
+// exp to 2 units in the last place. Written out, so that a loop over it is made of SIMD instructions.
+FD_FN float exponential(float v) {
+  const float w = clamp(v, -87.0f, 88.0f);
+  const float shifted = w * 1.44269504f + 12582912.0f;  // 1.5·2^23: the sum's low bits are the rounded integer
+  const float k = shifted - 12582912.0f;
+  const float r = (w - k * 0.693359375f) + k * 2.12194440e-4f;
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r * r + r;
+  return (p + 1.0f) * as_float((as_bits(shifted) + 127u) << 23);
+}
+
+FD_FN double exponential(double v) { return exp(v); }
 
 }  // namespace fastdiff

@@ -60,7 +60,8 @@ class Binding:
 
     def rows(self, stages: Sequence[Stage], space: str, copies: int) -> tuple[np.ndarray, StageSpec]:
         """The table rows of one stage, of each lane, and the structure that holds all of them."""
-        pairs = [_bind_stage(s, self.prediction, space, self.guidance_scale, self.gradient is not None, self.clip) for s in stages]
+        form = "" if self.gradient is None else "score"
+        pairs = [_bind_stage(s, self.prediction, space, self.guidance_scale, form, self.clip) for s in stages]
         values = np.stack([row for row, _ in pairs])
         values[:, IN_SCALE] = 1.0
         first = pairs[0][1]
@@ -233,7 +234,7 @@ class Driver:
         else:
             buf.out = out
             if self.binding.gradient is not None:
-                buf.aux = _gradient(self.binding.gradient, u, self.times[k].clone(), out)
+                buf.out, buf.aux = _gradient(self.binding.gradient, u, self.times[k].clone(), out)
         if self.binding.threshold is not None:
             self.bound(k, buf)
         return buf

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from fastdiff.history import Noise
+from fastdiff.names import unknown
 from fastdiff.network import sample_shape
+from fastdiff.plan import Plan
 
 Clip = None | str | tuple[float, float]
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 STATE_DTYPES = (torch.float32, torch.float64)
+CLASSIFIER_FORMS = ("score", "mean")
 
 
 def check_clip(clip: Any) -> Clip:
@@ -58,6 +61,26 @@ def check_guidance(scale: Any, cond: Any, uncond: Any, gradient: Any) -> None:
             )
         if not callable(gradient):
             raise TypeError(f"classifier_grad must be callable as classifier_grad(x, t), got {type(gradient).__name__}")
+
+
+def resolve_form(plan: Plan, gradient: Any, form: Any) -> str:
+    """How the classifier's gradient acts: "score", "mean", or "" where there is none.
+
+    By default "mean" where the plan states its steps' variances (DDPM), else "score".
+    """
+    states = any(s.variance for s in plan.stages)
+    if form is not None and form not in CLASSIFIER_FORMS:
+        raise ValueError(unknown("classifier_form", form, CLASSIFIER_FORMS))
+    if gradient is None:
+        if form is not None:
+            raise ValueError(f"classifier_form={form!r} without a classifier: give classifier_grad=(x, t) -> grad too")
+        return ""
+    if form == "mean" and not states:
+        raise ValueError(
+            f"classifier_form='mean' shifts the mean of a reverse step by its variance, which method {plan.method!r} does not "
+            "state: use method='ddpm', or classifier_form='score'"
+        )
+    return form or ("mean" if states else "score")
 
 
 def check_x(x: Any) -> None:

@@ -248,6 +248,8 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | str:
         "progress": hooks.progress,
         "noise": r.noise,
         "classifier_grad": r.gradient,
+        "correct_x0": hooks.correct_x0,
+        "correct_xt": hooks.correct_xt,
     }
     present = [name for name, value in asked.items() if value is not None]
     if present:

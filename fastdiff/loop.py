@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import torch
 
+from fastdiff.corrections import CorrectX0, CorrectXt, corrected
 from fastdiff.history import Draws, History, Noise, Recycled, recycles, remember
 from fastdiff.langevin import rescaled
 from fastdiff.network import Network
 from fastdiff.ops.buffers import Buffers, Coeffs
-from fastdiff.plan import IDENTITY, Plan
+from fastdiff.plan import AUX, IDENTITY, Plan
 from fastdiff.table import RAW, StageSpec, Table
 
 
@@ -45,6 +46,7 @@ def moves(plan: Plan, table: Table) -> tuple[Move, ...]:
     """
     result = []
     x = u = 0
+    begun = None
     stages = plan.stages
     for k, stage in enumerate(stages):
         u_to, x_to = u, None
@@ -55,7 +57,8 @@ def moves(plan: Plan, table: Table) -> tuple[Move, ...]:
         else:
             after = x_to = x if u != x else 1 - u
         # The first evaluation of its step: churn may open a step with a stage that has none.
-        begins = stage.evaluate and not any(s.evaluate and s.step == stage.step for s in stages[:k])
+        begins = stage.evaluate and stage.step != begun
+        begun = stage.step if stage.evaluate else begun
         ends = k + 1 == len(stages) or stages[k + 1].step != stage.step
         spec = table.specs[k + 1]
         result.append(
@@ -73,6 +76,8 @@ class Hooks:
     callback: Callable[[int, float, torch.Tensor, torch.Tensor], None] | None = None
     trajectory: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     finite: Callable[[int, torch.Tensor], None] | None = None
+    correct_x0: CorrectX0 | None = None
+    correct_xt: CorrectXt | None = None
 
 
 @dataclass(slots=True)
@@ -96,6 +101,7 @@ class Run:
         probe: table and specs of the predicted x0, for hooks and dynamic thresholding.
         threshold: sets coeffs.lo, hi, scale from the predicted x0 (dynamic thresholding), or None.
         hooks: see `Hooks`.
+        echo: the rows that write x in the place of u', for an x_t corrected by the user, or None.
     """
 
     program: tuple[Move, ...]
@@ -114,6 +120,7 @@ class Run:
     probe: tuple[torch.Tensor, tuple[StageSpec, ...]] | None
     threshold: Callable[[torch.Tensor, Coeffs], None] | None
     hooks: Hooks
+    echo: Coeffs | None = None
 
 
 class State:
@@ -140,8 +147,9 @@ class State:
         self.own = self.slots if self.shared is None else [*self.slots, self.shared]
         # A run of its own time tensors, since networks scale them in place.
         self.times = r.clock.clone().unbind(0)
-        # Own noise may not be asked for twice, so such a run must never begin anew.
-        self.past = History(r.history, r.raw, copies or r.noise is not None)
+        # Own noise and corrections may not be asked for twice, so such a run must never begin anew.
+        once = r.noise is not None or r.hooks.correct_x0 is not None or r.echo is not None
+        self.past = History(r.history, r.raw, copies or once)
         self.dtype: torch.dtype | None = None
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in r.program))
         self._write(Buffers(x=x), r.opening, 0, r.coeffs, 0)
@@ -190,7 +198,7 @@ class State:
             buf.out = out
             if r.gradient is not None:
                 assert buf.u is not None
-                buf.aux = _gradient(r.gradient, buf.u, self.time, out)
+                buf.out, buf.aux = _gradient(r.gradient, buf.u, self.time, out)
         if r.probe is not None:
             _observe(r, r.probe, move, buf, loud)
         if move.push:
@@ -228,9 +236,21 @@ class State:
             self.x = self.halves[move.u_to]
         if move.push:
             self.past.pushed(buf)
+        if move.ends and r.echo is not None:
+            self._correct(move, r.echo)
         if move.ends and r.hooks.progress is not None and k >= self.quiet:
             r.hooks.progress()
         self.k = k + 1
+
+    def _correct(self, move: Move, echo: Coeffs) -> None:
+        """Put the user's x_t in the place of the step's."""
+        r, s = self.r, self.r.plan.stages[move.row - 1]
+        assert r.hooks.correct_xt is not None
+        x = corrected("correct_xt", r.hooks.correct_xt(self.x.clone(), s.t_next, s.step + 1), self.x)
+        if move.row == len(r.program):
+            self.x = x.clone()
+        else:
+            self._write(Buffers(x=x), r.opening._replace(copies=move.spec.copies), move.row, echo, move.u_to)
 
     def _write(self, buf: Buffers, spec: StageSpec, row: int, coeffs: Coeffs, slot: int) -> None:
         """Run a stage whose u' goes to `slot`, and to the network's input where the spec says so."""
@@ -262,12 +282,14 @@ def _run(r: Run, x: torch.Tensor, copies: bool, quiet: int) -> torch.Tensor:
 
 def _gradient(
     gradient: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], u: torch.Tensor, t: torch.Tensor, out: torch.Tensor
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The network's output and the gradient, in the wider dtype of the two."""
     grad = gradient(u.detach().clone(), t)
     if not isinstance(grad, torch.Tensor) or grad.shape != u.shape:
         got = tuple(grad.shape) if isinstance(grad, torch.Tensor) else type(grad).__name__
         raise ValueError(f"classifier_grad returned {got}, expected a tensor of x's shape {tuple(u.shape)}")
-    return grad.detach().to(device=out.device, dtype=out.dtype).contiguous()
+    wider = torch.promote_types(out.dtype, grad.dtype)
+    return out.to(wider), grad.detach().to(device=out.device, dtype=wider).contiguous()
 
 
 def _observe(r: Run, probe: tuple[torch.Tensor, tuple[StageSpec, ...]], move: Move, buf: Buffers, report: bool) -> None:
@@ -275,7 +297,7 @@ def _observe(r: Run, probe: tuple[torch.Tensor, tuple[StageSpec, ...]], move: Mo
     (values, specs), hooks, c, row = probe, r.hooks, r.coeffs, move.row
     record = report and move.begins and hooks.trajectory is not None
     call = report and hooks.callback is not None
-    if not (record or call or r.threshold is not None):
+    if not (record or call or r.threshold is not None or hooks.correct_x0 is not None):
         return
     u = buf.u
     assert u is not None
@@ -283,6 +305,11 @@ def _observe(r: Run, probe: tuple[torch.Tensor, tuple[StageSpec, ...]], move: Mo
     r.backend.stage(
         specs[row], row, Coeffs(values, c.draws, c.seeds, c.index), Buffers(u=u, out=buf.out, aux=buf.aux, u_out=x0)
     )
+    if hooks.correct_x0 is not None:
+        x0 = corrected("correct_x0", hooks.correct_x0(x0, r.plan.stages[row - 1].t), u)
+        _replace(move.spec, buf, x0)
+        # The stage has yet to read it, and the user may write into it again.
+        x0 = x0.clone() if record or call else x0
     if r.threshold is not None:
         r.threshold(x0, c)
     if c.lo is not None and c.hi is not None and c.scale is not None:
@@ -294,7 +321,15 @@ def _observe(r: Run, probe: tuple[torch.Tensor, tuple[StageSpec, ...]], move: Mo
         hooks.callback(row - 1, r.plan.stages[row - 1].t, u.clone(), x0)
 
 
+def _replace(spec: StageSpec, buf: Buffers, x0: torch.Tensor) -> None:
+    """Let the stage, which is bound to the prediction of x0, read the corrected one in the place of the network's output."""
+    assert buf.out is not None
+    # Beside x0, the second half of the channels still tells the variance.
+    buf.out = torch.cat([x0, buf.out.chunk(2, dim=1)[1].to(x0.dtype)], dim=1) if spec.spread else x0
+    buf.aux = buf.aux.to(x0.dtype) if buf.aux is not None and spec.mask >> AUX & 1 else None
+
+
 def is_raw(table: Table, plan: Plan) -> bool:
     """Whether every model value that enters the history is the network's output as it came."""
     pushes = [table.specs[k + 1] for k, s in enumerate(plan.stages) if s.push]
-    return all(spec.convert == RAW and not spec.guided for spec in pushes)
+    return all(spec.convert == RAW and not spec.guided and not spec.spread for spec in pushes)

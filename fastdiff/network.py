@@ -106,6 +106,7 @@ class Network:
         batch: number of samples B; under guidance the model sees 2·B rows, the conditional half first.
         model_kwargs: given with every call; tensors whose first dimension is B are repeated under guidance.
         cond, uncond: dicts of tensors (or nested dicts and lists) with first dimension B: classifier-free guidance.
+        wide: whether the model gives (B, 2·C, ...), the prediction and the value that its variance is made from.
 
     Raises:
         TypeError, ValueError: conditioning of the wrong type, batch or structure.
@@ -118,11 +119,13 @@ class Network:
         model_kwargs: Tree | None = None,
         cond: Tree | None = None,
         uncond: Tree | None = None,
+        wide: bool = False,
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
         self.model = model
         self.batch = batch
+        self.wide = wide
         self.guided = cond is not None
         kwargs = dict(model_kwargs or {})
         if cond is not None and uncond is not None:
@@ -150,21 +153,33 @@ class Network:
         return self.check(out, x)
 
     def check(self, out: Any, x: torch.Tensor) -> torch.Tensor:
-        """The tensor in a model's output, of x's shape and device. Raises TypeError or ValueError for anything else."""
+        """The tensor in a model's output, of x's device, and of its shape, with twice the channels if `wide`.
+
+        Raises TypeError or ValueError for anything else.
+        """
         if not isinstance(out, torch.Tensor):
             out = _unwrap(out)
-        if out.shape != x.shape or out.device != x.device or not out.dtype.is_floating_point:
-            self._reject(out, x)
+        if self.wide and x.ndim < 2:
+            raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
+        want = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.wide else x.shape
+        if out.shape != want or out.device != x.device or not out.dtype.is_floating_point:
+            self._reject(out, x, tuple(want))
         return out
 
     @staticmethod
-    def _reject(out: torch.Tensor, x: torch.Tensor) -> None:
-        got, want = tuple(out.shape), tuple(x.shape)
+    def _reject(out: torch.Tensor, x: torch.Tensor, want: tuple[int, ...]) -> None:
+        got = tuple(out.shape)
+        if got != want and want != tuple(x.shape):
+            raise ValueError(
+                f"the model returned shape {got}, expected {want}: twice the channels of its input, the prediction and then "
+                "its learned variance; for networks without one use variance='small' or 'large'"
+            )
         if got != want:
             hint = ""
             if len(got) == len(want) and got[1:2] == (2 * want[1],) and got[2:] == want[2:]:
                 hint = (
-                    ": twice the channels, as networks with a learned variance give; return the mean alone, "
+                    ": twice the channels, as networks with a learned variance give; method='ddpm', variance='learned_range' "
+                    "takes them; for other methods return the mean alone, "
                     "lambda x, t, **kw: model(x, t, **kw).chunk(2, dim=1)[0]"
                 )
             raise ValueError(f"the model returned shape {got}, expected {want}, the shape of its input{hint}")

@@ -65,6 +65,11 @@ class Stage:
         norms: "" in the usual case. Else, when the stage runs, the coefficient of m is multiplied by q² and that of za
             by q, with q = ‖za‖/‖m‖: norms of each sample, "batch" taking the mean of each over the batch, "sample" every
             sample's own (the Langevin step of Song et al. 2021, arXiv 2011.13456, Algorithms 4 and 5).
+        spread: () in the usual case. Else (c0, c1), for networks that give twice the channels, the prediction and then
+            v: when the stage runs, the coefficient of za is multiplied by e and that of aux by e², e = exp(c0 + c1·v),
+            element by element (the learned variances of Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15).
+        variance: of the step's noise, by which the mean form of classifier guidance multiplies the gradient (Dhariwal
+            and Nichol 2021, arXiv 2105.05233, Algorithm 1); with `spread`, times e². 0: no such form.
     """
 
     t: float
@@ -80,6 +85,8 @@ class Stage:
     in_scale: float = 1.0
     step: int = 0
     norms: str = ""
+    spread: tuple[float, ...] = ()
+    variance: float = 0.0
 
 
 def _fail(where: str, message: str) -> None:
@@ -150,6 +157,11 @@ class Plan:
     def draws(self) -> int:
         """One more than the largest draw number in use (0 for a deterministic plan)."""
         return 1 + max((d for s in self.stages for d in s.draws), default=-1)
+
+    @cached_property
+    def wide(self) -> bool:
+        """Whether the network gives twice the channels: the prediction and v, from which a stage makes its variance."""
+        return any(s.spread for s in self.stages)
 
     def _validate(self) -> None:
         if self.space not in SPACES:
@@ -235,6 +247,14 @@ class Plan:
             _fail(where, f"norms={s.norms!r} needs a next_u that reads m and za, and a next_x equal to it")
         if s.norms and s.draws[1:] != (-1, -1):
             _fail(where, f"norms={s.norms!r} goes with one draw, za; got draws={s.draws}")
+        if s.spread and (len(s.spread) != 2 or not np.isfinite(s.spread).all()):
+            _fail(where, f"spread got {s.spread}, expected () or two finite numbers (c0, c1)")
+        if s.spread and (s.norms or not s.evaluate):
+            _fail(where, "spread needs a network evaluation, and does not go with norms")
+        if not (np.isfinite(s.variance) and s.variance >= 0):
+            _fail(where, f"variance got {s.variance}, expected a finite number, at least 0")
+        if s.variance and not (s.evaluate and s.next_x == s.next_u):
+            _fail(where, "variance needs a network evaluation, and a next_x equal to next_u")
         for name in ("t", "model_time", "alpha", "sigma", "t_next", "in_scale"):
             if not np.isfinite(getattr(s, name)):
                 _fail(where, f"{name} is not finite: {getattr(s, name)}")
@@ -297,7 +317,7 @@ class Plan:
             same = s.next_x == s.next_u
             rows.append(
                 [
-                    f"{k}{'' if s.evaluate else '*'}{'+' if s.push else ''}{'~' if s.norms else ''}",
+                    f"{k}{'' if s.evaluate else '*'}{'+' if s.push else ''}{'~' if s.norms else ''}{'^' if s.spread else ''}",
                     str(s.step),
                     f"{s.t:.6g}",
                     f"{s.model_time:.6g}" if s.evaluate else "-",
@@ -311,6 +331,8 @@ class Plan:
         body = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
         norms = next((s.norms for s in self.stages if s.norms), "")
         tail = f"; ~: m times q², za times q, q = ‖za‖/‖m‖ of the {norms}" if norms else ""
+        if self.wide:
+            tail += "; ^: za times exp(c0 + c1·v), v the second half of the network's channels"
         return f"{head}\n{body}\n(+: the model value enters the history; *: no network evaluation{tail})"
 
     def plot(self, path: str | Path) -> None:

@@ -22,9 +22,11 @@ from fastdiff.arguments import (
     check_x,
     prior_noise,
     resolve_device,
+    resolve_form,
     resolve_seeds,
     resolve_shape,
 )
+from fastdiff.corrections import CorrectX0, CorrectXt, check_corrections
 from fastdiff.graph import capture_refusal, execute
 from fastdiff.history import Noise
 from fastdiff.loop import Hooks, Move, Run, State, is_raw, moves
@@ -32,9 +34,9 @@ from fastdiff.names import unknown
 from fastdiff.network import Network, placement, stated
 from fastdiff.ops.buffers import Coeffs
 from fastdiff.philox import PRIOR
-from fastdiff.plan import NREG, M, Plan
+from fastdiff.plan import NREG, M, Plan, X
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.table import NEXT_U, NEXT_X, PREDICTIONS, StageSpec, Table, bind
+from fastdiff.table import IN_SCALE, NEXT_U, NEXT_X, PREDICTIONS, StageSpec, Table, bind
 from fastdiff.threshold import dynamic_threshold
 
 
@@ -161,6 +163,7 @@ class Sampler:
                 self.plan = solvers.plan(*arguments, **method_options)
         self.prediction = prediction
         self._own_schedule = plan is None and schedule is None
+        self._asked = None if plan is not None else (arguments, method_options)
         self.dtype = dtype
         self.backend = backend
         self.graph = graph
@@ -182,6 +185,7 @@ class Sampler:
         cond: Mapping[str, Any] | None = None,
         uncond: Mapping[str, Any] | None = None,
         classifier_grad: Gradient | None = None,
+        classifier_form: str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         progress: bool = False,
@@ -189,6 +193,8 @@ class Sampler:
         return_trajectory: bool = False,
         return_info: bool = False,
         check_finite: bool = False,
+        correct_x0: CorrectX0 | None = None,
+        correct_xt: CorrectXt | None = None,
         out: torch.Tensor | None = None,
     ) -> Any:
         """Sample. See `fastdiff.sample` for the arguments; returns a fresh tensor (B, ...), or (tensor, Trajectory)."""
@@ -198,6 +204,8 @@ class Sampler:
                 f"return_info goes with adaptive methods: what method {self.plan.method!r} does is known before, in Sampler.plan "
                 f"({self.plan.nfe} network evaluations)"
             )
+        form = resolve_form(self.plan, classifier_grad, classifier_form)
+        check_corrections(self.plan, correct_x0, correct_xt)
         self._check_stated(model)
         found, network_dtype = placement(model)
         with _mode():
@@ -206,12 +214,13 @@ class Sampler:
             )
             check_out(out, start)
             network_dtype = network_dtype or self.dtype
-            network = Network(model, len(start), model_kwargs, cond, uncond)
-            hooks = Hooks(callback=callback, trajectory=[] if return_trajectory else None)
+            network = Network(model, len(start), model_kwargs, cond, uncond, wide=self.plan.wide)
+            hooks = Hooks(callback=callback, correct_x0=correct_x0, correct_xt=correct_xt)
+            hooks.trajectory = [] if return_trajectory else None
             if check_finite:
                 hooks.finite = functools.partial(_require_finite, self.plan, len(start))
             r = self._prepare(
-                network, backend, network_dtype, start, seeds, index, noise, guidance_scale, classifier_grad, hooks
+                network, backend, network_dtype, start, seeds, index, noise, guidance_scale, classifier_grad, form, hooks
             )
             with _progress(self.plan, hooks) if progress else contextlib.nullcontext():
                 result = execute(r, start, self.graph, out)
@@ -220,6 +229,86 @@ class Sampler:
             states, predicted = zip(*hooks.trajectory, strict=True)
             times = torch.tensor(self.plan.times, dtype=torch.float64, device=start.device)
             return result, Trajectory(times, torch.stack([start, *states[1:], result]), torch.stack(predicted))
+
+    @functools.cached_property
+    def inverse(self) -> Sampler:
+        """The same method on the same times upwards, from data to noise: the sampler that `invert` runs.
+
+        The data are taken as the state at the lowest time with noise: the time that the grid ends at, or its schedule's
+        `t_floor` where it ends at sigma = 0, where most networks and solvers are not defined.
+
+        Raises:
+            ValueError: the method draws noise, or the plan was given as it is.
+        """
+        if self.plan.stochastic:
+            raise ValueError(
+                f"method {self.plan.method!r} with these options draws noise, so that no single x_T leads to a sample: invert "
+                "a deterministic one, such as ddim with eta=0"
+            )
+        if self._asked is None:
+            raise ValueError(
+                "this Sampler was given its plan ready-made, whose inverse only its maker knows: give it the method and its "
+                "options, or run Sampler(plan=fastdiff.plan(..., invert=True)) on the data"
+            )
+        arguments, options = self._asked
+        return Sampler(
+            prediction=self.prediction,
+            clip=self.clip,
+            dtype=self.dtype,
+            backend=self.backend,
+            graph=self.graph,
+            plan=solvers.plan(*arguments, invert=True, **options),
+        )
+
+    def invert(
+        self,
+        model: Callable[..., Any],
+        x: torch.Tensor,
+        *,
+        guidance_scale: float | None = None,
+        cond: Mapping[str, Any] | None = None,
+        uncond: Mapping[str, Any] | None = None,
+        classifier_grad: Gradient | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        callback: Callable[[int, float, torch.Tensor, torch.Tensor], None] | None = None,
+        return_trajectory: bool = False,
+        check_finite: bool = False,
+        out: torch.Tensor | None = None,
+    ) -> Any:
+        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x, but for the error of the
+        steps, which falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502, section 4.3).
+
+        Args:
+            x: (B, ...) data. See `inverse` for the time at which they are taken to be.
+            Others: as in `fastdiff.sample`. Give the same guidance to both runs; strong guidance makes the map stiff, and
+                the reconstruction poor.
+
+        Returns:
+            (B, ...): x at the time at which the sampler starts; with `return_trajectory`, also a `Trajectory`.
+
+        Raises:
+            ValueError, TypeError: as in `fastdiff.sample`, and for methods that draw noise.
+        """
+        self._check_stated(model)
+        if not isinstance(x, torch.Tensor):
+            check_x(x)
+        return self.inverse(
+            model,
+            x,
+            guidance_scale=guidance_scale,
+            cond=cond,
+            uncond=uncond,
+            classifier_grad=classifier_grad,
+            model_kwargs=model_kwargs,
+            device=device,
+            progress=progress,
+            callback=callback,
+            return_trajectory=return_trajectory,
+            check_finite=check_finite,
+            out=out,
+        )
 
     def _check_stated(self, model: Any) -> None:
         """What the model states must not be passed over in silence, where the sampler was not told otherwise."""
@@ -261,9 +350,9 @@ class Sampler:
             given = network_dtype or self.dtype
             size = resolve_shape(None, shape, x)
             backend, start, seeds, index = self._start(x, size, seed, first_sample, noise, device, None, given)
-            network = Network(_outside, len(start))
+            network = Network(_outside, len(start), wide=self.plan.wide)
             network.guided = guidance_scale is not None
-            r = self._prepare(network, backend, given, start, seeds, index, noise, guidance_scale, None, Hooks())
+            r = self._prepare(network, backend, given, start, seeds, index, noise, guidance_scale, None, "", Hooks())
             # The outputs are the caller's, who may write into them again: the history gets copies.
             return State(r, start, copies=True)
 
@@ -317,16 +406,18 @@ class Sampler:
         noise: Noise | None,
         guidance_scale: float | None,
         gradient: Gradient | None,
+        form: str,
         hooks: Hooks,
     ) -> Run:
         batch, device = start.shape[0], start.device
         direct = network_dtype == self.dtype and all(s.in_scale == 1.0 for s in self.plan.stages)
         copies = 2 if network.guided else int(not direct)
-        observed = hooks.callback is not None or hooks.trajectory is not None or self.clip == "dynamic"
+        corrects = hooks.correct_x0 is not None
+        observed = corrects or hooks.callback is not None or hooks.trajectory is not None or self.clip == "dynamic"
         rows = batch * (2 if network.guided else 1)
         prediction = self.prediction or stated(network.model, "prediction") or "eps"
         bound = self._bind(
-            prediction, guidance_scale, gradient is not None, copies, device, rows, network_dtype, observed
+            prediction, guidance_scale, form, copies, device, rows, network_dtype, observed, corrects
         )
         coeffs = Coeffs(bound.values, bound.draws, seeds, index)
         threshold = None
@@ -352,6 +443,7 @@ class Sampler:
             gradient=gradient,
             probe=bound.probe,
             threshold=threshold,
+            echo=None if hooks.correct_xt is None else Coeffs(_echo(bound.values), bound.draws, seeds, index),
             hooks=hooks,
         )
 
@@ -359,22 +451,24 @@ class Sampler:
         self,
         prediction: str,
         guidance: float | None,
-        classifier: bool,
+        classifier: str,
         copies: int,
         device: torch.device,
         rows: int,
         network_dtype: torch.dtype,
         observed: bool,
+        corrects: bool,
     ) -> _Bound:
-        key = (prediction, guidance, classifier, copies, device, rows, network_dtype, observed)
+        key = (prediction, guidance, classifier, copies, device, rows, network_dtype, observed, corrects)
         found = self._bound.get(key)
         if found is not None:
             return found
+        # A corrected x0 takes the place of the network's output, guided or not.
         table = bind(
             self.plan,
-            prediction,
-            guidance_scale=guidance,
-            classifier=classifier,
+            "x0" if corrects else prediction,
+            guidance_scale=None if corrects else guidance,
+            classifier="" if corrects and classifier == "score" else classifier,
             clip=self.clip is not None,
             copies=copies,
         )
@@ -400,12 +494,20 @@ class Sampler:
             draws=torch.as_tensor(table.draws).to(device),
             clock=clock,
             probe=probe,
-            raw=is_raw(table, self.plan),
+            raw=is_raw(table, self.plan) and not corrects,
         )
         if len(self._bound) >= 16:
             self._bound.clear()
         self._bound[key] = made
         return made
+
+
+def _echo(values: torch.Tensor) -> torch.Tensor:
+    """The rows that write x where stage k writes u', with its in_scale: for an x that was corrected after it."""
+    rows = torch.zeros_like(values)
+    rows[:, IN_SCALE] = values[:, IN_SCALE]
+    rows[:, NEXT_U + X] = 1.0
+    return rows
 
 
 @contextlib.contextmanager

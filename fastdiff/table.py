@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from fastdiff.names import unknown
-from fastdiff.plan import H1, IDENTITY, MAX_DRAWS, MAX_HISTORY, NREG, ZA, Plan, Stage, U, X
+from fastdiff.plan import AUX, H1, IDENTITY, MAX_DRAWS, MAX_HISTORY, NREG, ZA, Plan, Stage, U, X
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow")
 
 # Columns of a table row; csrc/stage.h and triton_kernels/stage.py use the same order, and a test compares them.
 W1, W2, CU, CG, PU, PG, QU, QX, IN_SCALE, NEXT_U, NEXT_X = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9 + NREG
-WIDTH = 36
+S0, S1 = NEXT_X + NREG, NEXT_X + NREG + 1
+WIDTH = 40
 
 # How m is made: not at all, m = g, m = cu·u + cg·g, or through the clipped x0.
 NONE, RAW, LINEAR, CLIP = 0, 1, 2, 3
@@ -32,6 +33,9 @@ class StageSpec(NamedTuple):
         m_reads_u: whether m needs u (cu, pu or qu is not zero).
         u_mask, x_mask: bit j is set where next_u[j] (next_x[j]) is not zero, j indexing `plan.REGISTERS`. 0: not computed.
         copies: how often the network's next input is written: 0, 1, or 2 (both halves of a guidance batch).
+        spread: 0; or 1 where the network gives twice the channels, the prediction and then v: the register za is
+            multiplied by e and aux by e², e = exp(S0 + S1·v), element by element. 2 where aux has twice the channels
+            too (the unconditional output).
     """
 
     convert: int
@@ -40,11 +44,17 @@ class StageSpec(NamedTuple):
     u_mask: int
     x_mask: int
     copies: int
+    spread: int = 0
 
     @property
     def mask(self) -> int:
         """Registers read by either output."""
         return self.u_mask | self.x_mask
+
+    @property
+    def spreads(self) -> bool:
+        """Whether v is read."""
+        return self.spread > 0 and bool(self.mask >> AUX & 3)
 
     @property
     def reads_x(self) -> bool:
@@ -155,7 +165,7 @@ def bind(
     *,
     space: str | None = None,
     guidance_scale: float | None = None,
-    classifier: bool = False,
+    classifier: str = "",
     clip: bool = False,
     copies: int = 1,
 ) -> Table:
@@ -166,7 +176,8 @@ def bind(
         prediction: what the network gives: one of `PREDICTIONS`.
         space: overrides the plan's space (the predicted-x0 probe uses "data").
         guidance_scale: s in g = s·out + (1 − s)·aux (Ho and Salimans 2022, eq. 6, with w = s − 1); None: no guidance.
-        classifier: whether aux is grad log p(y | u), already scaled: the score form of classifier guidance.
+        classifier: what aux = grad log p(y | u), already scaled, does: "": there is none; "score": it is added to the
+            score; "mean": times the step's variance to its mean (Dhariwal and Nichol 2021, Algorithms 2 and 1).
         clip: whether m goes through the clamped x0.
         copies: how often the next network input is written (2 with batched guidance; 0 where the state serves as input).
 
@@ -174,6 +185,7 @@ def bind(
         ValueError: an unknown prediction, or a conversion that divides by zero at some stage.
     """
     space = space or plan.space
+    wide = 0 if not plan.wide else (1 if guidance_scale is None else 2)
     rows, draws, specs = [_opening(plan, copies)], [(-1, -1, -1)], [_opening_spec(copies)]
     for k, stage in enumerate(plan.stages):
         following = plan.stages[k + 1 :]
@@ -182,7 +194,7 @@ def bind(
         row, spec = _bind_stage(stage, prediction, space, guidance_scale, classifier, clip)
         row[IN_SCALE] = in_scale
         writes_input = more and (k + 1 < len(plan.stages)) and plan.stages[k + 1].evaluate
-        specs.append(spec._replace(copies=copies if writes_input else 0))
+        specs.append(spec._replace(copies=copies if writes_input else 0, spread=wide if stage.evaluate else 0))
         rows.append(row)
         draws.append(stage.draws)
     times = np.array([s.model_time for s in plan.stages])
@@ -201,7 +213,7 @@ def _opening_spec(copies: int) -> StageSpec:
 
 
 def _bind_stage(
-    stage: Stage, prediction: str, space: str, guidance_scale: float | None, classifier: bool, clip: bool
+    stage: Stage, prediction: str, space: str, guidance_scale: float | None, classifier: str, clip: bool
 ) -> tuple[np.ndarray, StageSpec]:
     row = np.zeros(WIDTH)
     row[NEXT_U : NEXT_U + NREG] = stage.next_u
@@ -209,13 +221,18 @@ def _bind_stage(
     u_mask, x_mask = _mask(stage.next_u), _mask(stage.next_x)
     if stage.next_x in (IDENTITY, stage.next_u):
         x_mask = 0
+    if stage.spread:
+        row[S0], row[S1] = stage.spread
+    if classifier == "mean" and stage.variance:
+        row[[NEXT_U + AUX, NEXT_X + AUX]] += stage.variance
+        u_mask |= 1 << AUX
     if not stage.evaluate:
         return row, StageSpec(NONE, False, False, u_mask, x_mask, 0)
-    guided = classifier or guidance_scale is not None
+    guided = classifier == "score" or guidance_scale is not None
     if guidance_scale is not None:
         row[W1], row[W2] = guidance_scale, 1.0 - guidance_scale
     else:
-        row[W1], row[W2] = 1.0, (classifier_shift(prediction, stage.alpha, stage.sigma) if classifier else 0.0)
+        row[W1], row[W2] = 1.0, (classifier_shift(prediction, stage.alpha, stage.sigma) if guided else 0.0)
     if clip:
         row[PU], row[PG] = conversion(prediction, "data", stage.alpha, stage.sigma)
         row[QU], row[QX] = conversion("x0", space, stage.alpha, stage.sigma)

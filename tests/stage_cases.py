@@ -7,7 +7,7 @@ Use:
         check(cpu, random_case(seed))                       # or: random_case(seed, state=torch.float64, shape=(7, 5))
 
 `random_case` covers every conversion, guidance, clipping (with NaN in the data), 0 to 6 history entries, 0 to 3
-noises (drawn or given), all dtypes, odd sizes, outputs that share memory with inputs, and a table row per sample.
+noises (drawn or given), networks that give a variance, all dtypes, odd sizes, outputs that share memory with inputs, and a table row per sample.
 `check` fills the outputs with NaN before the run, so that an element that was not written is seen, and verifies that
 inputs are left as they were.
 """
@@ -36,6 +36,8 @@ from fastdiff.table import (
     PU,
     QU,
     RAW,
+    S0,
+    S1,
     W1,
     W2,
     WIDTH,
@@ -104,6 +106,7 @@ def random_spec(rng: np.random.Generator) -> StageSpec:
         u_mask=mask(),
         x_mask=mask() if rng.random() < 0.5 else 0,
         copies=int(rng.integers(0, 3)),
+        spread=int(rng.choice([0, 1, 2] if guided else [0, 0, 1])) if convert != NONE else 0,
     )
 
 
@@ -137,11 +140,14 @@ def random_case(
     def tensor(dtype: torch.dtype, *lead: int) -> torch.Tensor:
         return torch.from_numpy(rng.standard_normal(lead or shape)).to(device=device, dtype=dtype)
 
+    def wide(twice: bool) -> tuple[int, ...]:
+        return (batch, 2 * shape[1], *shape[2:]) if twice else shape
+
     buf = Buffers(
         x=tensor(state) if spec.reads_x else None,
         u=tensor(state) if spec.reads_u else None,
-        out=tensor(network) if spec.convert != NONE else None,
-        aux=tensor(network) if spec.guided or spec.mask >> AUX & 1 else None,
+        out=tensor(network, *wide(spec.spread > 0)) if spec.convert != NONE else None,
+        aux=tensor(network, *wide(spec.spread == 2)) if spec.guided or spec.mask >> AUX & 1 else None,
         h=tuple(tensor(h_dtype) if spec.reads_h(i) else None for i in range(spec.history)),
     )
     z = [tensor(state) if spec.reads_z(i) and rng.random() < 0.3 else None for i in range(MAX_DRAWS)]
@@ -163,7 +169,7 @@ def _outputs(
     device: str,
 ) -> None:
     """Give each output a buffer: its own, or in half of the cases an input's of the same dtype."""
-    free = [t for t in (buf.x, buf.u, buf.out, buf.aux, *buf.h, *buf.z) if t is not None]
+    free = [t for t in (buf.x, buf.u, buf.out, buf.aux, *buf.h, *buf.z) if t is not None and t.shape == shape]
 
     def place(dtype: torch.dtype) -> torch.Tensor:
         fits = [t for t in free if t.dtype == dtype]
@@ -239,17 +245,43 @@ def _expected(case: Case) -> tuple[Buffers, Buffers]:
         for name in OUTPUTS:
             t = getattr(case.buf, name)
             setattr(buf, name, None if t is None else torch.full_like(t, math.nan, dtype=torch.float64))
+        if absolute and case.spec.spreads:
+            # e is itself and its terms' sizes are needed, not e of those: v as it is, and the error of e beside it.
+            assert buf.out is not None and case.buf.out is not None and wide.table is not None
+            prediction, v = buf.out.chunk(2, dim=1)[0], case.buf.out.double().chunk(2, dim=1)[1]
+            buf.out = torch.cat([prediction, v], dim=1)
+            wide.table[:, [S0, S1]] = coeffs.table[:, [S0, S1]].double()
         reference.stage(case.spec, case.k, wide, buf)
         return buf
 
     return run(False), run(True)
 
 
+def _spread_roundings(case: Case) -> float:
+    """How many roundings more a term that is multiplied by e² may have: e is off by those of its exponent, and 4 more.
+
+    The exponent c0 + c1·v has 3 roundings of at most |c0| + |c1·v| each, and the GPU's exp another as it changes the
+    base; e² has twice the error of e, and 2 products.
+    """
+    if not case.spec.spreads:
+        return 0.0
+    assert case.buf.out is not None
+    v = case.buf.out.double().chunk(2, dim=1)[1].abs().nan_to_num().max()
+    columns = case.coeffs.table.double()[:, [S0, S1]].abs().amax(0)
+    return 2 * (4 * float(columns[0] + columns[1] * v) + 4) + 2
+
+
 def _noise_error(case: Case, mask: int, first: int) -> torch.Tensor:
     """(B,): what the contract allows the drawn normals to change in the combination that starts at column `first`."""
     coeffs = case.coeffs
     rows = coeffs.rows if coeffs.rows is not None else torch.full_like(coeffs.index, case.k)
-    table = coeffs.table.double()[rows.long()]
+    table = coeffs.table.double()[rows.long()].clone()
+    if case.spec.spreads:
+        assert case.buf.out is not None
+        v = case.buf.out.double().chunk(2, dim=1)[1].flatten(1)
+        exponent = table[:, S0, None] + table[:, S1, None] * v
+        # NaN in v makes the result NaN, whatever the noise.
+        table[:, [NEXT_U + ZA, NEXT_X + ZA]] *= exponent.exp().nan_to_num(0.0).amax(1, keepdim=True)
     total = torch.zeros(len(rows), dtype=torch.float64, device=table.device)
     for i in range(MAX_DRAWS):
         if mask >> (ZA + i) & 1 and case.buf.z[i] is None:
@@ -268,7 +300,7 @@ def check(backend: ModuleType | Any, case: Case) -> None:
     buf = case.fresh()
     backend.stage(spec, case.k, case.coeffs, buf)
     want, size = _expected(case)
-    rounding = torch.finfo(state).eps / 2
+    rounding, spread = torch.finfo(state).eps / 2, _spread_roundings(case)
     rows = case.coeffs.rows if case.coeffs.rows is not None else torch.full_like(case.coeffs.index, case.k)
     in_scale = case.coeffs.table.double()[rows.long(), IN_SCALE].abs()
     noise_u, noise_x = _noise_error(case, spec.u_mask, NEXT_U), _noise_error(case, spec.x_mask, NEXT_X)
@@ -282,7 +314,7 @@ def check(backend: ModuleType | Any, case: Case) -> None:
             continue
         info, expected = torch.finfo(got.dtype), getattr(want, name)
         column = (-1,) + (1,) * (got.dim() - 1)
-        bound = 1.02 * (terms[name] + 8) * rounding * getattr(size, name) + noise[name].reshape(column)
+        bound = 1.02 * (terms[name] + 8 + (0 if name == "m_out" else spread)) * rounding * getattr(size, name) + noise[name].reshape(column)
         store = 0.0 if got.dtype == state else info.eps / 2 + 2.0**-24
         bound = bound + store * (expected.abs() + bound) + info.tiny * info.eps
         inside = (got.double() - expected).abs() <= bound

@@ -19,7 +19,9 @@ QX = tl.constexpr(7)
 IN_SCALE = tl.constexpr(8)
 NEXT_U = tl.constexpr(9)
 NEXT_X = tl.constexpr(22)
-WIDTH = tl.constexpr(36)
+S0 = tl.constexpr(35)
+S1 = tl.constexpr(36)
+WIDTH = tl.constexpr(40)
 
 # How m is made, as in fastdiff/table.py.
 NONE = tl.constexpr(0)
@@ -145,7 +147,7 @@ def stage_kernel(
     x, u, out, aux, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in,
     table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k,
     CONVERT: tl.constexpr, GUIDED: tl.constexpr, M_READS_U: tl.constexpr, U_MASK: tl.constexpr, X_MASK: tl.constexpr,
-    COPIES: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    COPIES: tl.constexpr, SPREAD: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK consecutive elements of one sample, every stream read once, every output written once.
 
@@ -176,8 +178,15 @@ def stage_kernel(
     uv = xv  # u is not given where it is the same memory as x
     if u is not None:
         uv = _read(u, offset, inside, True, TYPE)
-    g = _read(out, offset, inside, CONVERT != NONE, TYPE)
-    av = _read(aux, offset, inside, GUIDED or (ONE << AUX) & MASK, TYPE)
+    # Where the network gives v too, a sample of its output has 2n elements: the prediction, then v.
+    at_out = offset
+    if SPREAD:
+        at_out = base + offset
+    at_aux = offset
+    if SPREAD == 2:
+        at_aux = at_out
+    g = _read(out, at_out, inside, CONVERT != NONE, TYPE)
+    av = _read(aux, at_aux, inside, GUIDED or (ONE << AUX) & MASK, TYPE)
     v1 = _read(h1, offset, inside, (ONE << H1) & MASK, TYPE)
     v2 = _read(h2, offset, inside, (ONE << (H1 + 1)) & MASK, TYPE)
     v3 = _read(h3, offset, inside, (ONE << (H1 + 2)) & MASK, TYPE)
@@ -190,6 +199,12 @@ def stage_kernel(
 
     if GUIDED:
         g = tl.fma(tl.load(row + W2), av, tl.load(row + W1) * g)
+    if SPREAD and (ONE << AUX | ONE << ZA) & MASK:
+        e = tl.exp(tl.fma(tl.load(row + S1), _read(out, at_out + n, inside, True, TYPE), tl.load(row + S0)))
+        if (ONE << ZA) & MASK:
+            n1 = e * n1
+        if (ONE << AUX) & MASK:
+            av = e * e * av
     m = _model_value(row, uv, g, sample, lo, hi, scale, CONVERT, M_READS_U)
     zero = tl.zeros((BLOCK,), TYPE)
     if COPIES > 0 or u_out is not None:

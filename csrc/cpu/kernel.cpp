@@ -109,7 +109,7 @@ Terms<T> terms_of(const T *row, uint32_t mask, const T *const *registers) {
 template <class T>
 struct Scratch {
   alignas(64) T registers[NREG][TILE];
-  alignas(64) T out[TILE], g[TILE], u[TILE], x[TILE], scaled[TILE];
+  alignas(64) T out[TILE], g[TILE], u[TILE], x[TILE], scaled[TILE], spread[TILE];
   alignas(64) float normals[TILE];
 };
 
@@ -138,10 +138,32 @@ PastCache past_cache(const StageArgs &a, int64_t bytes) {
   return {alone(a.u_out), alone(a.x_out), alone(a.m_out), alone(a.net_in)};
 }
 
+// za times e and aux times e², e = exp(c0 + c1·v) of each element: noise whose variance the network gives.
+template <class T>
+void spread_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scratch<T> &s, const T **r) {
+  const T c0 = row[S0], c1 = row[S1], *v = load(a.out, a.net, at, len, s.spread);
+  T *e = s.spread;
+  FD_LOOP
+  for (int64_t i = 0; i < len; ++i) e[i] = exponential(c0 + c1 * v[i]);
+  if (const T *z = r[RZA]) {
+    T *to = s.registers[RZA];
+    FD_LOOP
+    for (int64_t i = 0; i < len; ++i) to[i] = e[i] * z[i];
+    r[RZA] = to;
+  }
+  if (const T *aux = r[RAUX]) {
+    T *to = s.registers[RAUX];
+    FD_LOOP
+    for (int64_t i = 0; i < len; ++i) to[i] = e[i] * e[i] * aux[i];
+    r[RAUX] = to;
+  }
+}
+
 // Elements first..first+len of sample b. Everything is read before anything is written, since buffers may be shared.
 template <class T>
 void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int64_t len, Scratch<T> &s) {
   const int64_t at = b * a.n + first;
+  const int64_t at_out = a.spread ? at + b * a.n : at, at_aux = a.spread == 2 ? at + b * a.n : at;
   const int64_t row_number = a.rows ? a.rows[b] : a.k;
   const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
   const uint32_t mask = a.u_mask | a.x_mask;
@@ -152,8 +174,8 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
   if (mask >> RZA) {
     if (mask >> RX & 1u) ahead.add(a.x, own, at);
     if (reads_u) ahead.add(a.u, own, at);
-    if (a.convert != CONVERT_NONE) ahead.add(a.out, a.net, at);
-    if (reads_aux) ahead.add(a.aux, a.net, at);
+    if (a.convert != CONVERT_NONE) ahead.add(a.out, a.net, at_out);
+    if (reads_aux) ahead.add(a.aux, a.net, at_aux);
     for (int i = 0; i < 6; ++i)
       if (mask >> (RH1 + i) & 1u) ahead.add(a.h[i], a.hist, at);
   }
@@ -172,9 +194,9 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
   if (reads_u) r[RU] = static_cast<const T *>(a.u) + at;
   for (int i = 0; i < 6; ++i)
     if (mask >> (RH1 + i) & 1u) r[RH1 + i] = load(a.h[i], a.hist, at, len, s.registers[RH1 + i]);
-  if (reads_aux) r[RAUX] = load(a.aux, a.net, at, len, s.registers[RAUX]);
+  if (reads_aux) r[RAUX] = load(a.aux, a.net, at_aux, len, s.registers[RAUX]);
   if (a.convert != CONVERT_NONE) {
-    const T *g = load(a.out, a.net, at, len, s.out);
+    const T *g = load(a.out, a.net, at_out, len, s.out);
     if (a.guided) {
       const T w1 = row[W1], w2 = row[W2], *aux = r[RAUX];
       FD_LOOP
@@ -209,6 +231,7 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
       r[RM] = m;
     }
   }
+  if (a.spread && (mask >> RAUX & 3u)) spread_tile(a, row, at_out + a.n, len, s, r);
   const Terms<T> next_u = terms_of(row + NEXT_U, a.u_mask, r);
   const bool sole = a.u_out && !a.x_mask && !a.m_out && !a.copies;
   if (sole && !past.u) {

@@ -30,16 +30,19 @@ __global__ void __launch_bounds__(256, resident<T, HISTORY, NOISE>())
   if (group >= groups) return;
   const uint32_t mask = a.u_mask | a.x_mask;
   const bool reads_u = a.m_reads_u || (mask >> RU & 1u), reads_aux = a.guided || (mask >> RAUX & 1u);
+  const bool spreads = a.spread && (mask >> RAUX & 3u);
   const int64_t first = 4 * group;
   const int count = VEC ? 4 : int(a.n - first < 4 ? a.n - first : 4);
 
   for (int64_t b = blockIdx.y; b < a.batch; b += gridDim.y) {
     const int64_t at = b * a.n + first;
-    Raw<T> x{}, u{}, out{}, aux{}, h[HISTORY], z[NOISE ? 3 : 1];
+    const int64_t at_out = a.spread ? at + b * a.n : at;
+    Raw<T> x{}, u{}, out{}, aux{}, log_e{}, h[HISTORY], z[NOISE ? 3 : 1];
     if (mask >> RX & 1u) x = fetch<T, VEC>(a.x, own, at, count);
     if (reads_u) u = fetch<T, VEC>(a.u, own, at, count);
-    if (a.convert != CONVERT_NONE) out = fetch<T, VEC>(a.out, a.net, at, count);
-    if (reads_aux) aux = fetch<T, VEC>(a.aux, a.net, at, count);
+    if (a.convert != CONVERT_NONE) out = fetch<T, VEC>(a.out, a.net, at_out, count);
+    if (reads_aux) aux = fetch<T, VEC>(a.aux, a.net, a.spread == 2 ? at_out : at, count);
+    if (spreads) log_e = fetch<T, VEC>(a.out, a.net, at_out + a.n, count);
 #pragma unroll
     for (int i = 0; i < HISTORY; ++i) {
       h[i] = Raw<T>{};
@@ -95,6 +98,16 @@ __global__ void __launch_bounds__(256, resident<T, HISTORY, NOISE>())
       widen(h[i], a.hist, v);
       use(RH1 + i, v);
     }
+    T e_of[4];
+    if (spreads) {
+      const T c0 = row[S0], c1 = row[S1];
+      widen(log_e, a.net, e_of);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        e_of[e] = exponential(c0 + c1 * e_of[e]);
+        at_aux[e] *= e_of[e] * e_of[e];
+      }
+    }
     use(RAUX, at_aux);
     if (NOISE) {
 #pragma unroll
@@ -104,6 +117,10 @@ __global__ void __launch_bounds__(256, resident<T, HISTORY, NOISE>())
           widen(z[i], own, v);
         } else {
           draw_four(group, a.index[b], uint32_t(a.draws[row_number * 3 + i]), 0, a.seeds[b], v);
+        }
+        if (i == 0 && spreads) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) v[e] *= e_of[e];
         }
         use(RZA + i, v);
       }

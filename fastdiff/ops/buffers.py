@@ -39,7 +39,9 @@ class Buffers:
 
     Attributes:
         x, u: (B, ...) state dtype (float32 or float64).
-        out, aux: (B, ...) network dtype (float16, bfloat16, float32, float64; both the same).
+        out, aux: (B, ...) network dtype (float16, bfloat16, float32, float64; both the same). Where
+            spec.spread is set, out is (B, 2·C, ...), the prediction and then v, and no output may share its memory; where
+            it is 2, so is aux, of which the second half is not read.
         h: h1, h2, …: (B, ...) all of one dtype, the state's or the network's. Entries that the spec does not read may be None.
         z: the user's own noise for za, zb, zc in the state dtype; None entries are drawn by Philox in the kernel.
         u_out, x_out: (B, ...) state dtype: u' and x'. x_out is given exactly if spec.x_mask is not 0. u_out may be None if

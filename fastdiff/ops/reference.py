@@ -9,7 +9,7 @@ import torch
 from fastdiff.ops.buffers import Buffers, Coeffs
 from fastdiff.philox import STEP
 from fastdiff.plan import AUX, H1, MAX_DRAWS, NREG, ZA, M, U, X
-from fastdiff.table import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, W1, W2, StageSpec
+from fastdiff.table import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, S0, S1, W1, W2, StageSpec
 
 NAME = "reference"
 
@@ -26,9 +26,11 @@ def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> 
 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
-    like = next(t for t in (buf.u_out, buf.x_out, buf.m_out, buf.x, buf.u, buf.out) if t is not None)
+    batch = coeffs.seeds.shape[0]
+    half = None if buf.net_in is None else buf.net_in.narrow(0, 0, batch)
+    like = next(t for t in (buf.u_out, buf.x_out, half) if t is not None)
     dtype, shape = coeffs.table.dtype, like.shape
-    batch, column = shape[0], (-1,) + (1,) * (len(shape) - 1)
+    column = (-1,) + (1,) * (len(shape) - 1)
     rows = _rows(coeffs.table, k, coeffs, batch)
 
     def coefficient(j: int) -> torch.Tensor:
@@ -38,8 +40,12 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     registers[X], registers[U] = buf.x, buf.u
     for i, h in enumerate(buf.h):
         registers[H1 + i] = None if h is None else h.to(dtype)
-    if buf.aux is not None:
-        registers[AUX] = buf.aux.to(dtype)
+    out, aux, v = buf.out, buf.aux, None
+    if spec.spread and out is not None:
+        out, v = out.chunk(2, dim=1)
+        aux = aux.chunk(2, dim=1)[0] if spec.spread == 2 and aux is not None else aux
+    if aux is not None:
+        registers[AUX] = aux.to(dtype)
     if spec.noises:
         draws = _rows(coeffs.draws, k, coeffs, batch)
         for i in range(MAX_DRAWS):
@@ -51,12 +57,12 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
 
     m = None
     if spec.convert != NONE:
-        assert buf.out is not None
-        g = buf.out.to(dtype)
+        assert out is not None
+        g = out.to(dtype)
         if spec.guided:
-            aux = registers[AUX]
-            assert aux is not None
-            g = coefficient(W1) * g + coefficient(W2) * aux
+            second = registers[AUX]
+            assert second is not None
+            g = coefficient(W1) * g + coefficient(W2) * second
         if spec.convert == RAW:
             m = g
         elif spec.convert == LINEAR:
@@ -78,6 +84,12 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
                 assert buf.u is not None
                 m = coefficient(QU) * buf.u + m
     registers[M] = m
+    if spec.spreads:
+        assert v is not None
+        e = torch.exp(coefficient(S0) + coefficient(S1) * v.to(dtype))
+        for j, factor in ((ZA, e), (AUX, e * e)):
+            value = registers[j]
+            registers[j] = None if value is None else factor * value
 
     def combine(first: int, mask: int) -> torch.Tensor:
         total = torch.zeros(shape, dtype=dtype, device=like.device)

@@ -147,7 +147,7 @@ def _structure(spec: StageSpec) -> _Structure:
         reads_z=tuple(spec.reads_z(i) for i in range(MAX_DRAWS)),
         noises=spec.noises > 0,
         clips=spec.convert == CLIP,
-        constants=(spec.convert, int(spec.guided), int(spec.m_reads_u), spec.u_mask, spec.x_mask, spec.copies),
+        constants=(spec.convert, int(spec.guided), int(spec.m_reads_u), spec.u_mask, spec.x_mask, spec.copies, spec.spread),
     )
 
 
@@ -193,7 +193,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         lo, hi, scale = coeffs.lo, coeffs.hi, coeffs.scale
 
     # Where samples do not differ, the batch is one long sample: fewer partial blocks, and aligned whatever n is.
-    split = seeds is not None or s.clips or coeffs.rows is not None
+    split = seeds is not None or s.clips or coeffs.rows is not None or spec.spread > 0
     n = total // batch if split else total
     warps = _warps(n, table.dtype)
     block = warps * _ELEMENTS_PER_WARP[table.dtype]

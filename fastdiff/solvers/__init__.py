@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -125,6 +126,8 @@ def plan(
     spacing: str | Sequence[float] | None = None,
     t_start: float | None = None,
     t_end: float | None = None,
+    *,
+    invert: bool = False,
     **options: Any,
 ) -> Plan:
     """The table of a solver.
@@ -137,6 +140,8 @@ def plan(
         spacing: a spacing's name, respacing such as "ddim25", or the `steps + 1` schedule times themselves; default: the
             method's own.
         t_start, t_end: schedule times; default: the schedule's range for this spacing.
+        invert: the same times upwards, from data to noise (DDIM, Song et al. 2021, arXiv 2010.02502, section 4.3), for a
+            deterministic method; without `denoise_to_zero`, and from the lowest time with noise (`Request.points`).
         **options: the method's options, and the spacing's (`rho`, `steps_offset`, `final`).
 
     Raises:
@@ -157,4 +162,15 @@ def plan(
         steps = DEFAULT_STEPS
     grid_options = {k: options.pop(k) for k in GRID_OPTIONS if k in options and k not in chosen.options}
     filled = chosen.check_options(options)
-    return chosen.build(Request(resolved, steps, named, t_start, t_end, grid_options), **filled)
+    request = Request(resolved, steps, named, t_start, t_end, grid_options)
+    made = chosen.build(request, **filled)
+    if not invert:
+        return made
+    if made.stochastic:
+        raise ValueError(
+            f"method {chosen.name!r} with these options draws noise, so that no single x_T leads to a sample: invert a "
+            "deterministic one, such as ddim with eta=0"
+        )
+    if "denoise_to_zero" in filled:
+        filled["denoise_to_zero"] = False
+    return chosen.build(dataclasses.replace(request, upward=True), **filled)

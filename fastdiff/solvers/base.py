@@ -71,19 +71,37 @@ class Request:
     t_start: float | None = None
     t_end: float | None = None
     grid_options: Mapping[str, Any] = field(default_factory=dict)
+    upward: bool = False
+    """Whether the run goes from data to noise: the same times in increasing order."""
 
     def points(self, steps: int | None = None) -> list[Point]:
-        """The schedule at `steps + 1` times over the whole range (default: the requested number of steps)."""
-        times = grid(self.spacing, self.schedule, steps or self.steps, self.t_start, self.t_end, **self.grid_options)
+        """The schedule at `steps + 1` times over the whole range (default: the requested number of steps).
+
+        Upwards, a clean end (sigma = 0), where most networks and solvers are not defined, is left out; the first time is
+        then the lowest that is left, or the schedule's `t_floor` where that is lower.
+        """
+        times = self._grid(steps or self.steps)
+        if self.upward:
+            ends_clean = self.schedule.at(float(times[-1])).sigma == 0
+            if ends_clean and steps is not None:
+                times = self._grid(steps + 1)
+            floor = self.schedule.t_floor
+            times = times[:-1] if ends_clean else times
+            if ends_clean and times[-1] > floor:
+                times = np.append(times if steps is None else times[:-1], floor)
+            times = times[::-1]
         return [self.schedule.at(float(t)) for t in times]
+
+    def _grid(self, steps: int | None) -> np.ndarray:
+        return grid(self.spacing, self.schedule, steps, self.t_start, self.t_end, **self.grid_options)
 
     def between(self, s: float, t: float, steps: int) -> list[Point]:
         """The schedule at `steps + 1` times from s to t: spaced as the whole grid, or in logSNR where it lists times."""
         curved = self.spacing in ("time_uniform", "time_quadratic", "karras", "exponential")
         options = {k: v for k, v in self.grid_options.items() if k == "rho"}
         spacing = self.spacing if curved else "logsnr"
-        times = grid(spacing, self.schedule, steps, s, t, final="t_min", **options)
-        return [self.schedule.at(float(v)) for v in times]
+        times = grid(spacing, self.schedule, steps, max(s, t), min(s, t), final="t_min", **options)
+        return [self.schedule.at(float(v)) for v in (times if s > t else times[::-1])]
 
 
 @dataclass(frozen=True)

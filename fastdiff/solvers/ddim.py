@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
-from fastdiff.plan import Plan
+from fastdiff.plan import ZA, Plan
 from fastdiff.schedule_base import Point
 from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
 
@@ -71,14 +72,71 @@ def build_ddim(request: Request, *, eta: float) -> Plan:
     return chain("ddim", request, {"eta": eta}, lambda s, t: ddim_row(s, t, eta))
 
 
+def build_pf_euler(request: Request) -> Plan:
+    points = request.points()
+    rows = Recorder()
+    for i, (s, t) in enumerate(zip(points, points[1:], strict=False)):
+        if s.alpha == 0:
+            raise ValueError(
+                f"method 'pf_euler' cannot start at t={s.t:g}, where alpha = 0 (zero terminal SNR): use ddim, the same map "
+                "written for x0, or an earlier t_start"
+            )
+        # d(x/alpha) = eps·d(sigma/alpha).
+        width = t.sigma / t.alpha - s.sigma / s.alpha
+        rows.add(s, t, t.alpha * (ROW["x"] / s.alpha + width * ROW["m"]), step=i)
+    return Plan(
+        method="pf_euler",
+        space="noise",
+        order=1,
+        times=tuple(p.t for p in points),
+        stages=rows.finish(),
+        prior_std=request.schedule.prior_std(points[0].t),
+        schedule=request.schedule.to_dict(),
+    )
+
+
+def beta(s: Point, t: Point) -> float:
+    """Variance of q(x_s | x_t), t the cleaner time: the subsequence's beta."""
+    return s.sigma**2 * fresh(s, t)
+
+
 def build_ddpm(request: Request, *, variance: str) -> Plan:
+    points = request.points()
+    following = dict(zip(points[1:], points, strict=False))
+
+    def clipped(s: Point, t: Point) -> float:
+        """beta-tilde; where it is 0, in the last step, that of the step before (Ho et al.'s code; log needs it)."""
+        if t.sigma > 0:
+            return posterior_std(s, t) ** 2
+        return posterior_std(following[s], s) ** 2 if s in following else beta(s, t)
+
     def row(s: Point, t: Point) -> Row:
+        if variance in LEARNED:
+            return ddpm_row(s, t, 1.0 if t.sigma > 0 else 0.0)
         if t.sigma == 0:
             return ddpm_row(s, t, 0.0)
-        return ddpm_row(s, t, posterior_std(s, t) if variance == "small" else s.sigma * math.sqrt(fresh(s, t)))
+        return ddpm_row(s, t, posterior_std(s, t) if variance == "small" else math.sqrt(beta(s, t)))
 
-    return chain("ddpm", request, {"variance": variance}, row)
+    def spread(s: Point, t: Point) -> tuple[float, ...]:
+        """c0 and c1 of log std = c0 + c1·v."""
+        if variance == "learned":
+            return 0.0, 0.5
+        high, low = math.log(beta(s, t)), math.log(clipped(s, t))
+        return 0.25 * (high + low), 0.25 * (high - low)
 
+    plan = chain("ddpm", request, {"variance": variance}, row)
+    stages = []
+    for stage, s, t in zip(plan.stages, points, points[1:], strict=False):
+        if variance in LEARNED:
+            stages.append(replace(stage, spread=spread(s, t), variance=1.0))
+        else:
+            # The mean form of classifier guidance uses a variance in the last step too, where no noise is drawn.
+            last = 0.0 if variance == "small" else clipped(s, t)
+            stages.append(replace(stage, variance=stage.next_u[ZA] ** 2 if t.sigma > 0 else last))
+    return replace(plan, stages=tuple(stages))
+
+
+LEARNED = ("learned_range", "learned")
 
 METHODS = (
     Method(
@@ -93,8 +151,10 @@ METHODS = (
         options={
             "variance": Option(
                 "small",
-                "'small': the posterior's (beta-tilde); 'large': beta of the subsequence; no noise at the last step",
-                choices=("small", "large"),
+                "'small': the posterior's (beta-tilde); 'large': beta of the subsequence; 'learned_range': between the two as "
+                "the second half of the network's channels says, (v + 1)/2 in the logarithm; 'learned': exp of that half; "
+                "no noise at the last step",
+                choices=("small", "large", *LEARNED),
             )
         },
         aliases=("ancestral",),
@@ -108,5 +168,14 @@ METHODS = (
         space="data",
         spacing="leading",
         options={"eta": Option(0.0, "noise level, 0 to 1, in units of the posterior's", minimum=0.0, maximum=1.0)},
+    ),
+    Method(
+        name="pf_euler",
+        summary="the probability-flow ODE by Euler's method in sigma/alpha; the same numbers as ddim with eta = 0",
+        paper="Song et al. 2021, arXiv 2010.02502, eqs. 14 and 15",
+        order=1,
+        build=build_pf_euler,
+        space="noise",
+        spacing="leading",
     ),
 )
