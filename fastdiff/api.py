@@ -11,6 +11,7 @@ import torch
 
 from fastdiff import ops
 from fastdiff.arguments import STATE_DTYPES, Clip, Gradient, check_shape, resolve_device, resolve_seeds
+from fastdiff.corrections import CorrectX0, CorrectXt
 from fastdiff.history import Noise
 from fastdiff.network import stated
 from fastdiff.philox import PRIOR, STEP
@@ -53,6 +54,7 @@ def sample(
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
     classifier_grad: Gradient | None = None,
+    classifier_form: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     clip: Clip = None,
     dtype: torch.dtype = torch.float32,
@@ -64,6 +66,8 @@ def sample(
     return_trajectory: bool = False,
     return_info: bool = False,
     check_finite: bool = False,
+    correct_x0: CorrectX0 | None = None,
+    correct_xt: CorrectXt | None = None,
     out: torch.Tensor | None = None,
     **method_options: Any,
 ) -> Any:
@@ -86,8 +90,10 @@ def sample(
         noise: your own noise, (draw, like) -> tensor of like's shape, instead of the built-in; draw is -1 for the prior.
         guidance_scale, cond, uncond: classifier-free guidance uncond + scale·(cond − uncond) (Ho and Salimans 2022), with one
             call of the model on both halves; cond and uncond are dicts of keyword arguments with first dimension B.
-        classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance in the score
-            form (Dhariwal and Nichol 2021, Algorithm 2).
+        classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance (Dhariwal
+            and Nichol 2021, arXiv 2105.05233). Kept in the wider of its dtype and the network's.
+        classifier_form: how it acts: "score" adds it to the score (Algorithm 2), "mean" adds the step's variance times it to
+            the step's mean (Algorithm 1). Default: "mean" for ddpm, "score" for the rest.
         model_kwargs: keyword arguments for every call of the model.
         clip: None, (lo, hi) for the predicted x0, or "dynamic" thresholding.
         dtype: of the state: torch.float32 or torch.float64.
@@ -100,6 +106,11 @@ def sample(
         return_info: of adaptive methods: return (result, Info), or (result, Trajectory, Info).
         check_finite: raise FloatingPointError at the first NaN or Inf of the network, naming step and sample; costs a
             synchronisation per evaluation.
+        correct_x0: (x0, t) -> x0: your correction of the predicted x0, (B, ...) of dtype `dtype`, before it is used (and before
+            `clip`); t is the schedule's time. Costs one more pass over x and the output, and your own work, per evaluation.
+        correct_xt: (x, t, step) -> x: your correction of the state after step number `step`, 1 to steps, which led to the
+            schedule's time t. Costs two more passes over x a step. Neither is called twice for one step, and neither can
+            be captured into a CUDA graph.
         out: (B, ...) tensor of dtype `dtype`, contiguous, on the device: written and returned instead of a fresh one.
         **method_options: options of the method and the spacing; unknown ones are errors that list the valid.
 
@@ -135,6 +146,7 @@ def sample(
         cond=cond,
         uncond=uncond,
         classifier_grad=classifier_grad,
+        classifier_form=classifier_form,
         model_kwargs=model_kwargs,
         device=device,
         progress=progress,
@@ -142,6 +154,8 @@ def sample(
         return_trajectory=return_trajectory,
         return_info=return_info,
         check_finite=check_finite,
+        correct_x0=correct_x0,
+        correct_xt=correct_xt,
         out=out,
     )
 

@@ -35,7 +35,9 @@ def ddim_row(s: Point, t: Point, eta: float) -> Row:
     kept = math.sqrt(1.0 - eta**2 * w)
     # 1 − e^(−h)·kept without cancellation: (1 − (1 − w)(1 − eta²·w)) / (1 + e^(−h)·kept).
     gain = w * (1.0 + eta**2 * (1.0 - w)) / (1.0 + math.exp(s.lam - t.lam) * kept)
-    return t.sigma / s.sigma * kept * ROW["x"] + t.alpha * gain * ROW["m"] + eta * posterior_std(s, t) * ROW["za"]
+    mean = t.sigma / s.sigma * kept * ROW["x"] + t.alpha * gain * ROW["m"]
+    # Upwards, from data to noise, there is no posterior, and eta is 0.
+    return mean + eta * posterior_std(s, t) * ROW["za"] if eta else mean
 
 
 def ddpm_row(s: Point, t: Point, std: float) -> Row:
