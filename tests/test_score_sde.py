@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +100,16 @@ def test_mean_and_variance_propagate_exactly(name: str, predictor: str, flow: bo
 def even(schedule: NoiseSchedule, steps: int) -> list[float]:
     """Steps of equal lambda, on which alpha and sigma both change."""
     return [float(schedule.inverse_lambda(lam)) for lam in np.linspace(-2.5, 2.0, steps + 1)]
+
+
+@pytest.mark.parametrize(("name", "t_start"), [("ve", 5.0), ("vp_linear", 0.5), ("subvp", 0.5)])
+def test_the_published_steps_from_a_later_start(name: str, t_start: float) -> None:
+    """N equal steps of what is left of the SDE's time: the error falls with 1/N, to what eps leaves."""
+    errors = []
+    for n in (100, 400):
+        p = plan("pc", n, name, t_start=t_start, corrector="none", discretization="score_sde")
+        errors.append(math.hypot(*(a - b for a, b in zip(moments(p), (MEAN, STD**2), strict=True))))
+    assert errors[1] < 0.35 * errors[0] and errors[1] < 0.01, errors
 
 
 @pytest.mark.parametrize("flow", [False, True])
@@ -290,6 +304,24 @@ def test_classifier_gradient_enters_the_norms() -> None:
     got = fastdiff.sample(base, X, classifier_grad=lambda x, t: goal(x, t) - base(x, t), noise=drawn, **options)
     want = fastdiff.sample(goal, X, noise=drawn, **options)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_triton_in_the_interpreter(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    code = (
+        "import torch, fastdiff; from models import wavy\n"
+        "kw = {'shape': (3, 2, 5), 'method': 'pc', 'steps': 2, 'seed': 4, 'dtype': torch.float64}\n"
+        "for norm in ('batch', 'sample'):\n"
+        "    a, b = (fastdiff.sample(wavy, backend=n, norm=norm, **kw) for n in ('triton', 'reference'))\n"
+        # The normals of two back ends are within 1e-6, in a run whose steps are of size 1.
+        "    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)\n"
+    )
+    paths = [str(Path(__file__).parent), str(Path(fastdiff.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 HOST = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero")
