@@ -103,7 +103,7 @@ def pair(net: Net, *, method: str = "dpm3", build: dict | None = None, **call: o
     return ours, eager
 
 
-@pytest.mark.parametrize("method", sorted(fastdiff.methods()))
+@pytest.mark.parametrize("method", sorted(m for m, entry in fastdiff.methods().items() if not entry["adaptive"]))
 def test_every_method_captures_and_replays(fake, net, method: str) -> None:
     ours, eager = pair(net, method=method, shape=SHAPE, seed=1)
     assert torch.equal(ours, eager)

@@ -13,7 +13,7 @@ import fastdiff
 from fastdiff import ops, schedules
 
 BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
-METHODS = list(fastdiff.methods())
+METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
 TABLED = [m for m in METHODS if not any(s.norms for s in fastdiff.plan(m, 2).stages)]
 ODE = [m for m in METHODS if not fastdiff.methods()[m]["stochastic"]]
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)

@@ -16,7 +16,7 @@ import fastdiff
 from fastdiff import history, ops
 
 BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
-METHODS = list(fastdiff.methods())
+METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
 # Their history keeps the network's own outputs; the last with an x0 prediction and noise.
 RAW = [("dpm2", "eps"), ("dpm3", "eps"), ("heun", "eps"), ("unipc", "x0"), ("dpmpp3m", "x0"), ("dpmpp2m_sde", "x0")]
 X = torch.linspace(-2, 2, 2 * 3 * 4).reshape(2, 3, 4)

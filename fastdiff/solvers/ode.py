@@ -3,8 +3,8 @@
 Dormand and Prince 1980, Table 2 (RK5(4)7M); step control and first step as in Hairer, Norsett and Wanner, Solving Ordinary
 Differential Equations I, II.4. The ODE is Song et al. 2021 (arXiv 2011.13456, eq. 13), written for x/alpha over sigma/alpha,
 where its drift is the noise prediction, without a stiff linear part (Karras et al. 2022, arXiv 2206.00364, eq. 4; Song et al.
-2021, arXiv 2010.02502, eq. 14); or for x/(alpha + sigma) over sigma/(alpha + sigma), where it is eps − x0, which is regular
-at alpha = 0 too.
+2021, arXiv 2010.02502, eq. 14); or, by default, for x/(alpha + sigma) over sigma/(alpha + sigma), where it is eps − x0: regular
+at alpha = 0 too, and its steps need not shrink with sigma.
 """
 
 from __future__ import annotations
@@ -89,8 +89,6 @@ def build(
     start, stop = request.ends("ode")
     if not (rtol > 0 or atol > 0):
         raise ValueError(f"rtol={rtol:g} and atol={atol:g}: method 'ode' needs one of them above 0 (rtol=1e-5, atol=1e-5)")
-    if form == "auto":
-        form = "velocity" if schedule.kind == "flow" or min(start.alpha, stop.alpha) == 0 else "noise"
     if form == "noise" and min(start.alpha, stop.alpha) == 0:
         raise ValueError(
             f"form='noise' divides by alpha, which is 0 at t={max(start.t, stop.t):g} (zero terminal SNR): use form='velocity' with a "
@@ -138,10 +136,10 @@ METHODS = (
             "rtol": Option(1e-5, "relative tolerance of a step's error in x", minimum=0.0),
             "atol": Option(1e-5, "absolute tolerance of a step's error in x", minimum=0.0),
             "form": Option(
-                "auto",
-                "'noise': x/alpha over sigma/alpha; 'velocity': x/(alpha + sigma) over sigma/(alpha + sigma), regular at alpha = 0, "
-                "for flow schedules and zero terminal SNR",
-                choices=("auto", "noise", "velocity"),
+                "velocity",
+                "'velocity': x/(alpha + sigma) over sigma/(alpha + sigma); 'noise': x/alpha over sigma/alpha, which takes two to "
+                "four times as many evaluations",
+                choices=("velocity", "noise"),
             ),
             "control": CONTROL,
             "denoise_to_zero": DENOISE,
