@@ -81,7 +81,7 @@ def test_shipped_weights_are_small_and_know_the_held_out_digits() -> None:
     images, labels = load_digits()
     _, held_out = split(len(images))
     found = accuracies(load_noisy_classifier(), images[held_out], labels[held_out], repeats=2)
-    # The stored figures come from 10 draws of the noise for each of 359 digits; these are 2 other draws, with a deviation
+    # The stored figures come from 10 draws of the noise for each of 359 digits; these are two others, with a deviation
     # of at most sqrt(p(1 − p)/718).
     for time, value in found.items():
         stored = float(meta[f"accuracy_{time}"])
@@ -95,7 +95,7 @@ def test_missing_weights_name_the_command(tmp_path: Path) -> None:
 
 
 def test_guidance_turns_unconditional_samples_into_the_labels_asked_for() -> None:
-    """The network gets no label; another classifier, of clean digits, finds chance without guidance, else the labels."""
+    """The network gets no label; a classifier of clean digits finds chance without guidance, the labels with it."""
     model, judge, guide = load_model(), load_classifier(), load_noisy_classifier()
     y = torch.arange(10).repeat_interleave(10)
     found = {}
