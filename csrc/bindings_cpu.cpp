@@ -5,6 +5,7 @@
 
 #include "bindings.h"
 #include "cpu/kernel.h"
+#include "cpu/quantile.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -86,6 +87,13 @@ void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds,
   active->normal(a, threads);
 }
 
+void quantile_of_samples(uintptr_t out, uintptr_t x, int dtype, int64_t batch, int64_t n, int64_t low, double weight,
+                         uintptr_t workspace, int threads) {
+  const QuantileArgs a = {reinterpret_cast<void *>(out), reinterpret_cast<const void *>(x), dtype, batch, n, low, weight};
+  py::gil_scoped_release release;
+  quantile(a, reinterpret_cast<void *>(workspace), threads);
+}
+
 py::tuple philox_words(py::tuple counter, py::tuple key) {
   const auto word = [](py::handle h) { return h.cast<uint32_t>(); };
   const Block r =
@@ -120,6 +128,8 @@ PYBIND11_MODULE(_cpu, module) {
   add_fast_function(module, &stage_definition);
   module.def("normal", normal,
              "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, stream, threads).");
+  module.def("quantile", quantile_of_samples,
+             "Quantiles of |x|, one for each sample: (out, x, dtype, batch, n, low, weight, workspace, threads).");
   module.def("philox", philox_words, "Philox4x32-10 of (counter: 4 words, key: 2 words).");
   module.def("simd_level", [] { return active->name; }, "The instruction set in use: portable, avx2 or avx512.");
   module.def("simd_levels", simd_levels, "Those that this build and processor have, the widest last.");

@@ -2,6 +2,7 @@
 // one at the first call.
 #include "bindings.h"
 #include "cuda/launch.h"
+#include "cuda/quantile.h"
 
 namespace py = pybind11;
 
@@ -64,6 +65,21 @@ void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds,
     throw py::error_already_set();
 }
 
+void quantile(uintptr_t out, uintptr_t x, uintptr_t workspace, int dtype, int64_t batch, int64_t n, int64_t low,
+              double weight, int device, uintptr_t stream) {
+  const QuantileArgs a = {reinterpret_cast<void *>(out), reinterpret_cast<const void *>(x), dtype, batch, n, low, weight};
+  const Current current{device};
+  const auto on = reinterpret_cast<cudaStream_t>(stream);
+  if (raised(current.error(), "quantile (choosing the device)") ||
+      raised(launch_quantile(a, reinterpret_cast<void *>(workspace), on), "quantile"))
+    throw py::error_already_set();
+}
+
+py::tuple quantile_shares(int64_t batch, int64_t n) {
+  const Shares s = shares(batch, n);
+  return py::make_tuple(s.blocks, s.elements);
+}
+
 // (number of devices, why there is none).
 py::tuple devices() {
   int count = 0;
@@ -90,6 +106,10 @@ PYBIND11_MODULE(_cuda, module) {
   add_fast_function(module, &stage_definition);
   module.def("normal", normal,
              "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, tag, device, stream).");
+  module.def("quantile", quantile,
+             "Quantiles of |x|: (out, x, workspace, dtype, batch, n, low, weight, device, stream).");
+  module.def("quantile_workspace", quantile_workspace, "Bytes of workspace that `quantile` takes for (batch, n).");
+  module.def("quantile_shares", quantile_shares, "(blocks of a sample, elements of a block) for (batch, n).");
   module.def("devices", devices, "(number of devices, why there is none). Needs no driver.");
   module.def("launch_geometry", launch_geometry, "(groups, grid_x, grid_y, threads) for (batch, n).");
   module.attr("runtime") = CUDART_VERSION;

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.rank import rank
 from fastdiff.table import StageSpec
 
 NAME = "cpu"
@@ -112,4 +113,15 @@ def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: i
     n = math.prod(out.shape[1:])
     _ext.normal(
         out.data_ptr(), _CODES[out.dtype], len(out), n, seeds.data_ptr(), index.data_ptr(), draw, stream, _threads()
+    )
+
+
+def quantile_(out: torch.Tensor, x0: torch.Tensor, q: float) -> None:
+    """Set `out` (B,) to the q-quantile of each sample's |x0|; x0 (B, ...), contiguous float32 or float64, and out alike."""
+    assert _ext is not None, _reason
+    batch = len(x0)
+    n = x0.numel() // batch
+    workspace = torch.empty_like(x0)
+    _ext.quantile(
+        out.data_ptr(), x0.data_ptr(), _CODES[x0.dtype], batch, n, *rank(q, n), workspace.data_ptr(), _threads()
     )

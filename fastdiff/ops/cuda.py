@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.rank import rank
 from fastdiff.table import StageSpec
 
 NAME = "cuda"
@@ -109,3 +110,13 @@ def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: i
     _ext.normal(
         out.data_ptr(), _CODES[out.dtype], len(out), n, seeds.data_ptr(), index.data_ptr(), draw, stream, device, on
     )
+
+
+def quantile_(out: torch.Tensor, x0: torch.Tensor, q: float) -> None:
+    """Set `out` (B,) to the q-quantile of each sample's |x0|; x0 (B, ...), contiguous float32 or float64, and out alike."""
+    assert _ext is not None, _missing
+    batch = len(x0)
+    n, on = x0.numel() // batch, torch.cuda.current_stream(x0.device).cuda_stream
+    workspace = torch.empty(_ext.quantile_workspace(batch, n), dtype=torch.uint8, device=x0.device)
+    addresses = out.data_ptr(), x0.data_ptr(), workspace.data_ptr()
+    _ext.quantile(*addresses, _CODES[x0.dtype], batch, n, *rank(q, n), x0.device.index or 0, on)

@@ -7,6 +7,7 @@ import math
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.rank import rank
 from fastdiff.philox import STEP
 from fastdiff.plan import AUX, H1, MAX_DRAWS, NREG, ZA, M, U, X
 from fastdiff.table import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, S0, S1, W1, W2, StageSpec
@@ -193,3 +194,18 @@ def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: i
     """Fill `out` (B, ...) with the normals of draw `draw`."""
     draws = torch.full_like(index, draw, dtype=torch.int64)
     out.copy_(noise(out.shape, seeds, index, draws, stream))
+
+
+def quantile_(out: torch.Tensor, x0: torch.Tensor, q: float) -> None:
+    """Set `out` (B,) to the q-quantile of each sample's |x0| (B, ...), in x0's dtype: linear between order statistics, as
+    torch.quantile, but without its limit of 2^24 elements. NaN where a sample has one."""
+    size = x0.abs().reshape(len(x0), -1)
+    n = size.shape[1]
+    low, weight = rank(q, n)
+    bound = size.kthvalue(low + 1, dim=1).values
+    if weight:
+        following = size.kthvalue(low + 2, dim=1).values
+        # Equal infinite neighbours have no difference.
+        bound = torch.where(bound == following, bound, bound + weight * (following - bound))
+    largest = size.amax(dim=1)
+    out.copy_(torch.where(largest.isnan(), largest, bound))
