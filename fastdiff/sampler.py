@@ -37,7 +37,7 @@ from fastdiff.philox import PRIOR
 from fastdiff.plan import NREG, M, Plan, X
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.table import IN_SCALE, NEXT_U, NEXT_X, PREDICTIONS, StageSpec, Table, bind
-from fastdiff.threshold import dynamic_threshold
+from fastdiff.threshold import Dynamic, Threshold
 
 
 class Trajectory(NamedTuple):
@@ -316,7 +316,7 @@ class Sampler:
         if self.prediction is None and prediction is not None and prediction not in PREDICTIONS:
             raise ValueError(unknown("model.prediction", prediction, PREDICTIONS))
         schedule = stated(model, "schedule")
-        if self._own_schedule and schedule is not None and resolve(schedule).to_dict() != self.plan.schedule:
+        if self._own_schedule and schedule is not None and resolve(schedule) != resolve("ddpm"):
             raise ValueError(
                 f"the model states schedule={resolve(schedule)!r}, and this Sampler was made for the default, 'ddpm': "
                 "Sampler(..., schedule=model.schedule)"
@@ -413,7 +413,7 @@ class Sampler:
         direct = network_dtype == self.dtype and all(s.in_scale == 1.0 for s in self.plan.stages)
         copies = 2 if network.guided else int(not direct)
         corrects = hooks.correct_x0 is not None
-        observed = corrects or hooks.callback is not None or hooks.trajectory is not None or self.clip == "dynamic"
+        observed = corrects or hooks.callback is not None or hooks.trajectory is not None or isinstance(self.clip, Dynamic)
         rows = batch * (2 if network.guided else 1)
         prediction = self.prediction or stated(network.model, "prediction") or "eps"
         bound = self._bind(
@@ -422,11 +422,11 @@ class Sampler:
         coeffs = Coeffs(bound.values, bound.draws, seeds, index)
         threshold = None
         if self.clip is not None:
-            lo, hi = (-1.0, 1.0) if isinstance(self.clip, str) else self.clip
+            lo, hi = (-1.0, 1.0) if isinstance(self.clip, Dynamic) else self.clip
             coeffs.lo = torch.full((batch,), lo, dtype=self.dtype, device=device)
             coeffs.hi = torch.full((batch,), hi, dtype=self.dtype, device=device)
             coeffs.scale = torch.ones(batch, dtype=self.dtype, device=device)
-            threshold = dynamic_threshold if isinstance(self.clip, str) else None
+            threshold = Threshold(self.clip, backend) if isinstance(self.clip, Dynamic) else None
         return Run(
             program=bound.program,
             plan=self.plan,
