@@ -87,7 +87,9 @@ def prepare(sampler: fastdiff.Sampler, backend, *, guided: bool = False, dtype: 
     start = torch.zeros(SHAPE, dtype=sampler.dtype, device=DEVICE)
     seeds = torch.zeros(SHAPE[0], dtype=torch.int64, device=DEVICE)
     index = torch.zeros(SHAPE[0], dtype=torch.int32, device=DEVICE)
-    r = sampler._prepare(model, backend, dtype, start, seeds, index, None, 2.0 if guided else None, None, loop.Hooks())
+    r = sampler._prepare(
+        model, backend, dtype, start, seeds, index, None, 2.0 if guided else None, None, "", loop.Hooks()
+    )
     return r, start
 
 
