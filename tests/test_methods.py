@@ -58,7 +58,8 @@ def test_methods_describes_each() -> None:
             "aliases",
             "paper",
         }
-        assert entry["spacing"] in ({""} if entry["adaptive"] else SPACINGS) and "arXiv" in entry["paper"] and entry["summary"][0].isupper()
+        assert entry["spacing"] in ({""} if entry["adaptive"] else SPACINGS)
+        assert "arXiv" in entry["paper"] and entry["summary"][0].isupper()
         for option in entry["options"].values():
             assert set(option) == {"default", "choices", "doc"} and option["doc"]
             assert option["choices"] is None or option["default"] in option["choices"]
