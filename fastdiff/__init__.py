@@ -15,8 +15,10 @@ from fastdiff.ops import backends
 from fastdiff.plan import Plan, Stage
 from fastdiff.sampler import Sampler, Trajectory
 from fastdiff.solvers import methods, plan
+from fastdiff.threshold import Dynamic
 
 __all__ = [
+    "Dynamic",
     "Info",
     "Plan",
     "Sampler",

@@ -95,7 +95,7 @@ def sample(
         classifier_form: how it acts: "score" adds it to the score (Algorithm 2), "mean" adds the step's variance times it to
             the step's mean (Algorithm 1). Default: "mean" for ddpm, "score" for the rest.
         model_kwargs: keyword arguments for every call of the model.
-        clip: None, (lo, hi) for the predicted x0, or "dynamic" thresholding.
+        clip: None, (lo, hi) for the predicted x0, "dynamic" thresholding, or `fastdiff.Dynamic(quantile, max_value)`.
         dtype: of the state: torch.float32 or torch.float64.
         device: where to sample; default: x's, else the model's, else the CPU.
         backend: None for the fastest that can run, or one of `fastdiff.backends()`.

@@ -14,25 +14,28 @@ from fastdiff.history import Noise
 from fastdiff.names import unknown
 from fastdiff.network import sample_shape
 from fastdiff.plan import Plan
+from fastdiff.threshold import Dynamic
 
-Clip = None | str | tuple[float, float]
+Clip = None | str | Dynamic | tuple[float, float]
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 STATE_DTYPES = (torch.float32, torch.float64)
 CLASSIFIER_FORMS = ("score", "mean")
 
 
-def check_clip(clip: Any) -> Clip:
-    if clip is None:
-        return None
+def check_clip(clip: Any) -> None | Dynamic | tuple[float, float]:
+    """`clip` with "dynamic" spelled out."""
+    if clip is None or isinstance(clip, Dynamic):
+        return clip
+    expected = "expected None, 'dynamic', fastdiff.Dynamic(...), or bounds such as (-1, 1)"
     if isinstance(clip, str):
         if clip != "dynamic":
-            raise ValueError(f"clip={clip!r}: expected None, 'dynamic', or bounds such as (-1, 1)")
-        return clip
+            raise ValueError(f"clip={clip!r}: {expected}")
+        return Dynamic()
     try:
         lo, hi = (float(v) for v in clip)
     except (TypeError, ValueError):
-        raise ValueError(f"clip={clip!r}: expected None, 'dynamic', or bounds such as (-1, 1)") from None
+        raise ValueError(f"clip={clip!r}: {expected}") from None
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"clip={clip!r}: expected finite bounds lo < hi, such as (-1, 1)")
     return lo, hi

@@ -47,7 +47,7 @@ LAYERS: dict[str, set[str] | None] = {
     "langevin": OPS,
     "loop": OPS | {"network", "history", "langevin"},
     "graph": OPS | {"network", "history", "loop"},
-    "arguments": OPS | {"network", "history"},
+    "arguments": OPS | {"network", "history", "threshold"},
     "threshold": OPS,
     "sampler": OPS | PLANS | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold"},
     "api": OPS | PLANS | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "sampler"},

@@ -17,7 +17,7 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 
 def load(name: str) -> ModuleType:
-    """The back end's module: `available`, `supports`, `stage` and `normal_`. Imported when first asked for."""
+    """The back end's module: `available`, `supports`, `stage`, `normal_` and `quantile_`. Imported when first asked for."""
     if name not in BACKENDS:
         raise ValueError(unknown("backend", name, BACKENDS))
     return importlib.import_module(f"fastdiff.ops.{name}")
