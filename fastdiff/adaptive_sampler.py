@@ -22,7 +22,7 @@ from fastdiff.sampler import Sampler, Trajectory, _mode
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.embedded import Embedded
 from fastdiff.table import PREDICTIONS
-from fastdiff.threshold import dynamic_threshold
+from fastdiff.threshold import Dynamic, Threshold
 
 
 class AdaptiveSampler(Sampler):
@@ -150,10 +150,12 @@ class AdaptiveSampler(Sampler):
             network = Network(model, len(start), model_kwargs, cond, uncond)
             coeffs, binding = Coeffs(start, start, seeds, index), Binding(prediction, guidance_scale, classifier_grad)
             if self.clip is not None:
-                lo, hi = (-1.0, 1.0) if isinstance(self.clip, str) else self.clip
+                lo, hi = (-1.0, 1.0) if isinstance(self.clip, Dynamic) else self.clip
                 like = start.new_ones(len(start))
                 coeffs.lo, coeffs.hi, coeffs.scale = lo * like, hi * like, like
-                binding.clip, binding.threshold = True, dynamic_threshold if isinstance(self.clip, str) else None
+                binding.clip = True
+                if isinstance(self.clip, Dynamic):
+                    binding.threshold = Threshold(self.clip, backend)
             hooks = Hooks(callback, [] if return_trajectory else None, finite=check_finite)
             driver = Driver(method, backend, network, network_dtype or self.dtype, binding, coeffs, start, hooks)
             with progress_bar(method, hooks) if progress else contextlib.nullcontext():
