@@ -225,7 +225,10 @@ class Exponential:
         if not self.finite:
             if k > 1:
                 raise ValueError("a step to sigma = 0 or from alpha = 0 is of first order")
-            return self.t.sigma - self.t.alpha * self.s.sigma / self.s.alpha if self.space == "noise" else self.t.alpha
+            s, t = self.s, self.t
+            if self.space == "noise":
+                return t.sigma - t.alpha * s.sigma / s.alpha
+            return t.alpha - t.sigma * s.alpha / s.sigma
         if self.space == "noise":
             return -self.t.sigma * self.h * float(phi(k, self.h))
         return self.t.alpha * self.h * float(phi(k, -self.h))

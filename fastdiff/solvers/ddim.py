@@ -31,6 +31,9 @@ def posterior_std(s: Point, t: Point) -> float:
 
 def ddim_row(s: Point, t: Point, eta: float) -> Row:
     """x_t = alpha_t·x0 + sqrt(sigma_t² − std²)·eps + std·noise, with eps = (x − alpha_s·x0)/sigma_s, x0 = m, std = eta·posterior_std."""
+    if t.alpha == 0:
+        # Upwards, into pure noise.
+        return t.sigma / s.sigma * (ROW["x"] - s.alpha * ROW["m"])
     w = fresh(s, t)
     kept = math.sqrt(1.0 - eta**2 * w)
     # 1 − e^(−h)·kept without cancellation: (1 − (1 − w)(1 − eta²·w)) / (1 + e^(−h)·kept).

@@ -43,7 +43,7 @@ def outer_and_inner(
     inner = []
     for i, order in enumerate(orders):
         s, t = points[i], points[i + 1]
-        finite = s.alpha > 0 and t.sigma > 0
+        finite = min(s.alpha, s.sigma, t.alpha, t.sigma) > 0
         if order == 1:
             inner.append([s])
         elif own or (nested and not finite):
@@ -55,7 +55,7 @@ def outer_and_inner(
             end = (
                 f"to sigma = 0: end at t_end > {t.t:g}"
                 if t.sigma == 0
-                else f"from alpha = 0: start at t_start < {s.t:g}"
+                else f"from alpha = 0: start at t_start < {max(s.t, t.t):g}"
             )
             raise ValueError(
                 f"method {name!r} cannot take a step of order {order} {end}, or use spacing='time_uniform', fixed=False"
