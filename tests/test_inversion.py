@@ -40,8 +40,9 @@ def encoded(plan: fastdiff.Plan) -> np.ndarray:
 @pytest.mark.parametrize("method", ODE)
 def test_encoding_converges_to_the_ode_at_the_methods_order(method: str, schedule: str) -> None:
     errors, back = [], []
-    # Singlestep methods take two or three evaluations a step.
-    few = 36 if "fixed" in METHODS[method]["options"] else 18
+    order = METHODS[method]["order"]
+    # Singlestep methods take two or three evaluations a step, and dpm3s is by chance too good at 36.
+    few = 24 * order if "fixed" in METHODS[method]["options"] else 18
     for steps in (few, 4 * few):
         s = sampler(method, steps, schedule, spacing="logsnr")
         plan = s.inverse.plan
@@ -50,7 +51,6 @@ def test_encoding_converges_to_the_ode_at_the_methods_order(method: str, schedul
         errors.append(np.abs(noise.numpy() - encoded(plan)).max())
         back.append(float((s(Exact(gaussian(MEAN, STD), schedule), noise) - X).abs().max()))
     # A quarter of the steps: the error grows by 4^order, less what the higher terms at few steps take off.
-    order = METHODS[method]["order"]
     assert math.log(errors[0] / errors[1], 4) > order - 0.3 or errors[1] < 1e-9
     assert math.log(back[0] / back[1], 4) > order - 0.3
     assert back[1] < {1: 0.06, 2: 5e-4, 3: 2e-4}[order]
@@ -96,7 +96,8 @@ def test_a_step_up_and_down_cancels_where_the_network_says_the_same() -> None:
 def test_one_map_by_three_names(method: str) -> None:
     dist = mixture([0.3, 0.7], [[-1.2, 0.4], [0.8, -0.6]], [0.25, 0.4])
     want = sampler("ddim", 12, spacing="leading").invert(Exact(dist), X)
-    torch.testing.assert_close(sampler(method, 12, spacing="leading").invert(Exact(dist), X), want, rtol=1e-10, atol=1e-10)
+    got = sampler(method, 12, spacing="leading").invert(Exact(dist), X)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -120,8 +121,8 @@ def test_guidance_clip_own_times_and_noisy_ends() -> None:
     half = {"guidance_scale": 2.0, "cond": {"y": X}, "uncond": {"y": X}}
     guided = s.invert(lambda x, t, y: model(x, t), X, **half)
     torch.testing.assert_close(guided, s.invert(model, X), rtol=1e-12, atol=1e-12)
-    clipped = fastdiff.Sampler("ddim", 5, clip=(-0.1, 0.1), dtype=torch.float64)
-    assert not torch.allclose(clipped.invert(model, X), fastdiff.Sampler("ddim", 5, dtype=torch.float64).invert(model, X))
+    free, clipped = (fastdiff.Sampler("ddim", 5, clip=clip, dtype=torch.float64) for clip in (None, (-0.1, 0.1)))
+    assert not torch.allclose(clipped.invert(model, X), free.invert(model, X))
     noise, trajectory = s.invert(model, X, return_trajectory=True)
     assert trajectory.times.tolist() == list(s.inverse.plan.times) and torch.equal(trajectory.x[-1], noise)
     assert torch.equal(trajectory.x[0], X)
@@ -167,22 +168,22 @@ def test_digits_with_100_steps(backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "words"),
     [
-        (lambda: fastdiff.Sampler("ddpm", 5), ValueError, "method 'ddpm' with these options draws noise.*ddim with eta=0"),
-        (lambda: fastdiff.Sampler("ddim", 5, eta=0.5), ValueError, "method 'ddim' with these options draws noise"),
-        (lambda: fastdiff.Sampler(plan=fastdiff.plan("ddim", 5)), ValueError, r"ready-made.*fastdiff.plan\(..., invert=True\)"),
+        (lambda: fastdiff.Sampler("ddpm", 5), r"method 'ddpm' with these options draws noise.*ddim with eta=0"),
+        (lambda: fastdiff.Sampler("ddim", 5, eta=0.5), r"method 'ddim' with these options draws noise"),
+        (lambda: fastdiff.Sampler(plan=fastdiff.plan("ddim", 5)), r"ready-made.*fastdiff.plan\(..., invert=True\)"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_inverted(make, error, words) -> None:
-    with pytest.raises(error, match=words):
+)
+def test_what_cannot_be_inverted(make, words) -> None:
+    with pytest.raises(ValueError, match=words):
         make().invert(Linear(), X)
 
 
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="method 'ddpm' with these options draws noise"):
         fastdiff.plan("ddpm", 4, invert=True)
-    with pytest.raises(TypeError, match="x must be a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor"):
         fastdiff.Sampler("ddim", 4).invert(Linear(), [1.0])
     with pytest.raises(TypeError, match="unexpected keyword argument 'seed'"):
         fastdiff.Sampler("ddim", 4).invert(Linear(), X, seed=1)

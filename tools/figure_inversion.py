@@ -21,7 +21,8 @@ def main() -> None:
     rows, sheet = ["digits"], [x]
     for method, spacing in (("ddim", "quadratic"), ("dpm2", "logsnr")):
         found = reconstruct(fastdiff.Sampler(method, 100, spacing=spacing), model, x, model_kwargs={"y": y})
-        print(f"{method}: mean error {found.mean_error.mean():.2g}, largest {found.max_error.max():.2g} (of a range of 2)")
+        mean, most = float(found.mean_error.mean()), float(found.max_error.max())
+        print(f"{method}: mean error {mean:.2g}, largest {most:.2g} (of a range of 2)")
         rows += [f"{method}: x_T", "decoded"]
         sheet += [found.noise / 2, found.x]
     title = "Encoded and decoded in 100 steps each"
