@@ -321,8 +321,13 @@ class Driver:
 
     def rms(self, v: torch.Tensor) -> list[float]:
         """The root mean square of v, for each lane."""
-        norms = (lengths(v).double() / math.sqrt(v[0].numel())).tolist()
+        norms = self.norms(v)
         return norms if self.each else [math.sqrt(sum(n * n for n in norms) / len(norms))]
+
+    @staticmethod
+    def norms(v: torch.Tensor) -> list[float]:
+        """The root mean square of each sample, in float64: the square of a rejected step's error may pass float32's range."""
+        return (lengths(v.double()) / math.sqrt(v[0].numel())).tolist()
 
     def trial(self, end: float) -> None:
         """Try one step of every lane that is not at its end."""
@@ -414,7 +419,10 @@ class Driver:
                 self.lower = torch.where(mask, lower, self.x if self.lower is None else self.lower)
             if self.method.fsal:
                 self.values = [torch.where(mask, newest, kept)]
-        needs = [moved and not (lane.done and self.method.clean is None) for lane, moved in zip(self.lanes, taken, strict=True)]
+        needs = [
+            moved and not (lane.done and self.method.clean is None)
+            for lane, moved in zip(self.lanes, taken, strict=True)
+        ]
         if not self.method.fsal and any(needs):
             self.refresh(needs)
 
@@ -434,8 +442,9 @@ class Driver:
             lower = u - self.error
             before = x if self.lower is None else self.lower
             scale = (method.rtol * torch.maximum(lower.abs(), before.abs())).clamp(min=method.atol)
-            norms = (lengths(self.error / scale).double() / math.sqrt(x[0].numel())).tolist()
-            return norms if self.each else [max(norms)]
+            norms = self.norms(self.error / scale)
+            # NumPy's maximum keeps NaN.
+            return norms if self.each else [float(np.max(norms))]
         scale = method.atol + method.rtol * torch.maximum(x.abs(), u.abs())
         return self.rms(self.error / scale)
 

@@ -11,7 +11,16 @@ import torch
 
 from fastdiff import ops, solvers
 from fastdiff.adaptive import Binding, Driver, Hooks, progress_bar
-from fastdiff.arguments import STATE_DTYPES, Clip, Gradient, check_clip, check_guidance, check_out, check_x, resolve_shape
+from fastdiff.arguments import (
+    STATE_DTYPES,
+    Clip,
+    Gradient,
+    check_clip,
+    check_guidance,
+    check_out,
+    check_x,
+    resolve_shape,
+)
 from fastdiff.history import Noise
 from fastdiff.loop import State
 from fastdiff.names import unknown
@@ -53,7 +62,9 @@ class AdaptiveSampler(Sampler):
         if prediction is not None and prediction not in PREDICTIONS:
             raise ValueError(unknown("prediction", prediction, PREDICTIONS))
         if dtype not in STATE_DTYPES:
-            raise ValueError(f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is")
+            raise ValueError(
+                f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is"
+            )
         if backend is not None and backend not in ops.BACKENDS:
             raise ValueError(unknown("backend", backend, ops.BACKENDS))
         if not isinstance(graph, bool) and graph != "auto":

@@ -101,7 +101,7 @@ class Flow(Driver):
         self.proposed, self.newest = self.integral + result, self.slopes[-1]
         self.slopes = self.slopes[:1]
         scale = method.atol + method.rtol * torch.maximum(self.integral.abs(), self.proposed.abs())
-        return [max(a, b) for a, b in zip(super().measure(), self.rms((error / scale).reshape(-1, 1)), strict=True)]
+        return np.maximum(super().measure(), self.rms((error / scale).reshape(-1, 1))).tolist()
 
     def take(self, taken: list[bool], kept: torch.Tensor, newest: torch.Tensor) -> None:
         mask = torch.tensor(taken if self.each else taken * self.batch, device=self.x.device)
@@ -162,7 +162,9 @@ def log_likelihood(
     """
     check_x(x)
     if x.ndim < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, ...), with at least one dimension beside the batch")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; expected (B, ...), with at least one dimension beside the batch"
+        )
     if dtype not in STATE_DTYPES:
         raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float64")
     for name, value, valid in (("trace", trace, TRACES), ("probe", probe, PROBES)):
@@ -222,7 +224,9 @@ def log_likelihood(
         else:
             last = prior(latent).double()
             if last.shape != (len(x),):
-                raise ValueError(f"prior(x) returned shape {tuple(last.shape)}, expected ({len(x)},), a log density for each sample")
+                raise ValueError(
+                    f"prior(x) returned shape {tuple(last.shape)}, expected ({len(x)},), a log density for each sample"
+                )
         # From the density of x to that of y = x/c at the noise, and back at the data.
         change = size * math.log(method.scale(method.stop) / method.scale(method.start))
         log_prob = last + change + driver.integral
@@ -233,10 +237,14 @@ def log_likelihood(
 def units(x: torch.Tensor) -> list[torch.Tensor]:
     """The unit vectors of a sample's elements, each for the whole batch."""
     size = x[0].numel()
-    return [torch.eye(size, dtype=x.dtype, device=x.device)[i].reshape(1, *x.shape[1:]).expand(x.shape) for i in range(size)]
+    return [
+        torch.eye(size, dtype=x.dtype, device=x.device)[i].reshape(1, *x.shape[1:]).expand(x.shape) for i in range(size)
+    ]
 
 
-def drawn(module: Any, x: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, probe: str, count: int) -> list[torch.Tensor]:
+def drawn(
+    module: Any, x: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, probe: str, count: int
+) -> list[torch.Tensor]:
     """`count` probes: the built-in normals of draws 0, 1, ..., or their signs."""
     made = []
     for draw in range(count):

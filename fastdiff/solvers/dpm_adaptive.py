@@ -90,7 +90,11 @@ def build(
             raise ValueError(f"{name}={value:g}: method 'dpm_adaptive' expects a number above 0")
     stop, clean = last_point("dpm_adaptive", schedule, stop, denoise_to_zero, False)
     if not (math.isfinite(start.lam) and start.lam < stop.lam):
-        why = "alpha = 0 (zero terminal SNR)" if start.alpha == 0 else f"lambda = {start.lam:g} is not below the end's, {stop.lam:g}"
+        why = (
+            "alpha = 0 (zero terminal SNR)"
+            if start.alpha == 0
+            else f"lambda = {start.lam:g} is not below the end's, {stop.lam:g}"
+        )
         raise ValueError(
             f"method 'dpm_adaptive' steps in lambda = log(alpha/sigma) and cannot start at t={start.t:g}, where {why}: use an earlier "
             f"t_start, such as {0.999 * start.t:g}, or method='ode'"
@@ -130,7 +134,8 @@ METHODS = (
         options={
             "order": Option(3, "2: DPM-Solver-12, 3: DPM-Solver-23", choices=(2, 3)),
             "algorithm_type": Option(
-                "dpmsolver", "'dpmsolver': in the noise prediction; 'dpmsolver++': in the data prediction",
+                "dpmsolver",
+                "'dpmsolver': in the noise prediction; 'dpmsolver++': in the data prediction",
                 choices=("dpmsolver", "dpmsolver++"),
             ),
             "solver_type": solver_type_option("dpmsolver"),

@@ -138,7 +138,9 @@ class Embedded:
         return h > 10 * np.spacing(abs(w))
 
 
-def stage(at: Point, to: Point, next_u: Row, next_x: Row | None = None, *, evaluate: bool = True, push: bool = False) -> Stage:
+def stage(
+    at: Point, to: Point, next_u: Row, next_x: Row | None = None, *, evaluate: bool = True, push: bool = False
+) -> Stage:
     return Stage(
         t=at.t,
         model_time=at.model_time,
@@ -164,7 +166,9 @@ def from_history(first: Stage) -> Stage:
     return replace(first, next_u=moved(first.next_u), next_x=moved(first.next_x), evaluate=False, push=False)
 
 
-def last_point(method: str, schedule: NoiseSchedule, stop: Point, denoise_to_zero: bool, through: bool) -> tuple[Point, Point | None]:
+def last_point(
+    method: str, schedule: NoiseSchedule, stop: Point, denoise_to_zero: bool, through: bool
+) -> tuple[Point, Point | None]:
     """Where to stop, and the clean point that a last step leads to. `through`: the method can run to sigma = 0 itself."""
     clean = schedule.at(schedule.t_clean)
     if stop.sigma == 0 and not through:

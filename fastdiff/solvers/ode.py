@@ -88,7 +88,9 @@ def build(
     schedule = request.schedule
     start, stop = request.ends("ode")
     if not (rtol > 0 or atol > 0):
-        raise ValueError(f"rtol={rtol:g} and atol={atol:g}: method 'ode' needs one of them above 0 (rtol=1e-5, atol=1e-5)")
+        raise ValueError(
+            f"rtol={rtol:g} and atol={atol:g}: method 'ode' needs one of them above 0 (rtol=1e-5, atol=1e-5)"
+        )
     if form == "noise" and min(start.alpha, stop.alpha) == 0:
         raise ValueError(
             f"form='noise' divides by alpha, which is 0 at t={max(start.t, stop.t):g} (zero terminal SNR): use form='velocity' with a "
@@ -100,9 +102,13 @@ def build(
         through = schedule.kind == "flow" and form == "velocity" and request.prediction not in ("x0", "score")
         stop, clean = last_point("ode", schedule, stop, denoise_to_zero, through)
         if stop.t >= start.t:
-            raise ValueError(f"method 'ode' cannot start at t={start.t:g}: it must lie above t={stop.t:g}, where its last step begins")
+            raise ValueError(
+                f"method 'ode' cannot start at t={start.t:g}: it must lie above t={stop.t:g}, where its last step begins"
+            )
     elif denoise_to_zero:
-        raise ValueError(f"denoise_to_zero=True goes from noise to data, not from t_start={start.t:g} to t_end={stop.t:g}")
+        raise ValueError(
+            f"denoise_to_zero=True goes from noise to data, not from t_start={start.t:g} to t_end={stop.t:g}"
+        )
     return DormandPrince(
         method="ode",
         space=form,
