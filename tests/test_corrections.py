@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from analytic import gaussian, mixture
@@ -145,10 +144,8 @@ def test_mean_form_shifts_the_mean_by_the_variance(variance, backend) -> None:
         noise = fastdiff.randn(X.shape, seed=5, draw=i, dtype=torch.float64, backend=backend)
         step = fastdiff.sample(wavy, trajectory.x[i], spacing=pair, noise=lambda d, like, z=noise: z, **common)
         std = stage.next_u[10]
-        last = plan.stages[i - 1].next_u[10] ** 2 if variance == "small" else None
         value = std**2 if i < 5 else (0.0 if variance == "small" else beta_tilde(plan, i - 1))
         assert stage.variance == pytest.approx(value, rel=1e-9)
-        assert last is None or last > 0
         torch.testing.assert_close(trajectory.x[i + 1], step + value * grads[i], rtol=1e-9, atol=1e-9)
 
 
@@ -160,18 +157,19 @@ def beta_tilde(plan: fastdiff.Plan, i: int) -> float:
 
 
 def test_forms_agree_as_steps_get_short() -> None:
-    """Both forms are discretisations of one guided SDE: the mean of many samples agrees, and is not the unguided
-    one."""
+    """Both forms are discretisations of one guided SDE: with the same noise they approach each other, at first order."""
     dist = gaussian([0.0] * 3, 0.5)
-    x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def gradient(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return torch.full_like(x, 0.4)
 
-    common = {"method": "ddpm", "steps": 200, "dtype": torch.float64, "classifier_grad": gradient}
-    mean, score = (fastdiff.sample(Exact(dist), x, classifier_form=form, **common) for form in ("mean", "score"))
-    # Gradients of first order in the step (1/200 of a shift of 1.6 at most), the same noise in both.
-    assert float((mean - score).mean().abs()) < 0.05 * float(mean.mean())
+    def gap(steps: int) -> float:
+        common = {"method": "ddpm", "steps": steps, "dtype": torch.float64, "classifier_grad": gradient}
+        mean, score = (fastdiff.sample(Exact(dist), X, classifier_form=form, **common) for form in ("mean", "score"))
+        return float((mean - score).abs().max())
+
+    # A quarter of the steps: four times the gap.
+    assert gap(50) / gap(200) == pytest.approx(4.0, rel=0.25)
 
 
 def test_default_forms_and_choice() -> None:
@@ -255,4 +253,3 @@ def test_corrections_are_refused_by_a_graph_by_name() -> None:
     finally:
         graph.CAPTURE.DEVICE, module.execute = device, execute
     assert found == ["correct_x0, correct_xt runs on the host between the network's calls"]
-    assert np.isfinite(X).all()

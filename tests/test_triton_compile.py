@@ -37,7 +37,7 @@ SDE = StageSpec(LINEAR, False, True, 1 << X | 1 << M | 1 << H1 | 1 << ZA, 0, 1)
 """dpmpp2m_sde with a network that predicts noise; x and u are one buffer."""
 CFG = StageSpec(CLIP, True, True, 1 << X | 1 << M | 1 << H1, 0, 2)
 """dpmpp2m, guided and clipped."""
-EVERYTHING = StageSpec(CLIP, True, True, ALL, ALL, 2)
+EVERYTHING = StageSpec(CLIP, True, True, ALL, ALL, 2, 2)
 
 F32, F64, BF16 = "fp32", "fp64", "bf16"
 NOISE = {"draws": "i32", "seeds": "i64", "index": "i32"}
@@ -91,7 +91,7 @@ def compiled(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], a
 
 
 def constants(spec: StageSpec, split: bool, block: int = 1024) -> dict[str, Any]:
-    names = ("CONVERT", "GUIDED", "M_READS_U", "U_MASK", "X_MASK", "COPIES")
+    names = ("CONVERT", "GUIDED", "M_READS_U", "U_MASK", "X_MASK", "COPIES", "SPREAD")
     fixed = dict(zip(names, map(int, spec), strict=True))
     return {**fixed, "SPLIT": split, "WIDE": False, "BITS": False, "BLOCK": block}
 
