@@ -1,5 +1,7 @@
 """fastdiff: diffusion samplers as tables, run by one fused operation.
 
+For example:
+
     import fastdiff
     x = fastdiff.sample(model, steps=10, method="dpm3")
 """
@@ -11,6 +13,7 @@ from fastdiff._version import __version__
 from fastdiff.adaptive import Info
 from fastdiff.api import randn, sample
 from fastdiff.graph import clear_graphs
+from fastdiff.likelihood import LogLikelihood, log_likelihood
 from fastdiff.ops import backends
 from fastdiff.plan import Plan, Stage
 from fastdiff.sampler import Sampler, Trajectory
@@ -20,6 +23,7 @@ from fastdiff.threshold import Dynamic
 __all__ = [
     "Dynamic",
     "Info",
+    "LogLikelihood",
     "Plan",
     "Sampler",
     "Stage",
@@ -28,6 +32,7 @@ __all__ = [
     "analytic",
     "backends",
     "clear_graphs",
+    "log_likelihood",
     "methods",
     "plan",
     "randn",

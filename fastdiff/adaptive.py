@@ -1,8 +1,9 @@
-"""The driver of adaptive methods: trial steps by the fused operation, the error's norm on the host, the next step from it.
+"""The driver of adaptive methods: trial steps by the fused operation, and the next step from their error.
 
-The rows of a trial are computed in float64 on the host, uploaded together, and run around the network as the stages of a plan
-are. With one step for the batch a row serves all samples; with `control="sample"` every sample is at a row, a time and a step
-of its own, and one that has arrived waits for the others. Each trial synchronises once, to read the error.
+The rows of a trial are computed in float64 on the host, uploaded together, and run around the network as the stages of
+a plan are. With one step for the batch a row serves all samples; with `control="sample"` every sample is at a row, a
+time and a step of its own, and one that has arrived waits for the others. Each trial synchronises once, to read the
+error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fastdiff.plan import NREG, M, Stage
 from fastdiff.schedule_base import Point
 from fastdiff.solvers.dpm_adaptive import Adaptive
 from fastdiff.solvers.embedded import Embedded
-from fastdiff.table import CG, CU, IN_SCALE, NEXT_U, NEXT_X, StageSpec, _bind_stage
+from fastdiff.table import IN_SCALE, NEXT_U, NEXT_X, StageSpec, _bind_stage
 
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -37,8 +38,8 @@ class Info(NamedTuple):
         nfe: how often the model was called (a call on both halves of classifier-free guidance counts once).
         evaluations: (B,) how many of the calls each sample needed; with control="batch" all of them.
         accepted, rejected: (B,) int64 numbers of steps.
-        times: for each sample, the schedule times from start to end, one more than its accepted steps (and one more again
-            where a last step leads to the predicted x0).
+        times: for each sample, the schedule times from start to end, one more than its accepted steps (and one more
+            again where a last step leads to the predicted x0).
     """
 
     nfe: int
@@ -270,7 +271,8 @@ class Driver:
             lane = self.lanes[j]
             if not fine and needs[j]:
                 raise FloatingPointError(
-                    f"the network returned NaN or Inf at step {lane.accepted} (model time {float(self.times[k, i]):g}) for sample "
+                    f"the network returned NaN or Inf at step {lane.accepted} (model time "
+                    f"{float(self.times[k, i]):g}) for sample "
                     f"{i % self.batch} of {self.batch}: check the network's dtype, its input scale and prediction=..."
                 )
 
@@ -326,12 +328,12 @@ class Driver:
 
     @staticmethod
     def norms(v: torch.Tensor) -> list[float]:
-        """The root mean square of each sample, in float64: the square of a rejected step's error may pass float32's range."""
+        """The root mean square of each sample, in float64: the square of a rejected step's error may pass float32's
+        range."""
         return (lengths(v.double()) / math.sqrt(v[0].numel())).tolist()
 
     def trial(self, end: float) -> None:
         """Try one step of every lane that is not at its end."""
-        method = self.method
         for lane in self.lanes:
             if not lane.done:
                 self.aim(lane, end)
@@ -473,14 +475,17 @@ class Driver:
         i = next(i for i, e in enumerate(errors) if not math.isfinite(e) and not self.lanes[i].done)
         where = f"sample {i}" if self.each else "the batch"
         raise FloatingPointError(
-            f"the error of the step from t={self.lanes[i].at.t:g} is NaN or Inf for {where}: the network gave such values, or the step "
-            "overflowed; check_finite=True finds the first, dtype=torch.float64 or a smaller first step helps the second"
+            f"the error of the step from t={self.lanes[i].at.t:g} is NaN or Inf for {where}: the network gave such "
+            "values, or the step "
+            "overflowed; check_finite=True finds the first, dtype=torch.float64 or a smaller first step helps the "
+            "second"
         )
 
     def give_up(self, what: str, remedy: str) -> None:
         lane = max(self.lanes, key=lambda lane: (not lane.done, lane.rejected + lane.accepted))
         raise RuntimeError(
-            f"method {self.method.method!r} {what}: at t={lane.at.t:g} after {lane.accepted} accepted and {lane.rejected} rejected "
+            f"method {self.method.method!r} {what}: at t={lane.at.t:g} after {lane.accepted} accepted and "
+            f"{lane.rejected} rejected "
             f"steps, on the way to t={self.method.stop.t:g}; {remedy}"
         )
 
@@ -501,5 +506,9 @@ def progress_bar(method: Embedded, hooks: Hooks) -> Any:
     from tqdm.auto import tqdm
 
     with tqdm(total=100, desc=method.method, unit="%") as bar:
-        hooks.progress = lambda part: bar.update(round(100 * part) - bar.n)
+
+        def report(part: float) -> None:
+            bar.update(round(100 * part) - bar.n)
+
+        hooks.progress = report
         yield

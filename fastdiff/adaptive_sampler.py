@@ -18,7 +18,6 @@ from fastdiff.arguments import (
     check_clip,
     check_guidance,
     check_out,
-    check_x,
     resolve_shape,
 )
 from fastdiff.history import Noise
@@ -35,7 +34,8 @@ from fastdiff.threshold import Dynamic, Threshold
 
 
 class AdaptiveSampler(Sampler):
-    """A `Sampler` without a plan; `Sampler("ode", ...)` makes one. Arguments as there, but for `steps`, `spacing` and `plan`.
+    """A `Sampler` without a plan; `Sampler("ode", ...)` makes one. Arguments as there, but for `steps`, `spacing` and
+    `plan`.
 
     Raises:
         ValueError: `steps` or `spacing` given, times outside the schedule, unknown options.
@@ -72,8 +72,10 @@ class AdaptiveSampler(Sampler):
         chosen = solvers.find(method)
         if graph is True:
             raise RuntimeError(
-                f"graph=True: method {chosen.name!r} chooses each step from the error of the last, a value that the host must read, so a "
-                "run cannot be captured as one graph; use graph='auto' or graph=False (the model itself may replay a graph of its own)"
+                f"graph=True: method {chosen.name!r} chooses each step from the error of the last, a value that the "
+                "host must read, so a "
+                "run cannot be captured as one graph; use graph='auto' or graph=False (the model itself may replay a "
+                "graph of its own)"
             )
         self.schedule = resolve("ddpm" if schedule is None else schedule)
         self.clip = check_clip(clip)
@@ -90,7 +92,8 @@ class AdaptiveSampler(Sampler):
     def plan(self) -> Plan:  # type: ignore[override]
         """AttributeError: an adaptive method has none."""
         raise AttributeError(
-            f"method {self._named.method!r} is adaptive and has no plan: its steps are chosen while it runs; call the sampler with "
+            f"method {self._named.method!r} is adaptive and has no plan: its steps are chosen while it runs; call the "
+            "sampler with "
             "return_info=True to see them"
         )
 
@@ -101,7 +104,8 @@ class AdaptiveSampler(Sampler):
     def __repr__(self) -> str:
         a = self._named
         return (
-            f"Sampler({a.method!r}, rtol={a.rtol:g}, atol={a.atol:g}, control={a.control!r}, prediction={self.prediction!r}, "
+            f"Sampler({a.method!r}, rtol={a.rtol:g}, atol={a.atol:g}, control={a.control!r}, "
+            f"prediction={self.prediction!r}, "
             f"dtype={self.dtype})"
         )
 
@@ -138,7 +142,8 @@ class AdaptiveSampler(Sampler):
         correct_xt: Any = None,
         out: torch.Tensor | None = None,
     ) -> Any:
-        """Sample. See `fastdiff.sample`; returns a fresh tensor (B, ...), or a tuple of it, `Trajectory` and `Info`, as asked.
+        """Sample. See `fastdiff.sample`; returns a fresh tensor (B, ...), or a tuple of it, `Trajectory` and `Info`, as
+        asked.
 
         `callback(step, time, x, x0)` is called at the start and after every accepted step.
         """
@@ -149,7 +154,8 @@ class AdaptiveSampler(Sampler):
         method = self._method(prediction)
         if x is None and not method.forward:
             raise ValueError(
-                f"from t_start={method.start.t:g} to t_end={method.stop.t:g} method {method.method!r} runs from data to noise: pass x, "
+                f"from t_start={method.start.t:g} to t_end={method.stop.t:g} method {method.method!r} runs from data "
+                "to noise: pass x, "
                 "the data"
             )
         found, network_dtype = placement(model)
@@ -185,16 +191,19 @@ class AdaptiveSampler(Sampler):
         name = self._named.method
         if form is not None and (gradient is None or form != "score"):
             raise ValueError(
-                f"classifier_form={form!r}: method {name!r} is an ODE, and takes classifier_grad in the form 'score' alone"
+                f"classifier_form={form!r}: method {name!r} is an ODE, and takes classifier_grad in the form 'score' "
+                "alone"
             )
         if correct_x0 is not None or correct_xt is not None:
             raise ValueError(
-                f"correct_x0 and correct_xt do not go with adaptive methods: method {name!r} would take the correction for an error of its "
+                f"correct_x0 and correct_xt do not go with adaptive methods: method {name!r} would take the "
+                "correction for an error of its "
                 "step; use clip=..., or a method with a plan"
             )
         if observed and self._named.control == "sample":
             raise ValueError(
-                "callback and return_trajectory report the steps of the batch, and with control='sample' each sample has its own: use "
+                "callback and return_trajectory report the steps of the batch, and with control='sample' each sample "
+                "has its own: use "
                 "control='batch', or return_info=True for the times"
             )
 
@@ -221,8 +230,8 @@ class AdaptiveSampler(Sampler):
         )
 
     def begin(self, x: torch.Tensor | None = None, **arguments: Any) -> State:
-        """ValueError: an adaptive method evaluates trial steps that may be rejected, so its loop cannot be the caller's."""
-        check = f"method {self._named.method!r} is adaptive: its loop cannot be the caller's; call the sampler, sampler(model, x)"
-        if x is not None:
-            check_x(x)
-        raise ValueError(check)
+        """ValueError: an adaptive method evaluates trial steps that may be rejected, so its loop cannot be the
+        caller's."""
+        raise ValueError(
+            f"method {self._named.method!r} is adaptive: its loop cannot be the caller's; call the sampler itself"
+        )

@@ -1,7 +1,7 @@
 """Log-likelihood by the instantaneous change of variables along the probability flow ODE.
 
-Chen et al. 2018 (arXiv 1806.07366, Theorem 1); for diffusion models Song et al. 2021 (arXiv 2011.13456, App. D.2); the trace
-estimator of Hutchinson 1990 as in Grathwohl et al. 2019 (arXiv 1810.01367).
+Chen et al. 2018 (arXiv 1806.07366, Theorem 1); for diffusion models Song et al. 2021 (arXiv 2011.13456, App. D.2); the
+trace estimator of Hutchinson 1990 as in Grathwohl et al. 2019 (arXiv 1810.01367).
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Flow(Driver):
 
     probes: Sequence[torch.Tensor]
     exact: bool
+    slopes: list[torch.Tensor]
 
     def call(self, k: int, given: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
@@ -57,7 +58,8 @@ class Flow(Driver):
             out = self.network(leaf, self.times[k].clone())
             if not out.requires_grad:
                 raise ValueError(
-                    "the model's output does not depend on its input through autograd: the likelihood needs its derivative, so the model "
+                    "the model's output does not depend on its input through autograd: the likelihood needs its "
+                    "derivative, so the model "
                     "must not run under torch.no_grad() or detach its input"
                 )
             total = torch.zeros(self.batch, dtype=torch.float64, device=leaf.device)
@@ -141,15 +143,16 @@ def log_likelihood(
         model: as in `fastdiff.sample`; differentiable with respect to its input.
         x: (B, ...) data, taken to be the state at `t_start`.
         schedule, prediction: as in `fastdiff.sample`.
-        t_start, t_end: schedule times of the data and of the noise; default: where ODE solvers end (the lowest time with
-            noise), and the schedule's last time.
-        trace: "hutchinson", an unbiased estimate of the divergence from random probes, which are the same at all times; or
-            "exact", with one backward pass for every element of a sample.
+        t_start, t_end: schedule times of the data and of the noise; default: where ODE solvers end (the lowest time
+            with noise), and the schedule's last time.
+        trace: "hutchinson", an unbiased estimate of the divergence from random probes, which are the same at all times;
+            or "exact", with one backward pass for every element of a sample.
         probe, probes: "rademacher" or "gaussian", and how many.
         seed, first_sample: of the probes, as in `fastdiff.sample`.
         rtol, atol, control, max_nfe: as of method "ode"; the integral is under the same control.
         prior: x at `t_end` -> (B,) its log density; default: N(0, prior_std²) of the schedule there.
-        bin_width: of the data, for bits per dimension: 2/256 for 8-bit images in [-1, 1] with uniform noise of that width.
+        bin_width: of the data, for bits per dimension: 2/256 for 8-bit images in [-1, 1] with uniform noise of that
+            width.
         model_kwargs: keyword arguments for every call of the model.
         dtype, device, backend, progress: as in `fastdiff.sample`.
 

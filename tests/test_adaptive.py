@@ -1,18 +1,19 @@
-"""Adaptive methods: against scipy, closed forms and the published DPM-Solver-12/23; counts, control, directions, errors."""
+"""Adaptive methods: against scipy, closed forms and the published DPM-Solver-12/23; counts, control, directions,
+errors."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from analytic import Mixture, gaussian, gaussian_ode, mixture, mixture_ode, point
+from models import wavy
 from scipy.integrate import solve_ivp
 
 import fastdiff
-from analytic import Mixture, gaussian, gaussian_ode, mixture, mixture_ode, point
 from fastdiff import ops, schedules
 from fastdiff.solvers import find
 from fastdiff.solvers.ode import ERROR, LOWER, NODES, WEIGHTS
-from models import wavy
 
 BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 ADAPTIVE = [m for m, entry in fastdiff.methods().items() if entry["adaptive"]]
@@ -84,7 +85,7 @@ def test_ode_agrees_with_scipy(schedule: str, form: str, control: str) -> None:
 
 @pytest.mark.parametrize("kind", ["vp", "subvp", "ve"])
 def test_ode_agrees_with_the_score_sde_drift_in_time(kind: str) -> None:
-    """dx/dt = f(x, t) - g(t)²·score/2 (Song et al. 2021, eq. 13), with f and g of their App. C, by scipy's RK45 in t."""
+    """dx/dt = f(x, t) - g(t)²·score/2 (Song et al. 2021, eq. 13), f and g of App. C, by scipy's RK45 in t."""
     b0, b1, low, high, eps = 0.1, 20.0, 0.01, 50.0, 1e-3
     s = {"vp": schedules.vp_linear(), "subvp": schedules.subvp(), "ve": schedules.ve(low, high)}[kind]
 
@@ -124,7 +125,8 @@ def test_the_error_falls_with_the_tolerance() -> None:
         )
         errors.append(np.abs(got.numpy() - want).max())
         counts.append(info.nfe)
-    # The local error is controlled, of order h^5, and the accepted solution is the better one: global error ~ tolerance.
+    # The local error is controlled, of order h^5, and the accepted solution is the better one: global error ~
+    # tolerance.
     assert errors[0] < 1e-2 and errors[1] < errors[0] / 20 and errors[2] < errors[1] / 20
     # A hundredth of the tolerance takes 100^(1/5) = 2.5 times the steps, asymptotically.
     assert counts[0] < counts[1] < 3.5 * counts[0] and counts[1] < counts[2] < 3.5 * counts[1]
@@ -138,7 +140,7 @@ def test_point_mass_is_exact(schedule: str, method: str, backend: str) -> None:
     start = torch.from_numpy(gaussian_ode(mean, 0.0, X.numpy(), s.alpha(s.t_max), s.sigma(s.t_max)))
     got = fastdiff.sample(Field(point(mean), s), start, method=method, schedule=s, dtype=torch.float64, backend=backend)
     want = gaussian_ode(mean, 0.0, X.numpy(), s.alpha(s.t_min), s.sigma(s.t_min))
-    # No error, so dpm_adaptive takes a step of h = 14 in lambda (sub-VP), which multiplies a round-off of eps by e^h = 1e6.
+    # No error, so dpm_adaptive takes a step of h = 14 in lambda (sub-VP), which multiplies a round-off by e^h = 1e6.
     np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=2e-10 if method == "ode" else 2e-8)
 
 
@@ -193,7 +195,8 @@ def test_reversal_reconstructs(schedule: str, form: str) -> None:
 
 
 def expected_calls(method: str, order: int, accepted: int, rejected: int) -> int:
-    # ode: the first value, one for the first step, six a trial. dpm: every step's first value once, the others every trial.
+    # ode: the first value, one for the first step, six a trial. dpm: every step's first value once, the others every
+    # trial.
     return 2 + 6 * (accepted + rejected) if method == "ode" else accepted + (order - 1) * (accepted + rejected)
 
 
@@ -202,7 +205,7 @@ def expected_calls(method: str, order: int, accepted: int, rejected: int) -> int
 def test_evaluations_are_counted_and_never_repeated(method: str, order: int, control: str) -> None:
     model = Field(MIXTURE, "vp_linear")
     options = {"rtol": 1e-6, "atol": 1e-6} if method == "ode" else {"order": order}
-    got, info = fastdiff.sample(
+    _, info = fastdiff.sample(
         model, X, method=method, schedule="vp_linear", control=control, dtype=torch.float64, return_info=True, **options
     )
     assert isinstance(info, fastdiff.Info) and info.nfe == len(model.calls) and int(info.rejected.sum()) > 0
@@ -220,7 +223,14 @@ def test_evaluations_are_counted_and_never_repeated(method: str, order: int, con
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("method", "options"), [("ode", {"rtol": 1e-4, "atol": 1e-4}), ("dpm_adaptive", {}), ("dpm_adaptive", {"algorithm_type": "dpmsolver++", "clip": (-2.0, 2.0)})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("ode", {"rtol": 1e-4, "atol": 1e-4}),
+        ("dpm_adaptive", {}),
+        ("dpm_adaptive", {"algorithm_type": "dpmsolver++", "clip": (-2.0, 2.0)}),
+    ],
+)
 def test_with_control_by_sample_a_sample_does_not_depend_on_its_batch(method, options, dtype, backend) -> None:
     common = {
         "method": method,
@@ -259,8 +269,8 @@ def test_a_step_over_a_jump_is_rejected_until_it_fits() -> None:
         dtype=torch.float64,
         return_info=True,
     )
-    # dx/dt = ±1 over two halves of equal length: back at the start. The step over the jump shrinks to about 1e-8/|sum of some
-    # error weights|, which are 1/1000 to 1/10 and bound what the error misses.
+    # dx/dt = ±1 over two halves of equal length: back at the start. The step over the jump shrinks to about 1e-8/|sum
+    # of some error weights|, which are 1/1000 to 1/10 and bound what the error misses.
     assert int(info.rejected[0]) >= 5 and float((got - X).abs().max()) < 1e-5
     assert min(a - b for a, b in zip(info.times[0], info.times[0][1:], strict=False)) < 1e-5
 
@@ -286,8 +296,9 @@ PUBLISHED = {
     ("dpmsolver++", 2, "dpmsolver"): (14, 6, [0.9586751259421644, -0.7085415375152138, 0.5028433907758629]),
     ("dpmsolver++", 3, "taylor"): (8, 4, [0.9672945291259532, -0.71736277292338, 0.5055215917642267]),
 }
-"""Accepted and rejected steps and the first sample of LuChengTHU/dpm-solver's `method="adaptive"` in float64, on MIXTURE from X,
-linear VP from t = 1 to 1e-3, its defaults. Its one cast of the step to float32 was taken out, which else makes 1e-8 of difference."""
+"""Accepted and rejected steps and the first sample of LuChengTHU/dpm-solver's `method="adaptive"` in float64, on
+MIXTURE from X, linear VP from t = 1 to 1e-3, its defaults. Its one cast of the step to float32 was taken out, which
+else makes 1e-8 of difference."""
 
 
 @pytest.mark.parametrize("key", PUBLISHED)
@@ -295,8 +306,8 @@ def test_dpm_adaptive_equals_the_published_code(key) -> None:
     algorithm, order, form = key
     accepted, rejected, want = PUBLISHED[key]
     got, info = fastdiff.sample(
-        Field(MIXTURE, "vp_linear"), X, method="dpm_adaptive", schedule="vp_linear", order=order, algorithm_type=algorithm,
-        solver_type=form, dtype=torch.float64, return_info=True,
+        Field(MIXTURE, "vp_linear"), X, method="dpm_adaptive", schedule="vp_linear", order=order,
+        algorithm_type=algorithm, solver_type=form, dtype=torch.float64, return_info=True,
     )  # fmt: skip
     assert (int(info.accepted[0]), int(info.rejected[0])) == (accepted, rejected)
     np.testing.assert_allclose(got[0].numpy(), want, rtol=1e-11)
@@ -385,7 +396,8 @@ def test_clipping_reaches_every_evaluation(method: str) -> None:
             bound = 0.5 if clip != "dynamic" else 1.0
             assert float(results[0].abs().max()) <= bound + 1e-12
             for other in results[1:]:
-                # Where all is clipped the error is round-off, and so is the step that follows from it: within the tolerance.
+                # Where all is clipped the error is round-off, and so is the step that follows from it: within the
+                # tolerance.
                 torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-4)
 
 
@@ -413,8 +425,8 @@ def test_networks_and_states_of_every_dtype(method: str) -> None:
 def test_hooks_and_outputs() -> None:
     seen, out = [], torch.empty(4, 3, dtype=torch.float64)
     got, path, info = fastdiff.sample(
-        Field(MIXTURE, "vp_linear"), X, method="ode", schedule="vp_linear", dtype=torch.float64, return_trajectory=True, return_info=True,
-        callback=lambda step, t, x, x0: seen.append((step, t, x, x0)), out=out, progress=True,
+        Field(MIXTURE, "vp_linear"), X, method="ode", schedule="vp_linear", dtype=torch.float64, return_trajectory=True,
+        return_info=True, callback=lambda step, t, x, x0: seen.append((step, t, x, x0)), out=out, progress=True,
     )  # fmt: skip
     steps = int(info.accepted[0])
     assert got is out and path.x.shape == (steps + 1, 4, 3) and path.x0.shape == (steps, 4, 3)
@@ -443,7 +455,7 @@ def test_habits_of_models(method: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"steps": 10}, ValueError, r"steps=10 does not apply to method 'ode'.*give tolerances instead \(method='ode', rtol=1e-05, atol=1e-05\)"),
+        ({"steps": 10}, ValueError, r"steps=10 does not apply.*\(method='ode', rtol=1e-05, atol=1e-05\)"),
         ({"spacing": "logsnr"}, ValueError, "spacing='logsnr' does not apply"),
         ({"rtl": 1e-3}, ValueError, "unknown option of method 'ode': 'rtl'; did you mean 'rtol'"),
         ({"rtol": -1.0}, ValueError, "rtol=-1.0: method 'ode' accepts"),
@@ -451,15 +463,15 @@ def test_habits_of_models(method: str) -> None:
         ({"control": "each"}, ValueError, "unknown control of method 'ode': 'each'.*Valid: batch, sample"),
         ({"t_start": 5.0, "t_end": 5.0}, ValueError, "the same time"),
         ({"t_start": 1200.0}, ValueError, "t_start: time 1200.0 is outside"),
-        ({"t_start": 0.0, "t_end": 9.0, "denoise_to_zero": True}, ValueError, "denoise_to_zero=True goes from noise to data"),
+        ({"t_start": 0.0, "t_end": 9.0, "denoise_to_zero": True}, ValueError, "goes from noise to data"),
         ({"graph": True}, RuntimeError, "graph=True: method 'ode' chooses each step from the error of the last"),
-        ({"max_nfe": 20, "rtol": 1e-9}, RuntimeError, r"'ode' reached max_nfe=20: at t=.* accepted and .* rejected steps.*raise max_nfe, or loosen"),
+        ({"max_nfe": 20, "rtol": 1e-9}, RuntimeError, r"max_nfe=20: at t=.* rejected steps.*raise max_nfe"),
         ({"control": "sample", "return_trajectory": True}, ValueError, "control='sample' each sample has its own"),
         ({"correct_x0": lambda x0, t: x0}, ValueError, "do not go with adaptive methods"),
-        ({"method": "dpm_adaptive", "t_start": 0.0, "t_end": 9.0}, ValueError, "runs from noise to data.*method='ode' runs either way"),
+        ({"method": "dpm_adaptive", "t_start": 0.0, "t_end": 9.0}, ValueError, "method='ode' runs either way"),
         ({"method": "dpm_adaptive", "order": 4}, ValueError, "order=4: method 'dpm_adaptive' accepts 2, 3"),
-        ({"method": "dpm_adaptive", "theta": 0.0}, ValueError, "theta=0: method 'dpm_adaptive' expects a number above 0"),
-        ({"method": "dpm3", "return_info": True}, ValueError, r"return_info goes with adaptive methods.*\(10 network evaluations\)"),
+        ({"method": "dpm_adaptive", "theta": 0.0}, ValueError, "theta=0: .*expects a number above"),
+        ({"method": "dpm3", "return_info": True}, ValueError, r"goes with adaptive methods.*\(10 network evaluations\)"),
     ],
 )  # fmt: skip
 def test_errors(arguments, error, words) -> None:

@@ -1,6 +1,7 @@
 """DPM-Solver-12 and DPM-Solver-23: singlestep DPM-Solver, and its ++ form, with a controlled step in lambda.
 
-Lu et al. 2022 (arXiv 2206.00927), App. C, with the error and the step rule of Jolicoeur-Martineau et al. 2021 (arXiv 2105.14080).
+Lu et al. 2022 (arXiv 2206.00927), App. C, with the error and the step rule of Jolicoeur-Martineau et al. 2021 (arXiv
+2105.14080).
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def build(
     start, stop = request.ends("dpm_adaptive")
     if start.t < stop.t:
         raise ValueError(
-            f"method 'dpm_adaptive' runs from noise to data: t_start={start.t:g} must lie above t_end={stop.t:g} (method='ode' runs either way)"
+            f"method 'dpm_adaptive' runs from noise to data: t_start={start.t:g} must lie above t_end={stop.t:g} "
+            "(method='ode' runs either way)"
         )
     if not (rtol > 0 or atol > 0):
         raise ValueError(f"rtol={rtol:g} and atol={atol:g}: method 'dpm_adaptive' needs one of them above 0")
@@ -96,7 +98,8 @@ def build(
             else f"lambda = {start.lam:g} is not below the end's, {stop.lam:g}"
         )
         raise ValueError(
-            f"method 'dpm_adaptive' steps in lambda = log(alpha/sigma) and cannot start at t={start.t:g}, where {why}: use an earlier "
+            f"method 'dpm_adaptive' steps in lambda = log(alpha/sigma) and cannot start at t={start.t:g}, where "
+            f"{why}: use an earlier "
             f"t_start, such as {0.999 * start.t:g}, or method='ode'"
         )
     return Adaptive(

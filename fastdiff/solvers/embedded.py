@@ -1,7 +1,7 @@
 """What an adaptive method is made of: trial steps as rows, with an error row beside the result. NumPy only.
 
-`fastdiff.adaptive` runs them. Every trial step finds the model value at its beginning in the history (h1), so that a rejected
-step does not evaluate it again.
+`fastdiff.adaptive` runs them. Every trial step finds the model value at its beginning in the history (h1), so that a
+rejected step does not evaluate it again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.plan import H1, Stage, M
+from fastdiff.plan import H1, M, Stage
 from fastdiff.schedule_base import NoiseSchedule, Point
 from fastdiff.solvers.base import ROW, Option, Row
 
@@ -169,7 +169,7 @@ def from_history(first: Stage) -> Stage:
 def last_point(
     method: str, schedule: NoiseSchedule, stop: Point, denoise_to_zero: bool, through: bool
 ) -> tuple[Point, Point | None]:
-    """Where to stop, and the clean point that a last step leads to. `through`: the method can run to sigma = 0 itself."""
+    """Where to stop, and the clean point that a last step leads to. `through`: it can run to sigma = 0 itself."""
     clean = schedule.at(schedule.t_clean)
     if stop.sigma == 0 and not through:
         return schedule.at(schedule.t_floor), stop

@@ -1,10 +1,10 @@
 """The probability flow ODE by Dormand and Prince's 5(4) pair with a controlled step, in either direction.
 
-Dormand and Prince 1980, Table 2 (RK5(4)7M); step control and first step as in Hairer, Norsett and Wanner, Solving Ordinary
-Differential Equations I, II.4. The ODE is Song et al. 2021 (arXiv 2011.13456, eq. 13), written for x/alpha over sigma/alpha,
-where its drift is the noise prediction, without a stiff linear part (Karras et al. 2022, arXiv 2206.00364, eq. 4; Song et al.
-2021, arXiv 2010.02502, eq. 14); or, by default, for x/(alpha + sigma) over sigma/(alpha + sigma), where it is eps − x0: regular
-at alpha = 0 too, and its steps need not shrink with sigma.
+Dormand and Prince 1980, Table 2 (RK5(4)7M); step control and first step as in Hairer, Norsett and Wanner, Solving
+Ordinary Differential Equations I, II.4. The ODE is Song et al. 2021 (arXiv 2011.13456, eq. 13), written for x/alpha
+over sigma/alpha, where its drift is the noise prediction, without a stiff linear part (Karras et al. 2022, arXiv
+2206.00364, eq. 4; Song et al. 2021, arXiv 2010.02502, eq. 14); or, by default, for x/(alpha + sigma) over sigma/(alpha
++ sigma), where it is eps − x0: regular at alpha = 0 too, and its steps need not shrink with sigma.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def build(
         )
     if form == "noise" and min(start.alpha, stop.alpha) == 0:
         raise ValueError(
-            f"form='noise' divides by alpha, which is 0 at t={max(start.t, stop.t):g} (zero terminal SNR): use form='velocity' with a "
+            f"form='noise' divides by alpha, which is 0 at t={max(start.t, stop.t):g} (zero terminal SNR): use "
+            "form='velocity' with a "
             "network that predicts 'v', 'flow' or 'x0', or another t_start"
         )
     clean = None
@@ -103,7 +104,8 @@ def build(
         stop, clean = last_point("ode", schedule, stop, denoise_to_zero, through)
         if stop.t >= start.t:
             raise ValueError(
-                f"method 'ode' cannot start at t={start.t:g}: it must lie above t={stop.t:g}, where its last step begins"
+                f"method 'ode' cannot start at t={start.t:g}: it must lie above t={stop.t:g}, where its last step "
+                "begins"
             )
     elif denoise_to_zero:
         raise ValueError(
@@ -143,7 +145,8 @@ METHODS = (
             "atol": Option(1e-5, "absolute tolerance of a step's error in x", minimum=0.0),
             "form": Option(
                 "velocity",
-                "'velocity': x/(alpha + sigma) over sigma/(alpha + sigma); 'noise': x/alpha over sigma/alpha, which takes two to "
+                "'velocity': x/(alpha + sigma) over sigma/(alpha + sigma); 'noise': x/alpha over sigma/alpha, which "
+                "takes two to "
                 "four times as many evaluations",
                 choices=("velocity", "noise"),
             ),
