@@ -35,7 +35,9 @@ class Dynamic:
         for name in ("quantile", "max_value"):
             value = getattr(self, name)
             if isinstance(value, bool):
-                raise TypeError(f"{name}={value!r}: expected a number, as in fastdiff.Dynamic(quantile=0.995, max_value=1.0)")
+                raise TypeError(
+                    f"{name}={value!r}: expected a number, as in fastdiff.Dynamic(quantile=0.995, max_value=1.0)"
+                )
             try:
                 object.__setattr__(self, name, float(value))
             except (TypeError, ValueError):

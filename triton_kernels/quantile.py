@@ -42,17 +42,16 @@ def quantile_kernel(
     lanes = tl.arange(0, BLOCK)
     if WIDE:
         lanes = lanes.to(tl.int64)
-    one = tl.full([], 1, key)
 
     found = tl.full([], 0, key)
-    for i in range(bits // 2):
-        shift = (bits - 2 - 2 * i).to(key)
+    step = tl.full([], 1 << (bits - 2), key)
+    for _ in range(bits // 2):
         below1 = tl.zeros([BLOCK], tl.int32)
         below2 = tl.zeros([BLOCK], tl.int32)
         below3 = tl.zeros([BLOCK], tl.int32)
-        first = found + (one << shift)
-        second = first + (one << shift)
-        third = second + (one << shift)
+        first = found + step
+        second = first + step
+        third = second + step
         for start in range(0, n, BLOCK):
             k, inside = keys(x, start + lanes, n, DOUBLE)
             below1 += (inside & (k < first)).to(tl.int32)
@@ -62,6 +61,7 @@ def quantile_kernel(
         found = tl.where(tl.sum(below1.to(tl.int64)) <= low, first, found)
         found = tl.where(tl.sum(below2.to(tl.int64)) <= low, second, found)
         found = tl.where(tl.sum(below3.to(tl.int64)) <= low, third, found)
+        step = step >> 2
 
     through = tl.zeros([BLOCK], tl.int32)
     above = tl.full([BLOCK], infinite, key)
@@ -72,12 +72,13 @@ def quantile_kernel(
         above = tl.where(inside & (k > found) & (k < above), k, above)
         top = tl.where(k > top, k, top)
     largest = tl.max(top)
-    following = tl.where(tl.sum(through.to(tl.int64)) > low + 1, found, tl.min(above))
+    weight = weight_high.to(tl.float64) * 1.4901161193847656e-08 + weight_low.to(tl.float64) * 1.1102230246251565e-16
+    alone = (weight == 0.0) | (tl.sum(through.to(tl.int64)) > low + 1)
+    following = tl.where(alone, found, tl.min(above))
 
-    weight = weight_high.to(tl.float64) * 7.450580596923828e-09 + weight_low.to(tl.float64) * 1.1102230246251565e-16
     kind: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    a = found.to(kind, bitcast=True)
-    c = following.to(kind, bitcast=True)
-    # Equal neighbours, infinite ones among them, need no arithmetic.
-    result = tl.where((weight == 0.0) | (found == following), a, a + weight.to(kind) * (c - a))
+    # Equal neighbours, infinite ones among them, have no difference.
+    a = tl.where(following == found, 0, found).to(kind, bitcast=True)
+    c = tl.where(following == found, 0, following).to(kind, bitcast=True)
+    result = found.to(kind, bitcast=True) + weight.to(kind) * (c - a)
     tl.store(out + sample, tl.where(largest > infinite, largest.to(kind, bitcast=True), result))
