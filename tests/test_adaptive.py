@@ -471,7 +471,7 @@ def test_habits_of_models(method: str) -> None:
         ({"method": "dpm_adaptive", "t_start": 0.0, "t_end": 9.0}, ValueError, "method='ode' runs either way"),
         ({"method": "dpm_adaptive", "order": 4}, ValueError, "order=4: method 'dpm_adaptive' accepts 2, 3"),
         ({"method": "dpm_adaptive", "theta": 0.0}, ValueError, "theta=0: .*expects a number above"),
-        ({"method": "dpm3", "return_info": True}, ValueError, r"goes with adaptive methods.*\(10 network evaluations\)"),
+        ({"method": "dpm3", "return_info": True}, ValueError, r"adaptive methods.*\(10 network evaluations\)"),
     ],
 )  # fmt: skip
 def test_errors(arguments, error, words) -> None:

@@ -49,7 +49,14 @@ LAYERS: dict[str, set[str] | None] = {
     "graph": OPS | {"network", "history", "loop"},
     "arguments": OPS | {"network", "history", "threshold"},
     "threshold": OPS,
-    "sampler": OPS | PLANS | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold"},
+    "sampler": OPS
+    | PLANS
+    | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "adaptive_sampler"},
+    "adaptive": OPS | PLANS | {"solvers", "network", "langevin", "loop"},
+    "adaptive_sampler": OPS
+    | PLANS
+    | {"solvers", "network", "history", "loop", "arguments", "threshold", "adaptive", "sampler"},
+    "likelihood": OPS | PLANS | {"solvers", "network", "arguments", "adaptive", "sampler"},
     "api": OPS | PLANS | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "sampler"},
     "analytic": OPS | PLANS | {"solvers", "network", "history", "arguments", "sampler", "api"},
     "losses": PLANS | {"table", "network"},
@@ -60,7 +67,18 @@ LAYERS: dict[str, set[str] | None] = {
     "__main__": None,
     "__init__": None,
 }
-NUMPY_ONLY = ("names", "_version", "phi", "philox", "schedule_base", "schedule_discrete", "schedule_smld", "schedules", "grids", "plan")
+NUMPY_ONLY = (
+    "names",
+    "_version",
+    "phi",
+    "philox",
+    "schedule_base",
+    "schedule_discrete",
+    "schedule_smld",
+    "schedules",
+    "grids",
+    "plan",
+)
 NUMPY_ONLY += ("plot", "table", "solvers")
 
 
