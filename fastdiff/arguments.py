@@ -23,7 +23,7 @@ STATE_DTYPES = (torch.float32, torch.float64)
 CLASSIFIER_FORMS = ("score", "mean")
 
 
-def check_clip(clip: Any) -> None | Dynamic | tuple[float, float]:
+def check_clip(clip: Any) -> Dynamic | tuple[float, float] | None:
     """`clip` with "dynamic" spelled out."""
     if clip is None or isinstance(clip, Dynamic):
         return clip

@@ -15,13 +15,13 @@ from fastdiff.ops.buffers import Coeffs
 class Dynamic:
     """Dynamic thresholding of the predicted x0 (Saharia et al. 2022, arXiv 2205.11487, Section 2.3), for `clip=`.
 
-    At every network evaluation, s = max(quantile of the sample's |x0|, max_value); then x0 = clamp(x0, -s, s)/s. A sample
-    with a NaN in its predicted x0 becomes NaN throughout.
+    At every network evaluation, s = max(quantile of the sample's |x0|, max_value); then x0 = clamp(x0, -s, s)/s. A
+    sample with a NaN in its predicted x0 becomes NaN throughout.
 
     Args:
         quantile: in [0, 1]; 0.995 as published. Linear between order statistics, as torch.quantile.
-        max_value: what |x0| may reach unchanged, above 0: s is at least this. 1 for data in [-1, 1]. As published, x0 is divided
-            by s in any case, so that with another value its range changes.
+        max_value: the least s, above 0; 1 for data in [-1, 1]. As published, x0 is divided by s in any case, so that
+            another value changes its range too.
 
     Raises:
         ValueError: outside these ranges.

@@ -1,12 +1,13 @@
 """The quantile of |x0| on every back end against torch.quantile and sorting, and dynamic thresholding in a run.
 
-Triton's interpreter must be asked for before Triton is imported, so that its tests run in a process of their own, which the
-last test starts.
+Triton's interpreter must be asked for before Triton is imported, so that its tests run in a process of their own, which
+the last test starts.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import os
 import subprocess
@@ -213,7 +214,7 @@ def test_a_run_equals_the_formulas(method: str, clip: str | fastdiff.Dynamic, ba
         return torch.sin(3.0 * x) + 0.5 * x
 
     x, points, past = start, [schedule.at(t) for t in sampler.plan.times], []
-    for s, t in zip(points, points[1:], strict=False):
+    for s, t in itertools.pairwise(points):
         eps = network(x, torch.zeros(1))
         past.append(clipped((x - s.sigma * eps) / s.alpha, q, least))
         d = past[-1]

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def keys(x, offset, n, DOUBLE: tl.constexpr):
-    """|x| as unsigned integers of the same order, NaN last; 0 from element n on. Returns them, and which are elements."""
+    """|x| as unsigned integers of the same order, NaN last, 0 from element n on; and which of them are elements."""
     inside = offset < n
     v = tl.load(x + offset, mask=inside, other=0.0)
     if DOUBLE:

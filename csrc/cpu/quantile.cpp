@@ -18,9 +18,9 @@ constexpr int64_t PART = 1 << 15;
 // What a sample's selection, or one part of it, has found.
 template <class Key>
 struct Found {
-  int64_t count = 0;     // gathered elements
-  Key above = ~Key(0);   // the least key above those gathered
-  Key top = 0;           // the largest key of all
+  int64_t count = 0;  // gathered elements
+  Key above = ~Key(0);  // the least key above those gathered
+  Key top = 0;  // the largest key of all
 };
 
 // The first bin at which the running sum of `counts` exceeds `rank`; `rank` becomes the rank inside that bin.
@@ -51,8 +51,8 @@ T small(const T *x, int64_t n, int64_t low, double weight, Key *keys) {
   return select<T>(keys, n, low, ~Key(0), top, weight);
 }
 
-// Adds the leading digits of x[0..n) to `counts`, which has two rows: neighbours are often equal, and two additions in a
-// row to one address wait for each other.
+// Adds the leading digits of x[0..n) to `counts`, which has two rows: neighbours are often equal, and two additions in
+// a row to one address wait for each other.
 template <class T, class Key>
 Key count(const T *x, int64_t n, uint32_t *counts) {
   constexpr int shift = Keys<T>::BITS - Keys<T>::FIRST, bins = 1 << Keys<T>::FIRST;
@@ -102,8 +102,7 @@ void run(const QuantileArgs &a, typename Keys<T>::type *workspace, int threads) 
 
   if (a.n < SMALL) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (!few)
-    for (int64_t b = 0; b < a.batch; ++b)
-      out[b] = small(x + b * a.n, a.n, a.low, a.weight, workspace + b * a.n);
+    for (int64_t b = 0; b < a.batch; ++b) out[b] = small(x + b * a.n, a.n, a.low, a.weight, workspace + b * a.n);
     return;
   }
 

@@ -13,8 +13,8 @@ cudaError_t launch(const QuantileArgs &a, void *workspace, cudaStream_t stream) 
   for (int left = Keys<T>::BITS; left > 0 && error == cudaSuccess; left -= DIGIT) {
     const int width = left < DIGIT ? left : DIGIT;
     const Pass pass = {left - width, width, left == Keys<T>::BITS, left == width};
-    quantile_kernel<T><<<uint32_t(a.batch * share.blocks), QUANTILE_THREADS, 0, stream>>>(a, share, pass, selections,
-                                                                                         histograms);
+    quantile_kernel<T>
+        <<<uint32_t(a.batch * share.blocks), QUANTILE_THREADS, 0, stream>>>(a, share, pass, selections, histograms);
     error = cudaGetLastError();
   }
   return error;

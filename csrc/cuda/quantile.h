@@ -21,8 +21,8 @@ struct Selection {
   uint32_t done;                 // blocks that have finished the pass
 };
 
-// Blocks that share a sample, and elements in each: about 1024 blocks in all, none with less than 4096 elements, and none
-// with more than 2^31, which its counts could not hold.
+// Blocks that share a sample, and elements in each: about 1024 blocks in all, none with less than 4096 elements, and
+// none with more than 2^31, which its counts could not hold.
 struct Shares {
   uint32_t blocks;
   int64_t elements;
