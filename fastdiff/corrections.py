@@ -29,7 +29,8 @@ def check_corrections(plan: Plan, correct_x0: Any, correct_xt: Any) -> None:
 
 
 def corrected(name: str, value: Any, like: torch.Tensor) -> torch.Tensor:
-    """What a correction returned, as a contiguous tensor of the state's dtype; ValueError for another shape or device."""
+    """What a correction returned, as a contiguous tensor of the state's dtype; ValueError for another shape or
+    device."""
     if not isinstance(value, torch.Tensor) or value.shape != like.shape or value.device != like.device:
         is_tensor = isinstance(value, torch.Tensor)
         got = (tuple(value.shape), str(value.device)) if is_tensor else type(value).__name__

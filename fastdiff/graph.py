@@ -1,7 +1,8 @@
-"""The whole loop as one CUDA graph: capture, replay with other values, and the eager loop where nothing can be captured.
+"""The whole loop as one CUDA graph: capture, replay with other values, and the eager loop where nothing can be
+captured.
 
-A graph is kept for each signature: model, shapes, dtypes, and the plan's structure. Everything that is a value (seeds, x,
-coefficients, times, bounds, conditioning) lies in static buffers, which every call fills before it replays.
+A graph is kept for each signature: model, shapes, dtypes, and the plan's structure. Everything that is a value (seeds,
+x, coefficients, times, bounds, conditioning) lies in static buffers, which every call fills before it replays.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _MAX_SEEN = 1024
 
 
 class Pool:
-    """The memory that the graphs of one model share. They never replay at the same time: one lock, and one event between
-    streams."""
+    """The memory that the graphs of one model share. They never replay at the same time: one lock, and one event
+    between streams."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -56,7 +57,8 @@ class Pool:
 
 
 class CudaCapture:
-    """One CUDA graph, with the stream that it is recorded on. Tests put a stand-in with the same methods in its place."""
+    """One CUDA graph, with the stream that it is recorded on. Tests put a stand-in with the same methods in its
+    place."""
 
     DEVICE = "cuda"
 
@@ -139,7 +141,8 @@ class Entry:
 
 
 class _Cache:
-    """Graphs by signature, least recently used first; signatures seen once; and signatures that failed, with the reason."""
+    """Graphs by signature, least recently used first; signatures seen once; and signatures that failed, with the
+    reason."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -187,7 +190,7 @@ class _Cache:
         with self.lock:
             for table in (self.entries, self.seen, self.failed):
                 for key in [k for k in table if match(k)]:
-                    del table[key]  # type: ignore[attr-defined]
+                    del table[key]
             for key in [k for k in self.pools if match(k)]:
                 del self.pools[key]
 
@@ -314,7 +317,8 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
             if mode is True:
                 raise RuntimeError(f"graph=True: the model cannot be captured: {reason}") from error
             warnings.warn(
-                f"the model cannot be captured in a CUDA graph, so its loop runs eagerly, with the same result: {reason}",
+                "the model cannot be captured in a CUDA graph, so its loop runs eagerly, with the same result: "
+                f"{reason}",
                 stacklevel=4,
             )
             return _deliver(run(r, start), out)

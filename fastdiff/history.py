@@ -17,7 +17,8 @@ Noise = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class Recycled(Exception):
-    """The network wrote into an output that the history still needed; `stage` is the first one that would have read it."""
+    """The network wrote into an output that the history still needed; `stage` is the first one that would have read
+    it."""
 
     def __init__(self, stage: int) -> None:
         super().__init__(stage)
@@ -53,8 +54,8 @@ class History:
     """Earlier model values, newest first. Where `raw`, the network's own outputs are kept, and no copy is written.
 
     Networks that replay graphs or engines of their own may return one buffer, or a few in turn. Their memory tells: an
-    output whose storage is still in the history, or a kept one written to since, raises `Recycled`, and the run is repeated
-    with copies.
+    output whose storage is still in the history, or a kept one written to since, raises `Recycled`, and the run is
+    repeated with copies.
     """
 
     def __init__(self, length: int, raw: bool, copies: bool) -> None:
@@ -133,8 +134,8 @@ class Draws:
                         else type(value).__name__
                     )
                     raise ValueError(
-                        f"noise(draw, like) returned {got}; expected a tensor of shape {tuple(like.shape)} on {like.device}, such "
-                        "as torch.randn_like(like)"
+                        f"noise(draw, like) returned {got}; expected a tensor of shape {tuple(like.shape)} on "
+                        f"{like.device}, such as torch.randn_like(like)"
                     )
                 value = value.detach().to(like.dtype).contiguous()
                 # Beside another draw it needs memory of its own, for the callable may fill one buffer again.

@@ -1,6 +1,7 @@
 """The one loop: it walks a bound plan around the network. No host synchronisation, no branch on a device value.
 
-Where x and u live, when the history is written and which buffer is free are decided here, on the host, from the plan alone.
+Where x and u live, when the history is written and which buffer is free are decided here, on the host, from the plan
+alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from fastdiff.table import RAW, StageSpec, Table
 
 
 class Move(NamedTuple):
-    """One stage as the loop runs it: the table row, its structure, and the slots (0 or 1) of x, u and their successors."""
+    """One stage as the loop runs it: the table row, its structure, and the slots (0 or 1) of x, u and their
+    successors."""
 
     row: int
     spec: StageSpec
@@ -212,8 +214,8 @@ class State:
         ok, why = self.r.backend.supports(slot.device, slot.dtype, dtype)
         if not ok:
             raise TypeError(
-                f"the model returned {dtype}, which the back end {self.r.backend.NAME!r} does not read: {why}; cast it, "
-                "lambda x, t, **kw: model(x, t, **kw).float()"
+                f"the model returned {dtype}, which the back end {self.r.backend.NAME!r} does not read: {why}; cast "
+                "it, lambda x, t, **kw: model(x, t, **kw).float()"
             )
         self.dtype = dtype
 
@@ -322,7 +324,8 @@ def _observe(r: Run, probe: tuple[torch.Tensor, tuple[StageSpec, ...]], move: Mo
 
 
 def _replace(spec: StageSpec, buf: Buffers, x0: torch.Tensor) -> None:
-    """Let the stage, which is bound to the prediction of x0, read the corrected one in the place of the network's output."""
+    """Let the stage, which is bound to the prediction of x0, read the corrected one in the place of the network's
+    output."""
     assert buf.out is not None
     # Beside x0, the second half of the channels still tells the variance.
     buf.out = torch.cat([x0, buf.out.chunk(2, dim=1)[1].to(x0.dtype)], dim=1) if spec.spread else x0

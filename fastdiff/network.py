@@ -1,4 +1,5 @@
-"""From a user's model to one contract: `network(x, t) -> tensor` of x's shape. Guidance batching and output checks live here."""
+"""From a user's model to one contract: `network(x, t) -> tensor` of x's shape. Guidance batching and output checks live
+here."""
 
 from __future__ import annotations
 
@@ -56,8 +57,8 @@ def _unwrap(out: Any) -> torch.Tensor:
     if isinstance(sample, torch.Tensor):
         return sample
     raise TypeError(
-        f"the model returned {type(out).__name__}; expected a tensor, a tuple whose first entry is one, or an object with a "
-        "tensor .sample: wrap it as lambda x, t: model(x, t).your_field"
+        f"the model returned {type(out).__name__}; expected a tensor, a tuple whose first entry is one, or an object "
+        "with a tensor .sample: wrap it as lambda x, t: model(x, t).your_field"
     )
 
 
@@ -70,8 +71,8 @@ def _batch_tree(name: str, tree: Tree, batch: int) -> None:
         for leaf in tree_flatten(value)[0]:
             if isinstance(leaf, torch.Tensor) and (leaf.ndim == 0 or leaf.shape[0] != batch):
                 raise ValueError(
-                    f"{name}[{key!r}] has shape {tuple(leaf.shape)}; expected the batch, {batch}, as first dimension: expand it, "
-                    f"value.expand({batch}, ...)"
+                    f"{name}[{key!r}] has shape {tuple(leaf.shape)}; expected the batch, {batch}, as first dimension: "
+                    f"expand it, value.expand({batch}, ...)"
                 )
 
 
@@ -80,10 +81,11 @@ def _stack(cond: Tree, uncond: Tree) -> dict[str, Any]:
     b, b_spec = tree_flatten({k: uncond[k] for k in cond} if set(cond) == set(uncond) else dict(uncond))
     if a_spec != b_spec:
         raise ValueError(
-            f"cond and uncond must have the same structure; got keys {sorted(cond)} and {sorted(uncond)}: give each key in both"
+            f"cond and uncond must have the same structure; got keys {sorted(cond)} and {sorted(uncond)}: give each "
+            "key in both"
         )
     joined = []
-    for x, y in zip(a, b):
+    for x, y in zip(a, b, strict=True):
         if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
             if x.shape != y.shape:
                 raise ValueError(
@@ -171,15 +173,15 @@ class Network:
         got = tuple(out.shape)
         if got != want and want != tuple(x.shape):
             raise ValueError(
-                f"the model returned shape {got}, expected {want}: twice the channels of its input, the prediction and then "
-                "its learned variance; for networks without one use variance='small' or 'large'"
+                f"the model returned shape {got}, expected {want}: twice the channels of its input, the prediction and "
+                "then its learned variance; for networks without one use variance='small' or 'large'"
             )
         if got != want:
             hint = ""
             if len(got) == len(want) and got[1:2] == (2 * want[1],) and got[2:] == want[2:]:
                 hint = (
-                    ": twice the channels, as networks with a learned variance give; method='ddpm', variance='learned_range' "
-                    "takes them; for other methods return the mean alone, "
+                    ": twice the channels, as networks with a learned variance give; method='ddpm', "
+                    "variance='learned_range' takes them; for other methods return the mean alone, "
                     "lambda x, t, **kw: model(x, t, **kw).chunk(2, dim=1)[0]"
                 )
             raise ValueError(f"the model returned shape {got}, expected {want}, the shape of its input{hint}")

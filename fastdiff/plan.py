@@ -63,8 +63,8 @@ class Stage:
         in_scale: the network's input at this stage is `in_scale * u`.
         step: index of the outer step to which this stage belongs, from 0.
         norms: "" in the usual case. Else, when the stage runs, the coefficient of m is multiplied by q² and that of za
-            by q, with q = ‖za‖/‖m‖: norms of each sample, "batch" taking the mean of each over the batch, "sample" every
-            sample's own (the Langevin step of Song et al. 2021, arXiv 2011.13456, Algorithms 4 and 5).
+            by q, with q = ‖za‖/‖m‖: norms of each sample, "batch" taking the mean of each over the batch, "sample"
+            every sample's own (the Langevin step of Song et al. 2021, arXiv 2011.13456, Algorithms 4 and 5).
         spread: () in the usual case. Else (c0, c1), for networks that give twice the channels, the prediction and then
             v: when the stage runs, the coefficient of za is multiplied by e and that of aux by e², e = exp(c0 + c1·v),
             element by element (the learned variances of Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15).
@@ -108,8 +108,8 @@ class Plan:
         options: the solver's options, as given and defaulted.
 
     Raises:
-        ValueError: naming the stage and the reason, for non-finite coefficients, repeated or non-monotone times, repeated
-            model times, history read before it is written, draws that are used but not numbered, and the like.
+        ValueError: naming the stage and the reason, for non-finite coefficients, repeated or non-monotone times,
+            repeated model times, history read before it is written, draws that are used but not numbered, and the like.
     """
 
     method: str
@@ -187,7 +187,8 @@ class Plan:
         for k, s in enumerate(self.stages):
             self._validate_stage(f"stage {k}", s, pushed)
             pushed += s.push
-            # Heun and singlestep methods come back to a time inside a step; two steps that begin at one model time do not.
+            # Heun and singlestep methods come back to a time inside a step; two steps that begin at one model time do
+            # not.
             if s.evaluate and s.step != step:
                 step = s.step
                 if s.model_time in starts:
@@ -287,7 +288,10 @@ class Plan:
             raise ValueError("not a fastdiff plan: 'stages' must be a list of objects")
         for k, row in enumerate(rows):
             _check_fields("a stage", f"stage {k} ", row, Stage)
-        stages = tuple(Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows)
+        fields: list[dict[str, Any]] = [
+            {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows
+        ]
+        stages = tuple(Stage(**row) for row in fields)
         return cls(stages=stages, times=tuple(data.pop("times")), **data)
 
     def save(self, path: str | Path) -> None:
@@ -308,16 +312,21 @@ class Plan:
 
     def __str__(self) -> str:
         head = (
-            f"{self.method}: {self.steps} steps, {self.nfe} network evaluations, order {self.order}, {self.space} space, "
-            f"history {self.history}, {'stochastic' if self.stochastic else 'deterministic'}"
+            f"{self.method}: {self.steps} steps, {self.nfe} network evaluations, order {self.order}, {self.space} "
+            f"space, history {self.history}, {'stochastic' if self.stochastic else 'deterministic'}"
         )
         columns = ["stage", "step", "t", "model t", "alpha", "sigma", "next u", "next x"]
         rows = [columns]
         for k, s in enumerate(self.stages):
             same = s.next_x == s.next_u
+            marks = "".join(
+                mark
+                for mark, wanted in (("*", not s.evaluate), ("+", s.push), ("~", s.norms), ("^", s.spread))
+                if wanted
+            )
             rows.append(
                 [
-                    f"{k}{'' if s.evaluate else '*'}{'+' if s.push else ''}{'~' if s.norms else ''}{'^' if s.spread else ''}",
+                    f"{k}{marks}",
                     str(s.step),
                     f"{s.t:.6g}",
                     f"{s.model_time:.6g}" if s.evaluate else "-",
@@ -328,7 +337,9 @@ class Plan:
                 ]
             )
         widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-        body = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        body = "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
         norms = next((s.norms for s in self.stages if s.norms), "")
         tail = f"; ~: m times q², za times q, q = ‖za‖/‖m‖ of the {norms}" if norms else ""
         if self.wide:

@@ -81,7 +81,8 @@ def image_grid(images: Array, path: str | Path, *, columns: int | None = None, s
 def trajectory(
     states: Array, path: str | Path, *, predicted: Array | None = None, sample: int = 0, scale: int = 1
 ) -> None:
-    """One sample's way from noise to image: a row of x (steps + 1, B, C, H, W), and a row of the predicted x0 below it."""
+    """One sample's way from noise to image: a row of x (steps + 1, B, C, H, W), and a row of the predicted x0 below
+    it."""
     x = np.asarray(states)[:, sample]
     rows = [x]
     if predicted is not None:

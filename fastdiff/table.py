@@ -1,7 +1,7 @@
 """From a plan to the numbers that the kernels read: prediction type, guidance and clipping are bound here.
 
-NumPy only. The result is a float64 table (rows of `WIDTH` coefficients) and, per stage, a `StageSpec`: the structure that
-kernels are specialised on. Values may change without a new specialisation, structure may not.
+NumPy only. The result is a float64 table (rows of `WIDTH` coefficients) and, per stage, a `StageSpec`: the structure
+that kernels are specialised on. Values may change without a new specialisation, structure may not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class StageSpec(NamedTuple):
         convert: NONE, RAW, LINEAR or CLIP.
         guided: whether g = w1·out + w2·aux (else g = out).
         m_reads_u: whether m needs u (cu, pu or qu is not zero).
-        u_mask, x_mask: bit j is set where next_u[j] (next_x[j]) is not zero, j indexing `plan.REGISTERS`. 0: not computed.
+        u_mask, x_mask: bit j is set where next_u[j] (next_x[j]) is not zero, j indexing `plan.REGISTERS`. 0: not
+            computed.
         copies: how often the network's next input is written: 0, 1, or 2 (both halves of a guidance batch).
         spread: 0; or 1 where the network gives twice the channels, the prediction and then v: the register za is
             multiplied by e and aux by e², e = exp(S0 + S1·v), element by element. 2 where aux has twice the channels
@@ -93,10 +94,14 @@ def conversion(prediction: str, space: str, alpha: float, sigma: float) -> tuple
     −eps/sigma; flow velocity = eps − x0 (Lipman et al. 2023, straight paths). "velocity" space is eps − x0.
 
     Raises:
-        ValueError: unknown names; or a conversion that divides by zero (x0 from eps where alpha = 0: zero terminal SNR).
+        ValueError: unknown names; or a conversion that divides by zero (x0 from eps where alpha = 0: zero terminal
+            SNR).
     """
     a, s = alpha, sigma
     square, total = a * a + s * s, a + s
+    x0: tuple[float, float] | None
+    eps: tuple[float, float] | None
+    form: tuple[float, float] | None
     # Each prediction as (x0 from u, g) and (eps from u, g); None where it would divide by zero.
     if prediction == "eps":
         x0, eps = ((1 / a, -s / a) if a else None), (0.0, 1.0)
@@ -115,16 +120,19 @@ def conversion(prediction: str, space: str, alpha: float, sigma: float) -> tuple
     elif space == "noise":
         form = eps
     elif space == "velocity":
-        form = (0.0, 1.0) if prediction == "flow" else (None if x0 is None or eps is None else (eps[0] - x0[0], eps[1] - x0[1]))
+        if prediction == "flow":
+            form = (0.0, 1.0)
+        else:
+            form = None if x0 is None or eps is None else (eps[0] - x0[0], eps[1] - x0[1])
     elif space == "score":
         form = None if eps is None or not s else ((0.0, 1.0) if prediction == "score" else (-eps[0] / s, -eps[1] / s))
     else:
         raise ValueError(unknown("space", space, ("noise", "data", "velocity", "score")))
     if form is None:
         raise ValueError(
-            f"a network with prediction={prediction!r} cannot be used where alpha={a:g}, sigma={s:g}: the conversion to "
-            f"{space} divides by zero. At zero terminal SNR the network must predict 'v', 'x0' or 'flow'; else start at a time "
-            "with alpha > 0 (t_start=...)"
+            f"a network with prediction={prediction!r} cannot be used where alpha={a:g}, sigma={s:g}: the conversion "
+            f"to {space} divides by zero. At zero terminal SNR the network must predict 'v', 'x0' or 'flow'; else "
+            "start at a time with alpha > 0 (t_start=...)"
         )
     return form
 
@@ -139,7 +147,9 @@ def classifier_shift(prediction: str, alpha: float, sigma: float) -> float:
     if prediction == "eps":
         return -sigma
     if alpha == 0:
-        raise ValueError(f"classifier guidance of prediction={prediction!r} needs alpha > 0: start at an earlier t_start")
+        raise ValueError(
+            f"classifier guidance of prediction={prediction!r} needs alpha > 0: start at an earlier t_start"
+        )
     if prediction == "x0":
         return sigma**2 / alpha
     if prediction == "v":
@@ -148,7 +158,8 @@ def classifier_shift(prediction: str, alpha: float, sigma: float) -> float:
 
 
 class Table(NamedTuple):
-    """A bound plan: `values` float64 (stages + 1, WIDTH), `draws` int32 (stages + 1, 3), one spec per row, `times` (stages,).
+    """A bound plan: `values` float64 (stages + 1, WIDTH), `draws` int32 (stages + 1, 3), one spec per row,
+    `times` (stages,).
 
     Row 0 is the opening: it writes the first network input from x. Row k + 1 is the plan's stage k.
     """
@@ -179,7 +190,8 @@ def bind(
         classifier: what aux = grad log p(y | u), already scaled, does: "": there is none; "score": it is added to the
             score; "mean": times the step's variance to its mean (Dhariwal and Nichol 2021, Algorithms 2 and 1).
         clip: whether m goes through the clamped x0.
-        copies: how often the next network input is written (2 with batched guidance; 0 where the state serves as input).
+        copies: how often the next network input is written (2 with batched guidance; 0 where the state serves as
+            input).
 
     Raises:
         ValueError: an unknown prediction, or a conversion that divides by zero at some stage.

@@ -60,9 +60,10 @@ def run(
         if stage.norms:
             row = langevin(row, stage.norms, registers[M], registers[ZA])  # type: ignore[arg-type]
         new_u = combine(row[..., NEXT_U:], spec.u_mask, registers)
-        new_x = (
-            combine(row[..., NEXT_X:], spec.x_mask, registers) if spec.x_mask else (x if stage.next_x == IDENTITY else new_u)
-        )
+        if spec.x_mask:
+            new_x = combine(row[..., NEXT_X:], spec.x_mask, registers)
+        else:
+            new_x = x if stage.next_x == IDENTITY else new_u
         u, x, net_in = new_u, new_x, table.values[k + 1, IN_SCALE] * new_u
         if stage.push:
             history = [registers[M], *history][: AUX - H1]

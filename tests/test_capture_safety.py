@@ -1,7 +1,8 @@
 """The loop on a CUDA device that is not there: fake tensors, on which a wait for the device cannot even be expressed.
 
-Anything that would read a device value on the host (`.item()`, `.cpu()`, `bool(tensor)`, `nonzero`) fails here, and so does
-memory taken by the loop after its first stages. What a launch is given by value is listed, because a graph keeps it.
+Anything that would read a device value on the host (`.item()`, `.cpu()`, `bool(tensor)`, `nonzero`) fails here, and so
+does memory taken by the loop after its first stages. What a launch is given by value is listed, because a graph keeps
+it.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def test_nothing_is_allocated_after_the_first_stages(fake, method: str, guided: 
 
 
 def test_what_a_launch_is_given_by_value(fake) -> None:
-    """The structure and the row's number; all else is a tensor. A graph may keep these, since its signature holds them."""
+    """The structure and the row's number; all else is a tensor. A graph may keep these, since its signature holds
+    them."""
     backend = Recorder()
     r, start = prepare(fastdiff.Sampler("dpmpp2m_sde", 6, clip=(-1, 1)), backend, guided=True)
     loop._run(r, start, True, 0)

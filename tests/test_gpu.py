@@ -1,4 +1,5 @@
-"""On a GPU: back ends against the reference, capture and replay, memory, threads. Skipped, with the reason, elsewhere."""
+"""On a GPU: back ends against the reference, capture and replay, memory, threads. Skipped, with the reason,
+elsewhere."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def net() -> Net:
 @pytest.mark.parametrize("seed", range(150))
 @pytest.mark.parametrize("name", KERNELS)
 def test_random_stages(name: str, seed: int) -> None:
-    """Every conversion, guidance, clip, history, noise, dtype, odd size, aliasing, per-sample rows: the CPU tests' cases."""
+    """Every conversion, guidance, clip, history, noise, dtype, odd size, aliasing, per-sample rows: the CPU tests'
+    cases."""
     check(backend(name), random_case(seed, device="cuda"))
 
 

@@ -359,5 +359,5 @@ def test_step_checks_its_output(net) -> None:
 
 @pytest.mark.parametrize("bad", [torch.zeros(2, 2, 5, 5), torch.zeros(SHAPE, dtype=torch.float64), "x"])
 def test_out_is_checked(net, bad) -> None:
-    with pytest.raises((TypeError, ValueError), match="^out "):
+    with pytest.raises((TypeError, ValueError), match=r"^out "):
         fastdiff.sample(net, shape=SHAPE, out=bad)

@@ -147,7 +147,8 @@ def stage_kernel(
     x, u, out, aux, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in,
     table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k,
     CONVERT: tl.constexpr, GUIDED: tl.constexpr, M_READS_U: tl.constexpr, U_MASK: tl.constexpr, X_MASK: tl.constexpr,
-    COPIES: tl.constexpr, SPREAD: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    COPIES: tl.constexpr, SPREAD: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK consecutive elements of one sample, every stream read once, every output written once.
 

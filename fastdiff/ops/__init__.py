@@ -17,7 +17,8 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 
 def load(name: str) -> ModuleType:
-    """The back end's module: `available`, `supports`, `stage`, `normal_` and `quantile_`. Imported when first asked for."""
+    """The back end's module: `available`, `supports`, `stage`, `normal_` and `quantile_`. Imported when first asked
+    for."""
     if name not in BACKENDS:
         raise ValueError(unknown("backend", name, BACKENDS))
     return importlib.import_module(f"fastdiff.ops.{name}")
@@ -28,9 +29,7 @@ def backends() -> dict[str, tuple[bool, str]]:
     return {name: load(name).available() for name in BACKENDS}
 
 
-def select(
-    name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype
-) -> tuple[str, ModuleType]:
+def select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> tuple[str, ModuleType]:
     """The named back end, or the fastest that can run.
 
     Args:
@@ -49,7 +48,8 @@ def select(
             ok, why = module.supports(device, state, network)
         if not ok:
             raise RuntimeError(
-                f"backend {name!r} cannot run here: {why}. Use backend=None for the fastest that can, or see `fastdiff doctor`"
+                f"backend {name!r} cannot run here: {why}. Use backend=None for the fastest that can, or see "
+                "`fastdiff doctor`"
             )
         return name, module
     candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())

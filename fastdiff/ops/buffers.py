@@ -34,20 +34,23 @@ class Coeffs:
 class Buffers:
     """The streams of one stage; every tensor is contiguous and on one device, None where the spec does not use it.
 
-    Outputs may be the same buffer as an input (element i is read before element i is written) but must not overlap an input
-    with another offset. B is the batch, n the number of elements per sample (of the trailing dimensions, row-major).
+    Outputs may be the same buffer as an input (element i is read before element i is written) but must not overlap an
+    input with another offset. B is the batch, n the number of elements per sample (of the trailing dimensions,
+    row-major).
 
     Attributes:
         x, u: (B, ...) state dtype (float32 or float64).
         out, aux: (B, ...) network dtype (float16, bfloat16, float32, float64; both the same). Where
-            spec.spread is set, out is (B, 2·C, ...), the prediction and then v, and no output may share its memory; where
-            it is 2, so is aux, of which the second half is not read.
-        h: h1, h2, …: (B, ...) all of one dtype, the state's or the network's. Entries that the spec does not read may be None.
+            spec.spread is set, out is (B, 2·C, ...), the prediction and then v, and no output may share its memory;
+            where it is 2, so is aux, of which the second half is not read.
+        h: h1, h2, …: (B, ...) all of one dtype, the state's or the network's. Entries that the spec does not read may
+            be None.
         z: the user's own noise for za, zb, zc in the state dtype; None entries are drawn by Philox in the kernel.
-        u_out, x_out: (B, ...) state dtype: u' and x'. x_out is given exactly if spec.x_mask is not 0. u_out may be None if
-            only `net_in` wants u'.
+        u_out, x_out: (B, ...) state dtype: u' and x'. x_out is given exactly if spec.x_mask is not 0. u_out may be None
+            if only `net_in` wants u'.
         m_out: (B, ...) dtype of `h` (of the state where h is empty): where m is written, or None.
-        net_in: (copies·B, ...) network input dtype: in_scale·u', written spec.copies times. None exactly if copies is 0.
+        net_in: (copies·B, ...) network input dtype: in_scale·u', written spec.copies times. None exactly if copies is
+            0.
     """
 
     x: torch.Tensor | None = None

@@ -113,7 +113,8 @@ def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: i
 
 
 def quantile_(out: torch.Tensor, x0: torch.Tensor, q: float) -> None:
-    """Set `out` (B,) to the q-quantile of each sample's |x0|; x0 (B, ...), contiguous float32 or float64, and out alike."""
+    """Set `out` (B,) to the q-quantile of each sample's |x0|; x0 (B, ...), contiguous float32 or float64, and out
+    alike."""
     assert _ext is not None, _missing
     batch = len(x0)
     n, on = x0.numel() // batch, torch.cuda.current_stream(x0.device).cuda_stream

@@ -10,7 +10,26 @@ from fastdiff.ops.buffers import Buffers, Coeffs
 from fastdiff.ops.rank import rank
 from fastdiff.philox import STEP
 from fastdiff.plan import AUX, H1, MAX_DRAWS, NREG, ZA, M, U, X
-from fastdiff.table import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, S0, S1, W1, W2, StageSpec
+from fastdiff.table import (
+    CG,
+    CLIP,
+    CU,
+    IN_SCALE,
+    LINEAR,
+    NEXT_U,
+    NEXT_X,
+    NONE,
+    PG,
+    PU,
+    QU,
+    QX,
+    RAW,
+    S0,
+    S1,
+    W1,
+    W2,
+    StageSpec,
+)
 
 NAME = "reference"
 
@@ -197,8 +216,8 @@ def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: i
 
 
 def quantile_(out: torch.Tensor, x0: torch.Tensor, q: float) -> None:
-    """Set `out` (B,) to the q-quantile of each sample's |x0| (B, ...), in x0's dtype: linear between order statistics, as
-    torch.quantile, but without its limit of 2^24 elements. NaN where a sample has one."""
+    """Set `out` (B,) to the q-quantile of each sample's |x0| (B, ...), in x0's dtype: linear between order statistics,
+    as torch.quantile, but without its limit of 2^24 elements. NaN where a sample has one."""
     size = x0.abs().reshape(len(x0), -1)
     n = size.shape[1]
     low, weight = rank(q, n)

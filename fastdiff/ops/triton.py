@@ -148,7 +148,15 @@ def _structure(spec: StageSpec) -> _Structure:
         reads_z=tuple(spec.reads_z(i) for i in range(MAX_DRAWS)),
         noises=spec.noises > 0,
         clips=spec.convert == CLIP,
-        constants=(spec.convert, int(spec.guided), int(spec.m_reads_u), spec.u_mask, spec.x_mask, spec.copies, spec.spread),
+        constants=(
+            spec.convert,
+            int(spec.guided),
+            int(spec.m_reads_u),
+            spec.u_mask,
+            spec.x_mask,
+            spec.copies,
+            spec.spread,
+        ),
     )
 
 
@@ -253,7 +261,8 @@ def _quantile_kernel() -> Any:
 
 
 def quantile_(out: torch.Tensor, x0: torch.Tensor, q: float) -> None:
-    """Set `out` (B,) to the q-quantile of each sample's |x0|; x0 (B, ...), contiguous float32 or float64, and out alike.
+    """Set `out` (B,) to the q-quantile of each sample's |x0|; x0 (B, ...), contiguous float32 or float64, and out
+    alike.
 
     One program per sample reads it 17 times (float32) or 33 times (float64): a sample is bound by one multiprocessor.
     """

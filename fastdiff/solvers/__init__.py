@@ -13,13 +13,27 @@ from fastdiff.grids import SPACINGS
 from fastdiff.names import unknown
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.solvers import analytic, ddim, dpm_adaptive, dpm_multistep, dpm_sde, dpm_singlestep, embedded, heun, ode, score_sde, unipc
+from fastdiff.solvers import (
+    analytic,
+    ddim,
+    dpm_adaptive,
+    dpm_multistep,
+    dpm_sde,
+    dpm_singlestep,
+    embedded,
+    heun,
+    ode,
+    score_sde,
+    unipc,
+)
 from fastdiff.solvers.base import Method, Option, Request
 
 __all__ = ["ADAPTIVE", "METHODS", "Method", "Option", "adaptive", "find", "methods", "plan"]
 
 METHODS: dict[str, Method] = {
-    m.name: m for family in (ddim, analytic, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun, score_sde) for m in family.METHODS
+    m.name: m
+    for family in (ddim, analytic, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun, score_sde)
+    for m in family.METHODS
 }
 """The methods that are tables."""
 ADAPTIVE: dict[str, Method] = {m.name: m for family in (ode, dpm_adaptive) for m in family.METHODS}
@@ -44,8 +58,8 @@ def find(name: str) -> Method:
 
 
 def methods() -> dict[str, dict[str, Any]]:
-    """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), default spacing
-    ("" for adaptive methods), options, aliases, paper."""
+    """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), default
+    spacing ("" for adaptive methods), options, aliases, paper."""
     return {
         m.name: {
             "summary": m.summary,
@@ -81,8 +95,8 @@ def adaptive(
     for name, value in (("steps", steps), ("spacing", spacing)):
         if value is not None:
             raise ValueError(
-                f"{name}={value!r} does not apply to method {method.name!r}, which chooses its steps from the error: give tolerances "
-                f"instead ({call})"
+                f"{name}={value!r} does not apply to method {method.name!r}, which chooses its steps from the error: "
+                f"give tolerances instead ({call})"
             )
     filled = method.check_options(options)
     made: embedded.Embedded = method.build(embedded.Request(schedule, prediction, t_start, t_end), **filled)
@@ -96,8 +110,8 @@ def own_times(spacing: Sequence[float]) -> tuple[float, ...]:
         times = np.empty(())
     if times.ndim != 1:
         raise ValueError(
-            f"spacing got {spacing!r}; expected a name of {', '.join(SPACINGS)}, a respacing string such as 'ddim25', or steps + 1 "
-            "schedule times in one dimension"
+            f"spacing got {spacing!r}; expected a name of {', '.join(SPACINGS)}, a respacing string such as 'ddim25', "
+            "or steps + 1 schedule times in one dimension"
         )
     return tuple(times.tolist())
 
@@ -105,8 +119,8 @@ def own_times(spacing: Sequence[float]) -> tuple[float, ...]:
 def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) -> str:
     """A method's own spacing, or what takes its place on a schedule where it has no meaning.
 
-    DDIM-type subsequences need a discrete schedule; equal steps of time are poor where time is sigma; and equal steps of
-    lambda need a finite one at the start.
+    DDIM-type subsequences need a discrete schedule; equal steps of time are poor where time is sigma; and equal steps
+    of lambda need a finite one at the start.
     """
     if own == "sde_uniform":
         return own
@@ -137,11 +151,11 @@ def plan(
         steps: number of steps, at least 1 (singlestep methods: of network evaluations). Default: what own times or a
             respacing string say, else 10.
         schedule: a `NoiseSchedule` or a name, such as "ddpm".
-        spacing: a spacing's name, respacing such as "ddim25", or the `steps + 1` schedule times themselves; default: the
-            method's own.
+        spacing: a spacing's name, respacing such as "ddim25", or the `steps + 1` schedule times themselves; default:
+            the method's own.
         t_start, t_end: schedule times; default: the schedule's range for this spacing.
-        invert: the same times upwards, from data to noise (DDIM, Song et al. 2021, arXiv 2010.02502, section 4.3), for a
-            deterministic method; without `denoise_to_zero`, and from the lowest time with noise (`Request.points`).
+        invert: the same times upwards, from data to noise (DDIM, Song et al. 2021, arXiv 2010.02502, section 4.3), for
+            a deterministic method; without `denoise_to_zero`, and from the lowest time with noise (`Request.points`).
         **options: the method's options, and the spacing's (`rho`, `steps_offset`, `final`).
 
     Raises:
@@ -151,8 +165,8 @@ def plan(
     chosen = find(method)
     if chosen.adaptive:
         raise ValueError(
-            f"method {chosen.name!r} is adaptive and has no plan: its steps are chosen while it runs; fastdiff.sample(model, "
-            f"method={chosen.name!r}, return_info=True) tells them"
+            f"method {chosen.name!r} is adaptive and has no plan: its steps are chosen while it runs; "
+            f"fastdiff.sample(model, method={chosen.name!r}, return_info=True) tells them"
         )
     resolved = resolve(schedule)
     if spacing is None:

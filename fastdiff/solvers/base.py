@@ -12,7 +12,7 @@ import numpy as np
 from fastdiff.grids import grid
 from fastdiff.names import unknown
 from fastdiff.phi import phi
-from fastdiff.plan import AUX, H1, MAX_HISTORY, REGISTERS, Plan, Stage, register
+from fastdiff.plan import AUX, H1, MAX_HISTORY, REGISTERS, Stage, register
 from fastdiff.schedule_base import NoiseSchedule, Point
 
 Row = np.ndarray
@@ -77,8 +77,8 @@ class Request:
     def points(self, steps: int | None = None) -> list[Point]:
         """The schedule at `steps + 1` times over the whole range (default: the requested number of steps).
 
-        Upwards, a clean end (sigma = 0), where most networks and solvers are not defined, is left out; the first time is
-        then the lowest that is left, or the schedule's `t_floor` where that is lower.
+        Upwards, a clean end (sigma = 0), where most networks and solvers are not defined, is left out; the first time
+        is then the lowest that is left, or the schedule's `t_floor` where that is lower.
         """
         times = self._grid(steps or self.steps)
         if self.upward:
@@ -96,7 +96,8 @@ class Request:
         return grid(self.spacing, self.schedule, steps, self.t_start, self.t_end, **self.grid_options)
 
     def between(self, s: float, t: float, steps: int) -> list[Point]:
-        """The schedule at `steps + 1` times from s to t: spaced as the whole grid, or in logSNR where it lists times."""
+        """The schedule at `steps + 1` times from s to t: spaced as the whole grid, or in logSNR where it lists
+        times."""
         curved = self.spacing in ("time_uniform", "time_quadratic", "karras", "exponential")
         options = {k: v for k, v in self.grid_options.items() if k == "rho"}
         spacing = self.spacing if curved else "logsnr"
@@ -120,7 +121,8 @@ class Method:
     options: Mapping[str, Option] = field(default_factory=dict)
     aliases: Sequence[str] = ()
     adaptive: bool = False
-    """Whether steps are chosen while it runs: `build` then gives a `solvers.embedded.Embedded`, and there is no plan."""
+    """Whether steps are chosen while it runs: `build` then gives a `solvers.embedded.Embedded`, and there is no
+    plan."""
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """`options` with the defaults filled in.
@@ -193,11 +195,12 @@ class Recorder:
 
 
 class Exponential:
-    """The exponential integrator from s to t in noise or data space: x_t = decay·x + gain(1)·m + gain(2)·h·m' + gain(3)·h²·m'' …
+    """The exponential integrator from s to t in noise or data space: x_t = decay·x + gain(1)·m + gain(2)·h·m' +
+    gain(3)·h²·m'' …
 
-    gain(k) is −sigma_t·h·phi_k(h) in noise space (DPM-Solver, Lu et al. 2022, eq. 3.6 and App. B) and alpha_t·h·phi_k(−h) in data
-    space (DPM-Solver++, Lu et al. 2022b, eq. 8), with h = lambda_t − lambda_s. With sigma_t = 0 or alpha_s = 0, h is infinite,
-    and only gain(1) exists.
+    gain(k) is −sigma_t·h·phi_k(h) in noise space (DPM-Solver, Lu et al. 2022, eq. 3.6 and App. B) and
+    alpha_t·h·phi_k(−h) in data space (DPM-Solver++, Lu et al. 2022b, eq. 8), with h = lambda_t − lambda_s. With
+    sigma_t = 0 or alpha_s = 0, h is infinite, and only gain(1) exists.
     """
 
     def __init__(self, space: str, s: Point, t: Point) -> None:
@@ -210,8 +213,8 @@ class Exponential:
             )
         if space == "data" and s.sigma == 0:
             raise ValueError(
-                f"a data-prediction solver cannot start at t={s.t:g}, where sigma = 0: use a noise-prediction one (dpm1, dpm2, "
-                "dpm3, ...) or a later start"
+                f"a data-prediction solver cannot start at t={s.t:g}, where sigma = 0: use a noise-prediction one "
+                "(dpm1, dpm2, dpm3, ...) or a later start"
             )
         self.decay = t.alpha / s.alpha if space == "noise" else t.sigma / s.sigma
 
@@ -238,7 +241,8 @@ class Exponential:
         return self.decay * x + self.gain(1) * m
 
     def midpoint(self, x: Row, m: Row, d1: Row) -> Row:
-        """Second order with d1 ≈ h·m', as the published "dpmsolver" form has it: half of gain(1) in the place of gain(2)."""
+        """Second order with d1 ≈ h·m', as the published "dpmsolver" form has it: half of gain(1) in the place of
+        gain(2)."""
         return self.first(x, m) + 0.5 * self.gain(1) * d1
 
     def taylor(self, x: Row, m: Row, *d: Row) -> Row:

@@ -1,7 +1,8 @@
-"""SDE-DPM-Solver++(2M): the second-order multistep solver of the reverse SDE (Lu et al. 2022b, arXiv 2211.01095, Section 5 and App. D).
+"""SDE-DPM-Solver++(2M): the second-order multistep solver of the reverse SDE (Lu et al. 2022b, arXiv 2211.01095,
+Section 5 and App. D).
 
-With eta the noise may be lowered (eta = 0 is the ODE method dpmpp2m): h is stretched by 1 + eta, and a noise of standard
-deviation sigma_t·sqrt(1 − exp(−2·eta·h)) is added.
+With eta the noise may be lowered (eta = 0 is the ODE method dpmpp2m): h is stretched by 1 + eta, and a noise of
+standard deviation sigma_t·sqrt(1 − exp(−2·eta·h)) is added.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ def outer_and_inner(
 ) -> tuple[list[Point], list[list[Point]]]:
     """Where the outer steps begin and end, and where each evaluates the network (its begin included).
 
-    A logSNR or fixed grid has a point for each outer step, the others sub-sample a grid of one point an evaluation. Inner
-    points are spaced anew inside the step; own times are taken as they are, and so are those of a step that is infinitely
-    long in lambda, where there is no other choice.
+    A logSNR or fixed grid has a point for each outer step, the others sub-sample a grid of one point an evaluation.
+    Inner points are spaced anew inside the step; own times are taken as they are, and so are those of a step that is
+    infinitely long in lambda, where there is no other choice.
     """
     own = isinstance(request.spacing, tuple)
     nested = own or not (fixed or request.spacing == "logsnr")
@@ -109,12 +109,13 @@ def singlestep(name: str, space: str, order: int) -> Method:
         steps = len(request.points()) - 1
         if fixed and steps < order:
             raise ValueError(
-                f"method {name!r} with fixed=True takes {order} evaluations a step and needs steps >= {order}, got {steps}"
+                f"method {name!r} with fixed=True takes {order} evaluations a step and needs steps >= {order}, got "
+                f"{steps}"
             )
         if fixed and isinstance(request.spacing, tuple) and steps % order:
             raise ValueError(
-                f"method {name!r} with fixed=True takes {order} evaluations a step; {steps + 1} own times make {steps}: give a multiple "
-                f"of {order}, plus one, or fixed=False"
+                f"method {name!r} with fixed=True takes {order} evaluations a step; {steps + 1} own times make "
+                f"{steps}: give a multiple of {order}, plus one, or fixed=False"
             )
         orders = [order] * (steps // order) if fixed else split(steps, order)
         points, inner = outer_and_inner(request, name, orders, fixed)
@@ -140,7 +141,8 @@ def singlestep(name: str, space: str, order: int) -> Method:
     plus = space == "data"
     return Method(
         name=name,
-        summary=f"DPM-Solver{'++' if plus else ''}, singlestep, {'second' if order == 2 else 'third'} order; steps counts evaluations",
+        summary=f"DPM-Solver{'++' if plus else ''}, singlestep, {'second' if order == 2 else 'third'} order; "
+        "steps counts evaluations",
         paper=PAPER_PP if plus else PAPER,
         order=order,
         build=build,

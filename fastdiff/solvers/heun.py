@@ -30,8 +30,8 @@ def churned(schedule: NoiseSchedule, p: Point, gamma: float) -> Point:
         return schedule.at(float(schedule.inverse_lambda(-math.log(level))))
     except ValueError:
         raise ValueError(
-            f"churn at t={p.t:g} raises sigma/alpha to {level:g}, above the schedule's range: use s_tmax < {ratio(p):g} (no "
-            "churn there), or a smaller s_churn"
+            f"churn at t={p.t:g} raises sigma/alpha to {level:g}, above the schedule's range: use s_tmax < "
+            f"{ratio(p):g} (no churn there), or a smaller s_churn"
         ) from None
 
 
@@ -98,7 +98,8 @@ def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_n
 METHODS = (
     Method(
         name="heun",
-        summary="EDM's Heun sampler, deterministic or with churn; two evaluations a step, one in a last step to sigma = 0",
+        summary="EDM's Heun sampler, deterministic or with churn; two evaluations a step, one in a last step to "
+        "sigma = 0",
         paper="Karras et al. 2022, arXiv 2206.00364",
         order=2,
         build=build,
