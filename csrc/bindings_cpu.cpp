@@ -89,7 +89,8 @@ void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds,
 
 void quantile_of_samples(uintptr_t out, uintptr_t x, int dtype, int64_t batch, int64_t n, int64_t low, double weight,
                          uintptr_t workspace, int threads) {
-  const QuantileArgs a = {reinterpret_cast<void *>(out), reinterpret_cast<const void *>(x), dtype, batch, n, low, weight};
+  const QuantileArgs a = {
+      reinterpret_cast<void *>(out), reinterpret_cast<const void *>(x), dtype, batch, n, low, weight};
   py::gil_scoped_release release;
   quantile(a, reinterpret_cast<void *>(workspace), threads);
 }

@@ -67,7 +67,8 @@ void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds,
 
 void quantile(uintptr_t out, uintptr_t x, uintptr_t workspace, int dtype, int64_t batch, int64_t n, int64_t low,
               double weight, int device, uintptr_t stream) {
-  const QuantileArgs a = {reinterpret_cast<void *>(out), reinterpret_cast<const void *>(x), dtype, batch, n, low, weight};
+  const QuantileArgs a = {
+      reinterpret_cast<void *>(out), reinterpret_cast<const void *>(x), dtype, batch, n, low, weight};
   const Current current{device};
   const auto on = reinterpret_cast<cudaStream_t>(stream);
   if (raised(current.error(), "quantile (choosing the device)") ||

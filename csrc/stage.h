@@ -8,7 +8,22 @@
 namespace fastdiff {
 
 // Columns of a table row; the same order as fastdiff/table.py.
-enum Column { W1, W2, CU, CG, PU, PG, QU, QX, IN_SCALE, NEXT_U, NEXT_X = NEXT_U + 13, S0 = NEXT_X + 13, S1, WIDTH = 40 };
+enum Column {
+  W1,
+  W2,
+  CU,
+  CG,
+  PU,
+  PG,
+  QU,
+  QX,
+  IN_SCALE,
+  NEXT_U,
+  NEXT_X = NEXT_U + 13,
+  S0 = NEXT_X + 13,
+  S1,
+  WIDTH = 40
+};
 
 // The same order as fastdiff/plan.py.
 enum Register { RX, RU, RM, RH1, RAUX = RH1 + 6, RZA, NREG = RZA + 3 };
