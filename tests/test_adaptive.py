@@ -269,7 +269,7 @@ def test_a_step_over_a_jump_is_rejected_until_it_fits() -> None:
         dtype=torch.float64,
         return_info=True,
     )
-    # dx/dt = ±1 over two halves of equal length: back at the start. Only the step over the jump errs, by at most twice its
+    # dx/dt = ±1 over two equal halves: back at the start. Only the step over the jump errs, by at most twice its
     # width, and it is the smallest: it must shrink until its error fits.
     smallest = min(a - b for a, b in zip(info.times[0], info.times[0][1:], strict=False))
     assert int(info.rejected[0]) >= 5 and smallest < 1e-5
@@ -397,8 +397,8 @@ def test_clipping_reaches_every_evaluation(method: str) -> None:
             bound = 0.5 if clip != "dynamic" else 1.0
             assert float(results[0].abs().max()) <= bound + 1e-12
             for other in results[1:]:
-                # Where all is clipped an ode step's error is round-off, and so is the next step's width: the times differ,
-                # and the results by what the tolerance allows, atol + rtol·|x| = 2e-5. The others agree to round-off.
+                # Where all is clipped an ode step's error is round-off, and so is the next step's width: the times
+                # differ, and the results by what the tolerance allows: atol + rtol·|x| = 2e-5.
                 tolerance = 2e-5 if method == "ode" else 1e-9
                 torch.testing.assert_close(other, results[0], rtol=0, atol=tolerance)
 
