@@ -74,10 +74,11 @@ def sample(
     """Sample a diffusion model: `fastdiff.sample(model, steps=10, method="dpm3")`.
 
     Args:
-        model: callable (x, t, **kwargs) -> tensor, tuple, or object with `.sample`. x is (B, ...) in the network's dtype, t is
-            (B,) float32 (float64 for a float64 network): the schedule's model time.
+        model: callable (x, t, **kwargs) -> tensor, tuple, or object with `.sample`. x is (B, ...) in the network's
+            dtype, t is (B,) float32 (float64 for a float64 network): the schedule's model time.
         x: (B, ...) the state at `t_start`; floating point, finite. Default: drawn from the prior with `seed`.
-        shape: (B, ...) where x is not given; default: one sample of `model.sample_shape` or of a diffusers model's config.
+        shape: (B, ...) where x is not given; default: one sample of `model.sample_shape` or of a diffusers model's
+            config.
         steps: at least 1; default: what `spacing` says, else 10. Singlestep methods count network evaluations.
             Adaptive methods ("ode", "dpm_adaptive") take none: they choose their steps by rtol and atol.
         method: a name of `fastdiff.methods()`; names of diffusers, k-diffusion and ComfyUI are aliases.
@@ -85,15 +86,18 @@ def sample(
         prediction: "eps", "x0", "v", "score" or "flow"; default: `model.prediction`, else "eps".
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
         t_start, t_end: schedule times to begin and end at.
-        seed: an int: sample b of the batch is sample `first_sample + b` of that seed; or B ints: each sample has its own.
+        seed: an int: sample b of the batch is sample `first_sample + b` of that seed; or B ints: each sample has its
+            own.
         first_sample: global index of row 0, so that a batch can be split anywhere with the same result.
-        noise: your own noise, (draw, like) -> tensor of like's shape, instead of the built-in; draw is -1 for the prior.
-        guidance_scale, cond, uncond: classifier-free guidance uncond + scale·(cond − uncond) (Ho and Salimans 2022), with one
-            call of the model on both halves; cond and uncond are dicts of keyword arguments with first dimension B.
-        classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance (Dhariwal
-            and Nichol 2021, arXiv 2105.05233). Kept in the wider of its dtype and the network's.
-        classifier_form: how it acts: "score" adds it to the score (Algorithm 2), "mean" adds the step's variance times it to
-            the step's mean (Algorithm 1). Default: "mean" for ddpm, "score" for the rest.
+        noise: your own noise, (draw, like) -> tensor of like's shape, instead of the built-in; draw is -1 for the
+            prior.
+        guidance_scale, cond, uncond: classifier-free guidance uncond + scale·(cond − uncond) (Ho and Salimans 2022),
+            with one call of the model on both halves; cond and uncond are dicts of keyword arguments with first
+            dimension B.
+        classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance
+            (Dhariwal and Nichol 2021, arXiv 2105.05233). Kept in the wider of its dtype and the network's.
+        classifier_form: how it acts: "score" adds it to the score (Algorithm 2), "mean" adds the step's variance times
+            it to the step's mean (Algorithm 1). Default: "mean" for ddpm, "score" for the rest.
         model_kwargs: keyword arguments for every call of the model.
         clip: None, (lo, hi) for the predicted x0, "dynamic" thresholding, or `fastdiff.Dynamic(quantile, max_value)`.
         dtype: of the state: torch.float32 or torch.float64.
@@ -106,11 +110,12 @@ def sample(
         return_info: of adaptive methods: return (result, Info), or (result, Trajectory, Info).
         check_finite: raise FloatingPointError at the first NaN or Inf of the network, naming step and sample; costs a
             synchronisation per evaluation.
-        correct_x0: (x0, t) -> x0: your correction of the predicted x0, (B, ...) of dtype `dtype`, before it is used (and before
-            `clip`); t is the schedule's time. Costs one more pass over x and the output, and your own work, per evaluation.
-        correct_xt: (x, t, step) -> x: your correction of the state after step number `step`, 1 to steps, which led to the
-            schedule's time t. Costs two more passes over x a step. Neither is called twice for one step, and neither can
-            be captured into a CUDA graph.
+        correct_x0: (x0, t) -> x0: your correction of the predicted x0, (B, ...) of dtype `dtype`, before it is used
+            (and before `clip`); t is the schedule's time. Costs one more pass over x and the output, and your own work,
+            per evaluation.
+        correct_xt: (x, t, step) -> x: your correction of the state after step number `step`, 1 to steps, which led to
+            the schedule's time t. Costs two more passes over x a step. Neither is called twice for one step, and
+            neither can be captured into a CUDA graph.
         out: (B, ...) tensor of dtype `dtype`, contiguous, on the device: written and returned instead of a fresh one.
         **method_options: options of the method and the spacing; unknown ones are errors that list the valid.
 
@@ -171,7 +176,8 @@ def randn(
     device: torch.device | str | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Exactly the noise that the kernels draw: standard normals (B, ...), a function of seed, draw and sample index alone.
+    """Exactly the noise that the kernels draw: standard normals (B, ...), a function of seed, draw and sample index
+    alone.
 
     Args:
         shape: (B, ...).

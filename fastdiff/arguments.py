@@ -1,4 +1,5 @@
-"""Checks of what the public functions are given: each error says what was got, what was expected, and the right call."""
+"""Checks of what the public functions are given: each error says what was got, what was expected, and the right
+call."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def check_guidance(scale: Any, cond: Any, uncond: Any, gradient: Any) -> None:
     if gradient is not None:
         if scale is not None:
             raise ValueError(
-                "classifier_grad and classifier-free guidance (guidance_scale, cond, uncond) do not go together: use one"
+                "classifier_grad and classifier-free guidance (guidance_scale, cond, uncond) do not go together: use "
+                "one"
             )
         if not callable(gradient):
             raise TypeError(f"classifier_grad must be callable as classifier_grad(x, t), got {type(gradient).__name__}")
@@ -80,8 +82,8 @@ def resolve_form(plan: Plan, gradient: Any, form: Any) -> str:
         return ""
     if form == "mean" and not states:
         raise ValueError(
-            f"classifier_form='mean' shifts the mean of a reverse step by its variance, which method {plan.method!r} does not "
-            "state: use method='ddpm', or classifier_form='score'"
+            f"classifier_form='mean' shifts the mean of a reverse step by its variance, which method {plan.method!r} "
+            "does not state: use method='ddpm', or classifier_form='score'"
         )
     return form or ("mean" if states else "score")
 
@@ -133,7 +135,8 @@ def resolve_shape(model: Any, shape: Any, x: Any) -> tuple[int, ...]:
     one = sample_shape(model)
     if one is None:
         raise ValueError(
-            "cannot tell the shape of a sample: pass x=..., or shape=(B, ...), or give the model an attribute sample_shape = (C, H, W)"
+            "cannot tell the shape of a sample: pass x=..., or shape=(B, ...), or give the model an attribute "
+            "sample_shape = (C, H, W)"
         )
     return (1, *one)
 
@@ -150,19 +153,22 @@ def resolve_device(
         where = torch.device("cuda", torch.cuda.current_device())
     if model is not None and (model.type != where.type or (model.index is not None and model.index != where.index)):
         raise ValueError(
-            f"the model is on {model}, and sampling would run on {where}: move one, x.to({str(model)!r}) or model.to(...)"
+            f"the model is on {model}, and sampling would run on {where}: move one, x.to({str(model)!r}) or "
+            "model.to(...)"
         )
     return where
 
 
 def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B,) int64 keys and (B,) int32 indices: one seed and consecutive indices, or a seed for each sample with index 0."""
+    """(B,) int64 keys and (B,) int32 indices: one seed and consecutive indices, or a seed for each sample with index
+    0."""
     if (
         isinstance(first_sample, bool)
         or not isinstance(first_sample, int | np.integer)
         or not 0 <= first_sample <= 2**31 - 1 - batch
     ):
         raise ValueError(f"first_sample={first_sample!r}: expected an integer from 0 to {2**31 - 1 - batch}")
+    first = int(first_sample)
     if isinstance(seed, torch.Tensor):
         seed = seed.tolist()
     several = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
@@ -177,11 +183,7 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
     if several and first_sample:
         raise ValueError("first_sample goes with a single seed: with one seed per sample, each sample is its own")
     signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
-    index = (
-        torch.zeros(batch, dtype=torch.int32)
-        if several
-        else torch.arange(first_sample, first_sample + batch, dtype=torch.int32)
-    )
+    index = torch.zeros(batch, dtype=torch.int32) if several else torch.arange(first, first + batch, dtype=torch.int32)
     return torch.tensor(signed, dtype=torch.int64).to(device), index.to(device)
 
 

@@ -45,8 +45,8 @@ class Trajectory(NamedTuple):
 
     Attributes:
         times: (steps + 1,) schedule times.
-        x: (steps + 1, B, ...): the state at each time, the first being the start and the last the result. Where a step opens
-            with noise (EDM's churn), the state between them is the one with that noise.
+        x: (steps + 1, B, ...): the state at each time, the first being the start and the last the result. Where a step
+            opens with noise (EDM's churn), the state between them is the one with that noise.
         x0: (steps, B, ...): x0 as predicted at each time but the last.
     """
 
@@ -88,12 +88,13 @@ class Sampler:
         method: a name or alias of `fastdiff.methods()`.
         steps: number of steps, at least 1. Default: what `spacing` says, else 10.
         schedule: `NoiseSchedule` or its name. Default: "ddpm".
-        prediction: what the network gives: "eps", "x0", "v", "score" or "flow". Default: `model.prediction`, else "eps".
+        prediction: what the network gives: "eps", "x0", "v", "score" or "flow". Default: `model.prediction`, else
+            "eps".
         spacing: a spacing's name, or the `steps + 1` times themselves. Default: the method's own.
         t_start, t_end: the schedule's times to begin and end at. Default: its whole range.
-        clip: None, bounds (lo, hi) of the predicted x0, "dynamic" (Saharia et al. 2022, arXiv 2205.11487, Section 2.3: the
-            99.5% quantile of |x0| of each sample, at least 1, bounds x0, which is then divided by it), or `fastdiff.Dynamic`
-            with another quantile or least bound.
+        clip: None, bounds (lo, hi) of the predicted x0, "dynamic" (Saharia et al. 2022, arXiv 2205.11487, Section 2.3:
+            the 99.5% quantile of |x0| of each sample, at least 1, bounds x0, which is then divided by it), or
+            `fastdiff.Dynamic` with another quantile or least bound.
         dtype: of the state and its history: torch.float32 or torch.float64. The network keeps its own.
         backend: None for the fastest that can run, or "reference", "cpu", "triton", "cuda".
         graph: "auto", True or False: CUDA graph capture.
@@ -134,8 +135,8 @@ class Sampler:
             raise ValueError(unknown("prediction", prediction, PREDICTIONS))
         if dtype not in STATE_DTYPES:
             raise ValueError(
-                f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is (a bfloat16 or "
-                "float16 network is fine with dtype=torch.float32)"
+                f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is (a "
+                "bfloat16 or float16 network is fine with dtype=torch.float32)"
             )
         if backend is not None and backend not in ops.BACKENDS:
             raise ValueError(unknown("backend", backend, ops.BACKENDS))
@@ -171,7 +172,10 @@ class Sampler:
         self._bound: dict[tuple[Any, ...], _Bound] = {}
 
     def __repr__(self) -> str:
-        return f"Sampler({self.plan.method!r}, steps={self.plan.steps}, prediction={self.prediction!r}, dtype={self.dtype})"
+        return (
+            f"Sampler({self.plan.method!r}, steps={self.plan.steps}, prediction={self.prediction!r}, "
+            f"dtype={self.dtype})"
+        )
 
     def __call__(
         self,
@@ -202,8 +206,8 @@ class Sampler:
         check_guidance(guidance_scale, cond, uncond, classifier_grad)
         if return_info:
             raise ValueError(
-                f"return_info goes with adaptive methods: what method {self.plan.method!r} does is known before, in Sampler.plan "
-                f"({self.plan.nfe} network evaluations)"
+                f"return_info goes with adaptive methods: what method {self.plan.method!r} does is known before, in "
+                f"Sampler.plan ({self.plan.nfe} network evaluations)"
             )
         form = resolve_form(self.plan, classifier_grad, classifier_form)
         check_corrections(self.plan, correct_x0, correct_xt)
@@ -221,7 +225,17 @@ class Sampler:
             if check_finite:
                 hooks.finite = functools.partial(_require_finite, self.plan, len(start))
             r = self._prepare(
-                network, backend, network_dtype, start, seeds, index, noise, guidance_scale, classifier_grad, form, hooks
+                network,
+                backend,
+                network_dtype,
+                start,
+                seeds,
+                index,
+                noise,
+                guidance_scale,
+                classifier_grad,
+                form,
+                hooks,
             )
             with _progress(self.plan, hooks) if progress else contextlib.nullcontext():
                 result = execute(r, start, self.graph, out)
@@ -243,13 +257,13 @@ class Sampler:
         """
         if self.plan.stochastic:
             raise ValueError(
-                f"method {self.plan.method!r} with these options draws noise, so that no single x_T leads to a sample: invert "
-                "a deterministic one, such as ddim with eta=0"
+                f"method {self.plan.method!r} with these options draws noise, so that no single x_T leads to a sample: "
+                "invert a deterministic one, such as ddim with eta=0"
             )
         if self._asked is None:
             raise ValueError(
-                "this Sampler was given its plan ready-made, whose inverse only its maker knows: give it the method and its "
-                "options, or run Sampler(plan=fastdiff.plan(..., invert=True)) on the data"
+                "this Sampler was given its plan ready-made, whose inverse only its maker knows: give it the method "
+                "and its options, or run Sampler(plan=fastdiff.plan(..., invert=True)) on the data"
             )
         arguments, options = self._asked
         return Sampler(
@@ -278,13 +292,14 @@ class Sampler:
         check_finite: bool = False,
         out: torch.Tensor | None = None,
     ) -> Any:
-        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x, but for the error of the
-        steps, which falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502, section 4.3).
+        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x, but for the error
+        of the steps, which falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
+        section 4.3).
 
         Args:
             x: (B, ...) data. See `inverse` for the time at which they are taken to be.
-            Others: as in `fastdiff.sample`. Give the same guidance to both runs; strong guidance makes the map stiff, and
-                the reconstruction poor.
+            Others: as in `fastdiff.sample`. Give the same guidance to both runs; strong guidance makes the map stiff,
+                and the reconstruction poor.
 
         Returns:
             (B, ...): x at the time at which the sampler starts; with `return_trajectory`, also a `Trajectory`.
@@ -414,12 +429,12 @@ class Sampler:
         direct = network_dtype == self.dtype and all(s.in_scale == 1.0 for s in self.plan.stages)
         copies = 2 if network.guided else int(not direct)
         corrects = hooks.correct_x0 is not None
-        observed = corrects or hooks.callback is not None or hooks.trajectory is not None or isinstance(self.clip, Dynamic)
+        observed = (
+            corrects or hooks.callback is not None or hooks.trajectory is not None or isinstance(self.clip, Dynamic)
+        )
         rows = batch * (2 if network.guided else 1)
         prediction = self.prediction or stated(network.model, "prediction") or "eps"
-        bound = self._bind(
-            prediction, guidance_scale, form, copies, device, rows, network_dtype, observed, corrects
-        )
+        bound = self._bind(prediction, guidance_scale, form, copies, device, rows, network_dtype, observed, corrects)
         coeffs = Coeffs(bound.values, bound.draws, seeds, index)
         threshold = None
         if self.clip is not None:
@@ -540,8 +555,8 @@ def _require_finite(plan: Plan, batch: int, stage: int, out: torch.Tensor) -> No
     s = plan.stages[stage]
     half = "" if len(good) == batch else f", in the {'un' if first >= batch else ''}conditional half"
     raise FloatingPointError(
-        f"the network returned NaN or Inf at step {s.step} (stage {stage}, model time {s.model_time:g}) for sample {first % batch} "
-        f"of {batch}{half}: check the network's dtype, its input scale and prediction=..."
+        f"the network returned NaN or Inf at step {s.step} (stage {stage}, model time {s.model_time:g}) for sample "
+        f"{first % batch} of {batch}{half}: check the network's dtype, its input scale and prediction=..."
     )
 
 

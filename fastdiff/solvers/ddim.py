@@ -1,8 +1,8 @@
 """DDPM's ancestral sampler and DDIM, on any subsequence of times.
 
-Ho et al. 2020 (arXiv 2006.11239), eqs. 6, 7 and Algorithm 2; Song et al. 2021 (arXiv 2010.02502), eqs. 12 and 16; for a general
-(alpha, sigma) as in Kingma et al. 2021 (arXiv 2107.00630), App. A. Both work on the predicted x0, where clipping acts, and where
-a last step to sigma = 0 and a first one from alpha = 0 are finite.
+Ho et al. 2020 (arXiv 2006.11239), eqs. 6, 7 and Algorithm 2; Song et al. 2021 (arXiv 2010.02502), eqs. 12 and 16; for a
+general (alpha, sigma) as in Kingma et al. 2021 (arXiv 2107.00630), App. A. Both work on the predicted x0, where
+clipping acts, and where a last step to sigma = 0 and a first one from alpha = 0 are finite.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 from fastdiff.plan import ZA, Plan
 from fastdiff.schedule_base import Point
@@ -17,7 +18,8 @@ from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
 
 
 def fresh(s: Point, t: Point) -> float:
-    """The part of sigma_s² that is new since t, the cleaner time: Var(x_s | x_t)/sigma_s² = 1 − exp(−2h), h = lambda_t − lambda_s.
+    """The part of sigma_s² that is new since t, the cleaner time: Var(x_s | x_t)/sigma_s² = 1 − exp(−2h), h =
+    lambda_t − lambda_s.
 
     From h, as the difference of sigma_s² and (alpha_s·sigma_t/alpha_t)² cancels where steps are short.
     """
@@ -30,7 +32,8 @@ def posterior_std(s: Point, t: Point) -> float:
 
 
 def ddim_row(s: Point, t: Point, eta: float) -> Row:
-    """x_t = alpha_t·x0 + sqrt(sigma_t² − std²)·eps + std·noise, with eps = (x − alpha_s·x0)/sigma_s, x0 = m, std = eta·posterior_std."""
+    """x_t = alpha_t·x0 + sqrt(sigma_t² − std²)·eps + std·noise, with eps = (x − alpha_s·x0)/sigma_s, x0 = m,
+    std = eta·posterior_std."""
     if t.alpha == 0:
         # Upwards, into pure noise.
         return t.sigma / s.sigma * (ROW["x"] - s.alpha * ROW["m"])
@@ -54,7 +57,7 @@ def chain(name: str, request: Request, options: dict[str, object], row: Callable
     points = request.points()
     rows = Recorder()
     draw = 0
-    for i, (s, t) in enumerate(zip(points, points[1:])):
+    for i, (s, t) in enumerate(pairwise(points)):
         if s.sigma == 0:
             raise ValueError(f"method {name!r} cannot start at t={s.t:g}, where sigma = 0")
         form = row(s, t)
@@ -80,11 +83,11 @@ def build_ddim(request: Request, *, eta: float) -> Plan:
 def build_pf_euler(request: Request) -> Plan:
     points = request.points()
     rows = Recorder()
-    for i, (s, t) in enumerate(zip(points, points[1:], strict=False)):
+    for i, (s, t) in enumerate(pairwise(points)):
         if s.alpha == 0:
             raise ValueError(
-                f"method 'pf_euler' cannot start at t={s.t:g}, where alpha = 0 (zero terminal SNR): use ddim, the same map "
-                "written for x0, or an earlier t_start"
+                f"method 'pf_euler' cannot start at t={s.t:g}, where alpha = 0 (zero terminal SNR): use ddim, the same "
+                "map written for x0, or an earlier t_start"
             )
         # d(x/alpha) = eps·d(sigma/alpha).
         width = t.sigma / t.alpha - s.sigma / s.alpha
@@ -156,9 +159,9 @@ METHODS = (
         options={
             "variance": Option(
                 "small",
-                "'small': the posterior's (beta-tilde); 'large': beta of the subsequence; 'learned_range': between the two as "
-                "the second half of the network's channels says, (v + 1)/2 in the logarithm; 'learned': exp of that half; "
-                "no noise at the last step",
+                "'small': the posterior's (beta-tilde); 'large': beta of the subsequence; 'learned_range': between the "
+                "two as the second half of the network's channels says, (v + 1)/2 in the logarithm; 'learned': exp of "
+                "that half; no noise at the last step",
                 choices=("small", "large", *LEARNED),
             )
         },
@@ -176,7 +179,7 @@ METHODS = (
     ),
     Method(
         name="pf_euler",
-        summary="the probability-flow ODE by Euler's method in sigma/alpha; the same numbers as ddim with eta = 0",
+        summary="The probability-flow ODE by Euler's method in sigma/alpha; the same numbers as ddim with eta = 0",
         paper="Song et al. 2021, arXiv 2010.02502, eqs. 14 and 15",
         order=1,
         build=build_pf_euler,
