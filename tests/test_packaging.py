@@ -45,19 +45,23 @@ LAYERS: dict[str, set[str] | None] = {
     "network": {"names"},
     "history": OPS,
     "langevin": OPS,
-    "loop": OPS | {"network", "history", "langevin"},
+    "corrections": {"plan"},
+    "inversion": {"sampler"},
+    "loop": OPS | {"network", "history", "langevin", "corrections"},
     "graph": OPS | {"network", "history", "loop"},
     "arguments": OPS | {"network", "history", "threshold"},
     "threshold": OPS,
     "sampler": OPS
     | PLANS
-    | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "adaptive_sampler"},
+    | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "corrections", "adaptive_sampler"},
     "adaptive": OPS | PLANS | {"solvers", "network", "langevin", "loop"},
     "adaptive_sampler": OPS
     | PLANS
     | {"solvers", "network", "history", "loop", "arguments", "threshold", "adaptive", "sampler"},
     "likelihood": OPS | PLANS | {"solvers", "network", "arguments", "adaptive", "sampler"},
-    "api": OPS | PLANS | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "sampler"},
+    "api": OPS
+    | PLANS
+    | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "corrections", "sampler"},
     "analytic": OPS | PLANS | {"solvers", "network", "history", "arguments", "sampler", "api"},
     "losses": PLANS | {"table", "network"},
     "integrations": None,
