@@ -30,14 +30,9 @@ def quantile_kernel(
     WIDE: offsets inside a sample need 64 bits.
     """
     sample = tl.program_id(0)
-    if DOUBLE:
-        key: tl.constexpr = tl.uint64
-        bits: tl.constexpr = 64
-        infinite: tl.constexpr = 0x7FF0000000000000
-    else:
-        key: tl.constexpr = tl.uint32
-        bits: tl.constexpr = 32
-        infinite: tl.constexpr = 0x7F800000
+    key: tl.constexpr = tl.uint64 if DOUBLE else tl.uint32
+    bits: tl.constexpr = 64 if DOUBLE else 32
+    infinite: tl.constexpr = 0x7FF0000000000000 if DOUBLE else 0x7F800000
     x += sample.to(tl.int64) * n
     lanes = tl.arange(0, BLOCK)
     if WIDE:
