@@ -137,7 +137,7 @@ def test_mean_form_shifts_the_mean_by_the_variance(variance, backend) -> None:
 
     plan = fastdiff.plan("ddpm", 6, variance=variance)
     common = {"method": "ddpm", "variance": variance, "dtype": torch.float64, "backend": backend, "seed": 5}
-    got, trajectory = fastdiff.sample(wavy, X, steps=6, classifier_grad=gradient, return_trajectory=True, **common)
+    _, trajectory = fastdiff.sample(wavy, X, steps=6, classifier_grad=gradient, return_trajectory=True, **common)
     assert len(grads) == 6
     for i, stage in enumerate(plan.stages):
         pair = (stage.t, stage.t_next)
@@ -157,7 +157,8 @@ def beta_tilde(plan: fastdiff.Plan, i: int) -> float:
 
 
 def test_forms_agree_as_steps_get_short() -> None:
-    """Both forms are discretisations of one guided SDE: with the same noise they approach each other, at first order."""
+    """Both forms are discretisations of one guided SDE: with the same noise they approach each other, at first
+    order."""
     dist = gaussian([0.0] * 3, 0.5)
 
     def gradient(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -214,15 +215,35 @@ def test_score_form_is_the_classifier_shift() -> None:
     [
         ({"correct_x0": 3}, TypeError, r"correct_x0 must be callable as correct_x0\(x0, t\), got int"),
         ({"correct_xt": "x"}, TypeError, r"correct_xt must be callable as correct_xt\(x, t, step\), got str"),
-        ({"correct_x0": lambda x0, t: x0[:1]}, ValueError, r"correct_x0 returned \(\(1, 3\), 'cpu'\); expected a tensor"),
+        (
+            {"correct_x0": lambda x0, t: x0[:1]},
+            ValueError,
+            r"correct_x0 returned \(\(1, 3\), 'cpu'\); expected a tensor",
+        ),
         ({"correct_x0": lambda x0, t: None}, ValueError, "correct_x0 returned NoneType"),
-        ({"correct_xt": lambda x, t, step: None}, ValueError, "correct_xt returned NoneType; .*return its first argument"),
-        ({"correct_xt": lambda x, t, step: x, "method": "unipc"}, ValueError, "does not go with method 'unipc'.*corrector=False"),
+        (
+            {"correct_xt": lambda x, t, step: None},
+            ValueError,
+            "correct_xt returned NoneType; .*return its first argument",
+        ),
+        (
+            {"correct_xt": lambda x, t, step: x, "method": "unipc"},
+            ValueError,
+            "does not go with method 'unipc'.*corrector=False",
+        ),
         ({"classifier_form": "mean"}, ValueError, "classifier_form='mean' without a classifier: give classifier_grad"),
-        ({"classifier_form": "men", "classifier_grad": wavy}, ValueError, "unknown classifier_form 'men'; did you mean 'mean'"),
-        ({"classifier_form": "mean", "classifier_grad": wavy}, ValueError, "method 'dpm3' does not state: use method='ddpm'"),
+        (
+            {"classifier_form": "men", "classifier_grad": wavy},
+            ValueError,
+            "unknown classifier_form 'men'; did you mean 'mean'",
+        ),
+        (
+            {"classifier_form": "mean", "classifier_grad": wavy},
+            ValueError,
+            "method 'dpm3' does not state: use method='ddpm'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(arguments, error, words) -> None:
     with pytest.raises(error, match=words):
         fastdiff.sample(lambda x, t, **kwargs: x, X, **arguments)

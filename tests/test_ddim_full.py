@@ -69,7 +69,8 @@ def test_the_papers_update_with_noise_of_the_clipped_x0(spacing, eta, clip, back
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "flow"])
 @pytest.mark.parametrize("spacing", GRIDS)
 def test_every_grid_and_prediction_goes_to_the_ode(spacing, prediction) -> None:
-    """N(m, s²) on many steps of each grid, against the closed form: first order, an error of a few parts in 100 at 400."""
+    """N(m, s²) on many steps of each grid, against the closed form: first order, an error of a few parts in 100 at
+    400."""
     mean, std = np.array([0.7, -0.3, 0.1]), 0.5
     spacing = "100,150,150" if "," in spacing else spacing
     steps = None if "," in spacing else 400

@@ -43,7 +43,8 @@ def test_variances_are_the_subsequences(steps, spacing) -> None:
     np.testing.assert_allclose(noise["large"][:-1] ** 2, beta[:-1], rtol=1e-10)
     assert all(values[-1] == 0 for values in noise.values())
     assert [len([d for d in s.draws if d >= 0]) for s in plans["small"].stages] == [1] * (len(beta) - 1) + [0]
-    # What the mean form of guidance multiplies: no noise in the last step, yet a variance where the paper's code has one.
+    # What the mean form of guidance multiplies: no noise in the last step, yet a variance where the paper's code has
+    # one.
     np.testing.assert_allclose([s.variance for s in plans["small"].stages], [*tilde[:-1], 0.0], rtol=1e-10)
     np.testing.assert_allclose([s.variance for s in plans["large"].stages], [*beta[:-1], clipped[-1]], rtol=1e-10)
     for v, low, high in zip((-1.0, 1.0, 0.3), (clipped, beta, None), (clipped, beta, None), strict=True):
@@ -103,7 +104,8 @@ def test_the_exact_variance_gives_the_exact_distribution(steps, backend) -> None
     got = fastdiff.sample(
         model, start, method="ddpm", steps=steps, spacing="trailing", variance="learned", **common
     ).flatten()
-    # The run ends with the mean of x0 given x at the last time with noise: the variance of that mean, by total variance.
+    # The run ends with the mean of x0 given x at the last time with noise: the variance of that mean, by total
+    # variance.
     last = schedule.at(plan.times[-2])
     known = (last.alpha * s**2) ** 2 / (last.alpha**2 * s**2 + last.sigma**2)
     assert float(got[-1]) == pytest.approx(m, abs=1e-9)
@@ -136,7 +138,8 @@ def test_back_ends_agree(network) -> None:
         return torch.cat([wavy(x.float(), t), torch.sin(2 * x.float())], 1).to(network)
 
     a, b = (fastdiff.sample(model, x, backend=name, **common) for name in ("reference", BACKENDS[-1]))
-    # x0 stays in [-1, 1] and each step keeps errors: a few of float32's round-offs, where the networks see the same input.
+    # x0 stays in [-1, 1] and each step keeps errors: a few of float32's round-offs, where the networks see the same
+    # input.
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 if network == torch.float32 else 2e-2)
 
 
@@ -186,13 +189,19 @@ def test_plans_with_variances_are_kept_and_checked() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: fastdiff.sample(wavy, X, method="ddpm", variance="learned"), r"expected \(4, 6, 2\): twice the channels"),
+        (
+            lambda: fastdiff.sample(wavy, X, method="ddpm", variance="learned"),
+            r"expected \(4, 6, 2\): twice the channels",
+        ),
         (lambda: fastdiff.sample(constant(0.0), X, method="ddpm"), "variance='learned_range' takes them"),
         (lambda: fastdiff.sample(wavy, X[:, 0, 0], method="ddpm", variance="learned"), r"needs channels.*\(4,\)"),
-        (lambda: fastdiff.plan("ddpm", 4, variance="learnt"), "unknown variance of method 'ddpm': 'learnt'; did you mean"),
+        (
+            lambda: fastdiff.plan("ddpm", 4, variance="learnt"),
+            "unknown variance of method 'ddpm': 'learnt'; did you mean",
+        ),
         (lambda: fastdiff.plan("ddim", 4, variance="small"), "unknown option of method 'ddim': 'variance'"),
     ],
-)  # fmt: skip
+)
 def test_errors(call, words) -> None:
     with pytest.raises(ValueError, match=words):
         call()

@@ -100,8 +100,8 @@ def test_one_map_by_three_names(method: str) -> None:
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-# LuChengTHU/dpm-solver's `inverse` from PUBLISHED_X in float64 on MIXTURE's exact model, betas linspace(1e-4, 0.02, 1000): the
-# first row. All rows of all orders, methods and spacings agree to 1.5e-13.
+# LuChengTHU/dpm-solver's `inverse` from PUBLISHED_X in float64 on MIXTURE's exact model, betas linspace(1e-4, 0.02,
+# 1000): the first row. All rows of all orders, methods and spacings agree to 1.5e-13.
 MIXTURE = mixture([0.3, 0.5, 0.2], [[-1.2, 0.4], [0.8, -0.6], [0.3, 1.5]], [0.25, 0.4, 0.3])
 PUBLISHED_X = torch.tensor([[0.5, -1.1], [1.0, 0.3], [-1.7, -0.2]], dtype=torch.float64)
 PUBLISHED = [
