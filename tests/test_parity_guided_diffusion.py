@@ -1,6 +1,10 @@
 """Numbers of openai/guided-diffusion (gaussian_diffusion.py, respace.py) on one fixed problem.
 
-i·result_i, i = 1 … 6. On all elements both agree to 1e-14 relative, and to 5e-13 where x_T is encoded with clipping.
+Made in float64 on MIXTURE's exact model from x_T = Z, with `betas = linspace(1e-4, 0.02, 1000)`, `SpacedDiffusion`
+with `space_timesteps(1000, spacing)`, and `randn_like` replaced by `draw(0)`, `draw(1)`, … of each step in turn. The
+published code rounds its tables and the conditioned mean to float32; both roundings were taken out. Each number is the
+sum of i·result_i, i = 1 … 6. On all elements both agree to 1e-14 relative, and to 5e-13 where x_T is encoded with
+clipping.
 """
 
 from __future__ import annotations
