@@ -94,10 +94,16 @@ struct Pair {
 FD_FN Pair box_muller(uint32_t a, uint32_t b) {
   const float r = radius(to_float(a) * 2.3283064365386963e-10f + 1.1641532182693481e-10f);
   const uint32_t quadrant = (b + (1u << 29)) >> 30;
-  const float phi = float(int32_t(b - (quadrant << 30))) * 1.4629180792671596e-9f;
+  const int32_t rest = int32_t(b - (quadrant << 30));
+  const float rounded = float(rest), phi = rounded * 1.4629180792671596e-9f;
+  // What phi lacks: the integer's own rounding, and that of the factor, 2.78e-8 of phi too large.
+  const float lack = float(rest - int32_t(rounded)) * 1.4629180792671596e-9f - 2.7827534e-8f * phi;
   const float s = phi * phi;
-  const float sine = phi + phi * s * (-1.666665494e-1f + s * (8.332178142e-3f + s * -1.951729843e-4f));
-  const float cosine = 1.0f + s * (-0.5f + s * (4.166664687e-2f + s * (-1.388736751e-3f + s * 2.443845100e-5f)));
+  const float sine = phi + (lack + phi * s * (-1.666665494e-1f + s * (8.332178142e-3f + s * -1.951729843e-4f)));
+  // 1 - s/2 with the error of its rounding: the larger terms first would cost a unit in the last place.
+  const float half = 0.5f * s, whole = 1.0f - half;
+  const float fourth = s * s * (4.166664687e-2f + s * (-1.388736751e-3f + s * 2.443845100e-5f));
+  const float cosine = whole + (((1.0f - whole) - half) + (fourth - phi * lack));
   const bool odd = (quadrant & 1u) != 0u;
   const float x = odd ? sine : cosine;
   const float y = odd ? cosine : sine;
