@@ -6,10 +6,12 @@ the last test starts.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import itertools
 import math
 import os
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -317,6 +319,41 @@ def test_the_triton_kernel_compiles_without_spilling(dtype: str, arch: int) -> N
     assert ".local" not in ptx
     # The interpolation's product and sum are rounded apart, as on the other back ends.
     assert f"fma.rn.f{dtype[2:]}" not in ptx
+
+
+@pytest.fixture(scope="module")
+def on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA kernel as a host library."""
+    compiler = shutil.which("g++") or pytest.skip("there is no g++")
+    root, library = Path(__file__).resolve().parent, tmp_path_factory.mktemp("host") / "quantile.so"
+    (library.parent / "cuda_runtime_api.h").touch()
+    (library.parent / "main.cpp").write_text('#include "cuda_on_host.h"\n')
+    options = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas"]
+    places = [f"-I{folder}" for folder in (library.parent, root, root.parent / "csrc")]
+    command = [compiler, *options, *places, str(library.parent / "main.cpp"), "-o", str(library)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if "barrier: No such file" in run.stderr or "unrecognized command-line option" in run.stderr:
+        pytest.skip("this g++ has no std::barrier")
+    assert run.returncode == 0, run.stderr[-3000:]
+    made = ctypes.CDLL(str(library))
+    sizes = [ctypes.c_int, *[ctypes.c_int64] * 3, ctypes.c_double, ctypes.c_int64, ctypes.c_int]
+    made.quantile_on_host.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *sizes]
+    return made
+
+
+@pytest.mark.skipif(INTERPRETED, reason="once is enough")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "elements"), [(1, 1), (1025, 300), (5000, 2500)])
+def test_the_cuda_kernel_on_the_host(n: int, elements: int, dtype: torch.dtype, on_host: ctypes.CDLL) -> None:
+    reference = ops.load("reference")
+    for i, kind in enumerate(("ties", "infinite", "nan") if n == 1025 else ("normal",)):
+        x = data(kind if kind in KINDS else "normal", n, dtype)
+        if kind not in KINDS:
+            x[1, n // 2] = math.inf if kind == "infinite" else -math.nan
+        for q in (0.995, 1.0) if kind == "infinite" else (0.995,):
+            out, code = torch.full((3,), 7.0, dtype=dtype), 2 if dtype is torch.float32 else 3
+            on_host.quantile_on_host(x.data_ptr(), out.data_ptr(), code, 3, n, *rank(q, n), elements, i % 2)
+            torch.testing.assert_close(out, quantile(reference, x, q), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("fastdiff._cuda") is None, reason="fastdiff._cuda is not built")
