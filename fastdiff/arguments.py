@@ -68,6 +68,18 @@ def check_guidance(scale: Any, cond: Any, uncond: Any, gradient: Any) -> None:
             raise TypeError(f"classifier_grad must be callable as classifier_grad(x, t), got {type(gradient).__name__}")
 
 
+def check_callables(noise: Any, callback: Any) -> None:
+    """The two functions that a run calls."""
+    calls = (
+        ("noise", noise, "noise(draw, like) -> tensor of like's shape"),
+        ("callback", callback, "callback(stage, time, x, x0)"),
+    )
+    for name, value, call in calls:
+        if value is not None and not callable(value):
+            hint = "; a tensor to start from is x" if name == "noise" and isinstance(value, torch.Tensor) else ""
+            raise TypeError(f"{name} must be callable as {call}, got {type(value).__name__}{hint}")
+
+
 def resolve_form(plan: Plan, gradient: Any, form: Any) -> str:
     """How the classifier's gradient acts: "score", "mean", or "" where there is none.
 

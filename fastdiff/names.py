@@ -5,6 +5,41 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SYNONYMS = {
+    "epsilon": "eps",
+    "noise": "eps",
+    "sample": "x0",
+    "v_prediction": "v",
+    "flow_prediction": "flow",
+    "linear": "ddpm",
+    "squaredcos_cap_v2": "cosine",
+}
+"""What diffusers calls predictions and beta schedules. In messages only."""
+
+ELSEWHERE = {
+    "algorithm_type": "the method's name says it: 'dpm2' (dpmsolver), 'dpmpp2m' (dpmsolver++), 'dpmpp2m_sde'",
+    "beta_schedule": "schedule='ddpm', 'scaled_linear' or 'cosine'",
+    "clip_sample": "clip=(-1, 1)",
+    "extra_args": "model_kwargs={...}",
+    "flow_shift": "schedule=fastdiff.schedules.flow(shift)",
+    "generator": "seed=0, or one seed per sample",
+    "noise_sampler": "noise=(draw, like) -> tensor",
+    "num_inference_steps": "steps=10",
+    "prediction_type": "prediction='eps', 'x0', 'v' or 'flow'",
+    "shift": "schedule=fastdiff.schedules.flow(shift)",
+    "sigmas": "spacing=[...]: the times themselves, which are sigmas for ve, edm, and flow without a shift",
+    "solver_order": "the method's name says it: 'dpmpp2m', 'dpmpp3m'",
+    "thresholding": "clip='dynamic'",
+    "timestep_spacing": "spacing='leading', 'linspace' or 'trailing'",
+    "timesteps": "spacing=[...]: the times themselves, and where they end",
+    "use_exponential_sigmas": "spacing='exponential'",
+    "use_karras_sigmas": "spacing='karras'",
+}
+"""What diffusers and k-diffusion call an argument of `sample`. In messages only."""
+
+CONDITIONING = ("encoder_hidden_states", "class_labels", "y", "added_cond_kwargs", "pooled_projections")
+"""What networks are commonly conditioned on: arguments of the model, not of `sample`."""
+
 
 def unknown(kind: str, got: object, valid: Iterable[str]) -> str:
     """The message of an error about a name: what was got, the nearest valid name, and all valid names.
@@ -15,6 +50,22 @@ def unknown(kind: str, got: object, valid: Iterable[str]) -> str:
     names = list(valid)
     folded = {name.lower(): name for name in names}
     near = difflib.get_close_matches(got.lower(), folded, n=1) if isinstance(got, str) else []
-    hint = f"; did you mean '{folded[near[0]]}'?" if near else "."
+    synonym = SYNONYMS.get(got) if isinstance(got, str) else None
+    nearest = synonym if synonym in names else folded[near[0]] if near else None
+    hint = f"; did you mean '{nearest}'?" if nearest else "."
     listed = ", ".join(names) if names else "none"
     return f"unknown {kind} {got!r}{hint} Valid: {listed}"
+
+
+def unknown_option(method: str, got: str, valid: Iterable[str]) -> str:
+    """The message about an option that a method does not take; for another library's name, what it is called here.
+
+    >>> unknown_option("ddim", "use_karras_sigmas", ["eta"])
+    "unknown option of method 'ddim': 'use_karras_sigmas'. Valid: eta. Here that is spacing='karras'"
+    """
+    message = unknown(f"option of method {method!r}:", got, valid)
+    if got in ELSEWHERE:
+        return f"{message}. Here that is {ELSEWHERE[got]}"
+    if got in CONDITIONING:
+        return f"{message}. What the model is given goes in model_kwargs={{{got!r}: ...}}"
+    return message

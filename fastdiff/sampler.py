@@ -16,6 +16,7 @@ from fastdiff.arguments import (
     STATE_DTYPES,
     Clip,
     Gradient,
+    check_callables,
     check_clip,
     check_guidance,
     check_out,
@@ -204,6 +205,7 @@ class Sampler:
     ) -> Any:
         """Sample. See `fastdiff.sample` for the arguments; returns a fresh tensor (B, ...), or (tensor, Trajectory)."""
         check_guidance(guidance_scale, cond, uncond, classifier_grad)
+        check_callables(noise, callback)
         if return_info:
             raise ValueError(
                 f"return_info goes with adaptive methods: what method {self.plan.method!r} does is known before, in "

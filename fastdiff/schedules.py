@@ -314,7 +314,9 @@ def resolve(schedule: str | NoiseSchedule) -> NoiseSchedule:
         if factory is not None:
             return factory()
         raise ValueError(unknown("schedule", schedule, [*SCHEDULES, *_ALIASES]))
+    foreign = hasattr(schedule, "alphas_cumprod")
+    call = "alphas_cumprod=scheduler.alphas_cumprod" if foreign else "betas=betas"
     raise ValueError(
         f"schedule got {type(schedule).__name__}; expected a name such as 'ddpm', or a NoiseSchedule such as "
-        "fastdiff.schedules.discrete(betas=betas)"
+        f"fastdiff.schedules.discrete({call})"
     )

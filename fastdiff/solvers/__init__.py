@@ -43,15 +43,55 @@ DEFAULT_STEPS = 10
 ALIASES: dict[str, str] = {alias: m.name for m in (METHODS | ADAPTIVE).values() for alias in m.aliases}
 
 
+ABSENT = {
+    "deis": "dpm3",
+    "deismultistep": "dpm3",
+    "dpm_2": "heun",
+    "dpm_2_ancestral": "dpmpp2m_sde",
+    "dpmpp_2s_ancestral": "dpmpp2s, or dpmpp2m_sde with noise",
+    "dpmpp_3m_sde": "dpmpp2m_sde",
+    "dpmpp_sde": "dpmpp2m_sde",
+    "dpmsolversde": "dpmpp2m_sde",
+    "flowmatchheundiscrete": "dpmpp2m",
+    "ipndm": "dpm3",
+    "ipndm_v": "dpm3",
+    "kdpm2ancestraldiscrete": "dpmpp2m_sde",
+    "kdpm2discrete": "heun",
+    "lms": "dpm3",
+    "lmsdiscrete": "dpm3",
+    "plms": "dpm3",
+    "pndm": "dpm3",
+    "sasolver": "dpmpp2m_sde",
+}
+"""Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""
+
+
+def _key(name: str) -> str:
+    """A name without what other libraries put around it: "sample_" (k-diffusion), "Scheduler", "_gpu" (ComfyUI)."""
+    key = name.lower().replace("-", "_").removeprefix("sample_").removesuffix("scheduler")
+    return key.removesuffix("_gpu").rstrip("_")
+
+
 def find(name: str) -> Method:
-    """The method with that name or alias (case, "-" and "_" as written by diffusers, k-diffusion and ComfyUI)."""
+    """The method with that name or alias: as diffusers ("DPMSolverMultistepScheduler", "DPMSolverMultistep"),
+    k-diffusion ("sample_dpmpp_2m") and ComfyUI ("dpmpp_2m") write it, in any case.
+
+    Raises:
+        ValueError: an unknown name, with the nearest method.
+        TypeError: not a string.
+    """
     if not isinstance(name, str):
         raise TypeError(
             f"method must be a name such as 'dpm3', got {type(name).__name__}; fastdiff.methods() lists them"
         )
-    key = name.lower().replace("-", "_")
+    key = _key(name)
     key = ALIASES.get(key, key)
     known = METHODS | ADAPTIVE
+    if key in ABSENT:
+        raise ValueError(
+            f"method {name!r} is a sampler of another library that fastdiff does not have; the nearest here: "
+            f"{ABSENT[key]}. Valid: {', '.join(known)}"
+        )
     if key not in known:
         raise ValueError(unknown("method", name, known))
     return known[key]

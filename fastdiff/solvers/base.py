@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.grids import grid
-from fastdiff.names import unknown
+from fastdiff.names import unknown, unknown_option
 from fastdiff.phi import phi
 from fastdiff.plan import AUX, H1, MAX_HISTORY, REGISTERS, Stage, register
 from fastdiff.schedule_base import NoiseSchedule, Point
@@ -133,7 +133,7 @@ class Method:
         """
         for name in options:
             if name not in self.options:
-                raise ValueError(unknown(f"option of method {self.name!r}:", name, sorted(self.options)))
+                raise ValueError(unknown_option(self.name, name, sorted(self.options)))
         filled = {name: option.default for name, option in self.options.items()}
         filled.update({name: self.options[name].check(self.name, name, value) for name, value in options.items()})
         return filled

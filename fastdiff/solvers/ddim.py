@@ -165,7 +165,7 @@ METHODS = (
                 choices=("small", "large", *LEARNED),
             )
         },
-        aliases=("ancestral",),
+        aliases=("ancestral", "euler_ancestral", "eulerancestraldiscrete", "ddpmparallel"),
     ),
     Method(
         name="ddim",
@@ -176,6 +176,8 @@ METHODS = (
         space="data",
         spacing="leading",
         options={"eta": Option(0.0, "noise level, 0 to 1, in units of the posterior's", minimum=0.0, maximum=1.0)},
+        # Euler's method on d(x/alpha)/d(sigma/alpha) = eps, the velocity's too, is this update to the last digit.
+        aliases=("euler", "eulerdiscrete", "flowmatcheulerdiscrete", "ddimparallel"),
     ),
     Method(
         name="pf_euler",

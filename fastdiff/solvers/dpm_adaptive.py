@@ -151,6 +151,6 @@ METHODS = (
             "denoise_to_zero": DENOISE,
             "max_nfe": MAX_NFE,
         },
-        aliases=("dpm_solver_adaptive", "sample_dpm_adaptive"),
+        aliases=("dpm_solver_adaptive",),
     ),
 )

@@ -163,8 +163,8 @@ def singlestep(name: str, space: str, order: int) -> Method:
 ALIASES = {
     "dpm2s": ("dpmsolver2s", "dpm_solver_2s"),
     "dpm3s": ("dpmsolver3s", "dpm_solver_3s", "dpm_fast"),
-    "dpmpp2s": ("dpmpp_2s", "dpm++2s"),
-    "dpmpp3s": ("dpmpp_3s", "dpm++3s", "dpmsolversinglestep"),
+    "dpmpp2s": ("dpmpp_2s", "dpm++2s", "dpmsolversinglestep"),
+    "dpmpp3s": ("dpmpp_3s", "dpm++3s"),
 }
 
 METHODS = (

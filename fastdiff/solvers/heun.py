@@ -114,6 +114,6 @@ METHODS = (
             "s_tmax": Option(math.inf, "no churn where sigma/alpha is above", minimum=0.0),
             "s_noise": Option(1.0, "factor of the churn's noise", minimum=0.0),
         },
-        aliases=("edm_heun", "sample_heun", "heundiscrete"),
+        aliases=("edm_heun", "heundiscrete"),
     ),
 )
