@@ -38,8 +38,19 @@ class Pool:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.lock = threading.RLock()
-        self.handle = torch.cuda.graph_pool_handle()
+        self.graphs: weakref.WeakSet[CudaCapture] = weakref.WeakSet()
         self.event: torch.cuda.Event | None = None
+        self._handle: Any = None
+
+    def handle(self) -> Any:
+        """The memory's id; a fresh one where no graph holds the old one, which torch then refuses to use again."""
+        if self._handle is None or not self.graphs:
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
+
+    def abandon(self) -> None:
+        """Take other memory for the next graph."""
+        self._handle = None
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -54,6 +65,10 @@ class Pool:
                 yield
             finally:
                 self.event.record(stream)
+
+
+# The start of a capture synchronises the device and empties the allocator's cache, which would break another capture.
+_CAPTURING = threading.RLock()
 
 
 class CudaCapture:
@@ -80,27 +95,54 @@ class CudaCapture:
         """Run once on the capture's stream, so that libraries make their handles and workspaces outside the graph."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            body()
-        current.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                body()
+        finally:
+            # Also where it raised: its kernels still read buffers that are now given back.
+            current.wait_stream(self.stream)
 
     def capture(self, body: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Record `body`; its result is the tensor that every replay fills."""
-        torch.cuda.synchronize(self.device)
-        try:
-            # Other threads may go on allocating and launching.
-            with torch.cuda.graph(
-                self.graph, pool=self.pool.handle, stream=self.stream, capture_error_mode="thread_local"
-            ):
-                return body()
-        except Exception:
-            # The capture is over, and what it left pending is done before anyone goes on.
-            with contextlib.suppress(Exception):
-                torch.cuda.synchronize(self.device)
-            raise
+        # The outer stream, which is the current one, is there to be restored: where the end of a capture raises,
+        # torch.cuda.graph leaves its own stream current.
+        with _CAPTURING, torch.cuda.stream(torch.cuda.current_stream(self.device)):
+            torch.cuda.synchronize(self.device)
+            handle = self.pool.handle()
+            try:
+                # Other threads may go on allocating and launching.
+                with torch.cuda.graph(self.graph, pool=handle, stream=self.stream, capture_error_mode="thread_local"):
+                    result = body()
+            except BaseException:
+                self.pool.abandon()
+                _recover(self.device, handle)
+                raise
+            self.pool.graphs.add(self)
+            return result
 
     def replay(self) -> None:
         self.graph.replay()
+
+
+def _recover(device: torch.device, handle: Any) -> None:
+    """After a failed capture, put right what torch leaves behind where ending it raises.
+
+    Before 2.12 the allocator takes the capture to be under way for ever (pytorch/pytorch#180395): every later one, and
+    torch.cuda.empty_cache(), would raise. The default generator stays in its capturing state, in which eager random
+    numbers raise, until another capture ends well.
+    """
+    with contextlib.suppress(Exception):
+        torch.cuda.synchronize(device)
+    with contextlib.suppress(Exception):
+        names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
+        end = next(getattr(torch._C, name) for name in names if hasattr(torch._C, name))
+        # Raises where torch has ended it itself; the graph then gives the memory back as well.
+        end(device.index, handle)
+        torch._C._cuda_releasePool(device.index, handle)
+    with contextlib.suppress(Exception):
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+            torch.zeros(1, device=device)
 
 
 CAPTURE: Any = CudaCapture
@@ -137,7 +179,21 @@ class Entry:
     result: torch.Tensor
     leaves: Leaves
     addresses: tuple[int, ...]
+    stream: Any
     sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def in_use(self) -> None:
+        """Tell the allocator where another stream than the buffers' own reads them, perhaps beyond the entry's life."""
+        if self.stream is None:
+            return
+        stream = torch.cuda.current_stream(self.start.device)
+        if stream == self.stream:
+            return
+        c = self.coeffs
+        buffers = (self.start, self.clock, self.probe, c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale)
+        for buffer in (*buffers, *self.leaves.tensors):
+            if buffer is not None:
+                buffer.record_stream(stream)
 
 
 class _Cache:
@@ -261,6 +317,9 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | str:
     if owner is None:
         return f"a {type(model).__name__} cannot be weakly referenced, so its graph could outlive it"
     leaves = _leaves(r.network.kwargs)
+    elsewhere = next((t.device for t in leaves.tensors if t.device != start.device), None)
+    if elsewhere is not None:
+        return f"a tensor on {elsewhere} in model_kwargs or cond would be read once, when the graph is captured"
     autocast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
     key = (
         owner,
@@ -278,8 +337,11 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | str:
         r.backend.NAME,
         r.coeffs.lo is None,
         r.threshold,
+        None if r.probe is None else r.probe[1],
         tuple((t.shape, t.dtype, t.device) for t in leaves.tensors),
         leaves.rest,
+        # 1, 1.0 and True are equal.
+        tuple(type(v) for v in leaves.rest),
         str(leaves.spec),
         autocast,
         recycles(model),
@@ -309,6 +371,7 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
         why = _cache.failed.get(key)
         if mode == "auto" and (why is not None or _cache.first_time(key)):
             return _deliver(run(r, start), out)
+        reason = None
         try:
             entry = _capture(key, r, start)
         except Exception as error:
@@ -316,6 +379,8 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
             _cache.fail(key, reason)
             if mode is True:
                 raise RuntimeError(f"graph=True: the model cannot be captured: {reason}") from error
+        if entry is None:
+            # Not in the handler, where the error's frames would still hold the memory of the attempt.
             warnings.warn(
                 "the model cannot be captured in a CUDA graph, so its loop runs eagerly, with the same result: "
                 f"{reason}",
@@ -360,10 +425,13 @@ def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
     model = r.network.model
     pool = _cache.pool(key[0], start.device)
     with pool.turn(), _no_autocast_cache():
+        made = _cache.get(key)
+        if made is not None:
+            # Another thread captured it while this one waited.
+            return made
         found = _leaves(r.network.kwargs)
         leaves = found._replace(tensors=[t.clone() for t in found.tensors])
         static, first = _static(r, leaves), start.clone()
-        addresses = _addresses(model)
         graph = CAPTURE(start.device, pool)
         body = functools.partial(run, static, first)
         graph.warm_up(body)
@@ -372,16 +440,21 @@ def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
             raise RuntimeError(
                 "it returns the same output buffer again, as networks that replay graphs of their own do"
             )
+        addresses = _addresses(model)
         result = graph.capture(body)
+        if _addresses(model) != addresses:
+            raise RuntimeError("it gives its parameters or buffers other memory whenever it runs")
+        stream = torch.cuda.current_stream(start.device) if start.device.type == "cuda" else None
         probe = None if static.probe is None else static.probe[0]
-        entry = Entry(graph, pool, static.coeffs, static.clock, probe, first, result, leaves, addresses)
-    _cache.put(key, entry)
+        entry = Entry(graph, pool, static.coeffs, static.clock, probe, first, result, leaves, addresses, stream)
+        _cache.put(key, entry)
     return entry
 
 
 def _replay(entry: Entry, r: Run, start: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     """Fill the static buffers, launch, and return a fresh tensor, or `out` filled."""
     with entry.pool.turn():
+        entry.in_use()
         _fill(entry, r, start)
         entry.graph.replay()
         return entry.result.clone() if out is None else out.copy_(entry.result)
@@ -420,16 +493,19 @@ def _no_autocast_cache() -> Iterator[None]:
         yield
 
 
+_UNRECORDED = "it uses the device in a way that a capture cannot record (another stream, or a synchronisation)"
+_INVALIDATED = "failed due to a previous error during capture"
+
 _CAUSES = (
     (
         "stream is capturing",
         "it waits for the device or copies to the host inside the loop (.item(), .cpu(), printing, "
         "a Python branch on a tensor)",
     ),
-    (
-        "StreamCapture",
-        "it uses the device in a way that a capture cannot record (another stream, or a synchronisation)",
-    ),
+    ("StreamCapture", _UNRECORDED),
+    ("uncaptured work in another stream", _UNRECORDED),
+    ("unjoined work", _UNRECORDED),
+    (_INVALIDATED, _UNRECORDED),
     ("generator", "it draws random numbers from a generator that the graph does not know"),
     ("Offset increment outside graph capture", "it draws random numbers from a generator that the graph does not know"),
     ("Expected all tensors to be on the same device", "it holds CPU tensors"),
@@ -441,6 +517,9 @@ _CAUSES = (
 
 def _reason(error: BaseException) -> str:
     """One sentence for the causes that are known, and the error's own first line."""
+    # The end of a capture that failed raises too, over the error that tells why.
+    while _INVALIDATED in str(error) and error.__context__ is not None:
+        error = error.__context__
     text = str(error)
     own = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     for sign, cause in _CAUSES:

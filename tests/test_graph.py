@@ -197,6 +197,67 @@ def test_auto_falls_back_with_one_warning(fake, net) -> None:
     assert fake.captures == 1
 
 
+def test_the_reason_is_the_first_error(fake, net) -> None:
+    """Ending a capture that failed raises an error of its own, in whose context the cause is."""
+    failure = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    failure.__context__ = RuntimeError("CUDA error: operation not permitted when stream is capturing")
+    fake.failure = failure
+    with pytest.raises(RuntimeError, match=r"cannot be captured: it waits for the device"):
+        fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)
+
+
+def test_a_failed_capture_gives_its_memory_back_before_the_eager_run(fake, net, monkeypatch) -> None:
+    """An error holds the frames that it passed; out of memory, what they hold would be missing again."""
+    held = []
+
+    def capture(self, body):
+        held.append(weakref.ref(self))
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(fake, "capture", capture)
+    sampler = fastdiff.Sampler("dpm3", 4, graph="auto")
+
+    def model(x, t):
+        assert not held or held[0]() is None
+        return net(x, t)
+
+    sampler(model, shape=SHAPE)
+    with pytest.warns(UserWarning, match="not enough memory for a graph"):
+        sampler(model, shape=SHAPE)
+    assert held
+
+
+def test_a_tensor_elsewhere_would_be_baked(fake, net) -> None:
+    """A scalar on the host, which operations on the device take by value."""
+    with pytest.raises(RuntimeError, match="a tensor on meta in model_kwargs or cond would be read once"):
+        fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE, model_kwargs={"y": torch.ones(3, device="meta")})
+
+
+def test_a_model_that_moves_its_buffers_is_refused(fake) -> None:
+    class Moves(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("last", torch.zeros(1))
+            self.kept: list[torch.Tensor] = []
+
+        def forward(self, x, t, y=None):
+            self.kept.append(self.last)
+            self.last = t.clone()
+            return super().forward(x, t, y)
+
+    with pytest.raises(RuntimeError, match="gives its parameters or buffers other memory"):
+        fastdiff.Sampler("dpm3", 4, graph=True)(Moves(), shape=SHAPE)
+
+
+@pytest.mark.parametrize("method", ["dpm3", "dpmpp2m", "ddim"])
+def test_the_prediction_of_x0_is_part_of_the_structure(fake, net, method: str) -> None:
+    """With prediction="x0" the dynamic threshold looks at the output alone, otherwise at u as well."""
+    for prediction in ("x0", "eps", "v", "x0"):
+        build = {"clip": "dynamic", "prediction": prediction}
+        ours, eager = pair(net, method=method, build=build, shape=SHAPE)
+        assert torch.equal(ours, eager), prediction
+
+
 def test_true_raises_with_the_reason(fake, net) -> None:
     fake.failure = RuntimeError("Expected all tensors to be on the same device, but found cpu")
     with pytest.raises(RuntimeError, match=r"graph=True: the model cannot be captured: it holds CPU tensors"):
