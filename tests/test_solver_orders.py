@@ -60,7 +60,7 @@ UNIPC = [
     for c in (True, False)
     for s in ("data", "noise")
 ]
-FIRST = [(m, {}) for m in ("ddim", "dpm1", "dpmpp1")]
+FIRST = [(m, {}) for m in ("ddim", "pf_euler", "dpm1", "dpmpp1")]
 CASES = [
     *FIRST,
     ("heun", {}),
