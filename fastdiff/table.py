@@ -198,14 +198,13 @@ def bind(
     """
     space = space or plan.space
     wide = 0 if not plan.wide else (1 if guidance_scale is None else 2)
-    rows, draws, specs = [_opening(plan, copies)], [(-1, -1, -1)], [_opening_spec(copies)]
+    rows, draws, specs = [_opening(plan)], [(-1, -1, -1)], [_opening_spec(copies)]
     for k, stage in enumerate(plan.stages):
         following = plan.stages[k + 1 :]
-        more = any(s.evaluate for s in following)
         in_scale = next((s.in_scale for s in following if s.evaluate), 1.0)
         row, spec = _bind_stage(stage, prediction, space, guidance_scale, classifier, clip)
         row[IN_SCALE] = in_scale
-        writes_input = more and (k + 1 < len(plan.stages)) and plan.stages[k + 1].evaluate
+        writes_input = bool(following) and following[0].evaluate
         specs.append(spec._replace(copies=copies if writes_input else 0, spread=wide if stage.evaluate else 0))
         rows.append(row)
         draws.append(stage.draws)
@@ -213,7 +212,7 @@ def bind(
     return Table(np.stack(rows), np.array(draws, dtype=np.int32), tuple(specs), times)
 
 
-def _opening(plan: Plan, copies: int) -> np.ndarray:
+def _opening(plan: Plan) -> np.ndarray:
     row = np.zeros(WIDTH)
     row[IN_SCALE] = next((s.in_scale for s in plan.stages if s.evaluate), 1.0)
     row[NEXT_U + X] = 1.0

@@ -13,8 +13,6 @@ from fastdiff.schedule_base import Point
 from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row, denoise
 from fastdiff.solvers.dpm_multistep import TO_ZERO
 
-MAX_ORDER = 3
-
 
 def weights(ratios: Sequence[float], hh: float, base: float) -> np.ndarray:
     """The rho of eq. 11: sum_m rho_m r_m^(i−1) = i!·hh·phi_{i+1}(hh)/B(h) for i = 1 … len(ratios)."""
