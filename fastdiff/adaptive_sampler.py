@@ -105,8 +105,7 @@ class AdaptiveSampler(Sampler):
         a = self._named
         return (
             f"Sampler({a.method!r}, rtol={a.rtol:g}, atol={a.atol:g}, control={a.control!r}, "
-            f"prediction={self.prediction!r}, "
-            f"dtype={self.dtype})"
+            f"prediction={self.prediction!r}, dtype={self.dtype})"
         )
 
     def _check_stated(self, model: Any) -> None:

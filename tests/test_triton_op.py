@@ -82,7 +82,7 @@ else:
 
     def test_constants_are_those_of_the_table() -> None:
         """The kernel cannot import them: Triton reads only constexpr globals."""
-        names = ("W1", "W2", "CU", "CG", "PU", "PG", "QU", "QX", "IN_SCALE", "NEXT_U", "NEXT_X", "WIDTH")
+        names = ("W1", "W2", "CU", "CG", "PU", "PG", "QU", "QX", "IN_SCALE", "NEXT_U", "NEXT_X", "S0", "S1", "WIDTH")
         for name in (*names, "NONE", "RAW", "LINEAR", "CLIP"):
             assert getattr(stage_module, name).value == getattr(table, name), name
         for name, number in {"X": X, "U": U, "M": M, "H1": H1, "AUX": AUX, "ZA": ZA}.items():

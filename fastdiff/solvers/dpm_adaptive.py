@@ -90,7 +90,7 @@ def build(
     for name, value in (("h_init", h_init), ("theta", theta)):
         if value <= 0:
             raise ValueError(f"{name}={value:g}: method 'dpm_adaptive' expects a number above 0")
-    stop, clean = last_point("dpm_adaptive", schedule, stop, denoise_to_zero, False)
+    stop, clean = last_point(schedule, stop, denoise_to_zero, False)
     if not (math.isfinite(start.lam) and start.lam < stop.lam):
         why = (
             "alpha = 0 (zero terminal SNR)"
@@ -99,8 +99,7 @@ def build(
         )
         raise ValueError(
             f"method 'dpm_adaptive' steps in lambda = log(alpha/sigma) and cannot start at t={start.t:g}, where "
-            f"{why}: use an earlier "
-            f"t_start, such as {0.999 * start.t:g}, or method='ode'"
+            f"{why}: use an earlier t_start, such as {0.999 * start.t:g}, or method='ode'"
         )
     return Adaptive(
         method="dpm_adaptive",

@@ -167,7 +167,7 @@ def from_history(first: Stage) -> Stage:
 
 
 def last_point(
-    method: str, schedule: NoiseSchedule, stop: Point, denoise_to_zero: bool, through: bool
+    schedule: NoiseSchedule, stop: Point, denoise_to_zero: bool, through: bool
 ) -> tuple[Point, Point | None]:
     """Where to stop, and the clean point that a last step leads to. `through`: it can run to sigma = 0 itself."""
     clean = schedule.at(schedule.t_clean)

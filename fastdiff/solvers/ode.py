@@ -94,18 +94,17 @@ def build(
     if form == "noise" and min(start.alpha, stop.alpha) == 0:
         raise ValueError(
             f"form='noise' divides by alpha, which is 0 at t={max(start.t, stop.t):g} (zero terminal SNR): use "
-            "form='velocity' with a "
-            "network that predicts 'v', 'flow' or 'x0', or another t_start"
+            "form='velocity' with a network that predicts 'v', 'flow' or 'x0', or another t_start"
         )
     clean = None
     if start.t > stop.t:
         # The other schedules' networks are not made for sigma = 0, nor can x0 or score be turned into a drift there.
         through = schedule.kind == "flow" and form == "velocity" and request.prediction not in ("x0", "score")
-        stop, clean = last_point("ode", schedule, stop, denoise_to_zero, through)
+        stop, clean = last_point(schedule, stop, denoise_to_zero, through)
         if stop.t >= start.t:
             raise ValueError(
-                f"method 'ode' cannot start at t={start.t:g}: it must lie above t={stop.t:g}, where its last step "
-                "begins"
+                f"method 'ode' cannot start at t={start.t:g}: it must lie above t={stop.t:g}, where its last "
+                "step begins"
             )
     elif denoise_to_zero:
         raise ValueError(
