@@ -4,6 +4,7 @@ here."""
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,6 +49,15 @@ def placement(model: Any) -> tuple[torch.device | None, torch.dtype | None]:
                 return None if p.device.type == "meta" else p.device, p.dtype
     device, dtype = stated(model, "device"), stated(model, "dtype")
     return device if isinstance(device, torch.device) else None, dtype if dtype in DTYPES else None
+
+
+def time_by_name(model: Any) -> bool:
+    """Whether the time goes to `timestep=`: diffusers' transformers have the text, not the time, as second argument."""
+    if not isinstance(model, torch.nn.Module):
+        return False
+    # A compiled module has no signature of its own.
+    names = list(inspect.signature(getattr(model, "_orig_mod", model).forward).parameters)
+    return "timestep" in names and names.index("timestep") != 1
 
 
 def _unwrap(out: Any) -> torch.Tensor:
@@ -126,6 +136,7 @@ class Network:
         if not callable(model):
             raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
         self.model = model
+        self.named = time_by_name(model)
         self.batch = batch
         self.wide = wide
         self.guided = cond is not None
@@ -151,7 +162,7 @@ class Network:
         return other
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        out = self.model(x, t, **self.kwargs)
+        out = self.model(x, timestep=t, **self.kwargs) if self.named else self.model(x, t, **self.kwargs)
         return self.check(out, x)
 
     def check(self, out: Any, x: torch.Tensor) -> torch.Tensor:

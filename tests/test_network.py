@@ -167,3 +167,15 @@ def test_network_repeats_only_batched_tensors() -> None:
     n = Network(wavy, 2, {"a": batched, "b": single, "c": torch.tensor(2.0)}, {"y": batched}, {"y": -batched})
     assert n.kwargs["a"].tolist() == [0, 1, 0, 1] and n.kwargs["b"] is single and n.kwargs["c"].ndim == 0
     assert n.kwargs["y"].tolist() == [0, 1, 0, -1] and n.guided
+
+
+def test_transformers_get_the_time_by_name() -> None:
+    class Transformer(torch.nn.Module):
+        """The order of diffusers' transformers: the text, not the time, is the second argument."""
+
+        def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, timestep: torch.Tensor):
+            return hidden_states * encoder_hidden_states[:, None] + timestep[:, None]
+
+    x, t, text = torch.ones(2, 3), torch.tensor([5.0, 7.0]), torch.tensor([2.0, 3.0])
+    out = Network(Transformer(), 2, {"encoder_hidden_states": text})(x, t)
+    assert out.tolist() == [[7.0] * 3, [10.0] * 3]
