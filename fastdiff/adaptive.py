@@ -271,9 +271,9 @@ class Driver:
             lane = self.lanes[j]
             if not fine and needs[j]:
                 raise FloatingPointError(
-                    f"the network returned NaN or Inf at step {lane.accepted} (model time "
-                    f"{float(self.times[k, i]):g}) for sample "
-                    f"{i % self.batch} of {self.batch}: check the network's dtype, its input scale and prediction=..."
+                    f"the network returned NaN or Inf at step {lane.accepted} (model time {float(self.times[k, i]):g}) "
+                    f"for sample {i % self.batch} of {self.batch}: check the network's dtype, its input scale and "
+                    "prediction=..."
                 )
 
     def single(self, stages: list[Stage], out: torch.Tensor) -> None:
@@ -476,17 +476,15 @@ class Driver:
         where = f"sample {i}" if self.each else "the batch"
         raise FloatingPointError(
             f"the error of the step from t={self.lanes[i].at.t:g} is NaN or Inf for {where}: the network gave such "
-            "values, or the step "
-            "overflowed; check_finite=True finds the first, dtype=torch.float64 or a smaller first step helps the "
-            "second"
+            "values, or the step overflowed; check_finite=True finds the first, dtype=torch.float64 or a smaller first "
+            "step helps the second"
         )
 
     def give_up(self, what: str, remedy: str) -> None:
         lane = max(self.lanes, key=lambda lane: (not lane.done, lane.rejected + lane.accepted))
         raise RuntimeError(
             f"method {self.method.method!r} {what}: at t={lane.at.t:g} after {lane.accepted} accepted and "
-            f"{lane.rejected} rejected "
-            f"steps, on the way to t={self.method.stop.t:g}; {remedy}"
+            f"{lane.rejected} rejected steps, on the way to t={self.method.stop.t:g}; {remedy}"
         )
 
 

@@ -73,9 +73,8 @@ class AdaptiveSampler(Sampler):
         if graph is True:
             raise RuntimeError(
                 f"graph=True: method {chosen.name!r} chooses each step from the error of the last, a value that the "
-                "host must read, so a "
-                "run cannot be captured as one graph; use graph='auto' or graph=False (the model itself may replay a "
-                "graph of its own)"
+                "host must read, so a run cannot be captured as one graph; use graph='auto' or graph=False (the model "
+                "itself may replay a graph of its own)"
             )
         self.schedule = resolve("ddpm" if schedule is None else schedule)
         self.clip = check_clip(clip)
@@ -93,8 +92,7 @@ class AdaptiveSampler(Sampler):
         """AttributeError: an adaptive method has none."""
         raise AttributeError(
             f"method {self._named.method!r} is adaptive and has no plan: its steps are chosen while it runs; call the "
-            "sampler with "
-            "return_info=True to see them"
+            "sampler with return_info=True to see them"
         )
 
     @property
@@ -154,8 +152,7 @@ class AdaptiveSampler(Sampler):
         if x is None and not method.forward:
             raise ValueError(
                 f"from t_start={method.start.t:g} to t_end={method.stop.t:g} method {method.method!r} runs from data "
-                "to noise: pass x, "
-                "the data"
+                "to noise: pass x, the data"
             )
         found, network_dtype = placement(model)
         with _mode():
@@ -195,15 +192,13 @@ class AdaptiveSampler(Sampler):
             )
         if correct_x0 is not None or correct_xt is not None:
             raise ValueError(
-                f"correct_x0 and correct_xt do not go with adaptive methods: method {name!r} would take the "
-                "correction for an error of its "
-                "step; use clip=..., or a method with a plan"
+                f"correct_x0 and correct_xt do not go with adaptive methods: method {name!r} would take the correction "
+                "for an error of its step; use clip=..., or a method with a plan"
             )
         if observed and self._named.control == "sample":
             raise ValueError(
                 "callback and return_trajectory report the steps of the batch, and with control='sample' each sample "
-                "has its own: use "
-                "control='batch', or return_info=True for the times"
+                "has its own: use control='batch', or return_info=True for the times"
             )
 
     @functools.cached_property

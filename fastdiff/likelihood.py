@@ -59,8 +59,7 @@ class Flow(Driver):
             if not out.requires_grad:
                 raise ValueError(
                     "the model's output does not depend on its input through autograd: the likelihood needs its "
-                    "derivative, so the model "
-                    "must not run under torch.no_grad() or detach its input"
+                    "derivative, so the model must not run under torch.no_grad() or detach its input"
                 )
             total = torch.zeros(self.batch, dtype=torch.float64, device=leaf.device)
             for i, probe in enumerate(self.probes):

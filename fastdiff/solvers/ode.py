@@ -145,8 +145,7 @@ METHODS = (
             "form": Option(
                 "velocity",
                 "'velocity': x/(alpha + sigma) over sigma/(alpha + sigma); 'noise': x/alpha over sigma/alpha, which "
-                "takes two to "
-                "four times as many evaluations",
+                "takes two to four times as many evaluations",
                 choices=("velocity", "noise"),
             ),
             "control": CONTROL,
