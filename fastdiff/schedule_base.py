@@ -37,7 +37,7 @@ class NoiseSchedule:
     any sigma >= 0, as churn may pass the largest). Make one with the functions of `fastdiff.schedules`.
 
     `time_scale`: what the network is given is `time_scale` times its own time (999 for score_sde's VP networks, 1000
-    for SD3's and Flux's flow networks).
+    for SD3's flow network).
     """
 
     time_scale: float = dataclasses.field(default=1.0, kw_only=True)
