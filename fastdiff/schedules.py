@@ -286,7 +286,8 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, *, time_scale: float 
 
 
 def flow(shift: float = 1.0, *, time_scale: float = 1.0) -> Flow:
-    """Flow matching; `shift` as in SD3, applied once. SD3's network takes `time_scale=1000`; Flux's is given s itself."""
+    """Flow matching; `shift` as in SD3, applied once. SD3's network takes `time_scale=1000`; Flux's is given s
+    itself."""
     return Flow(shift, time_scale=time_scale)
 
 
