@@ -247,7 +247,7 @@ def test_networks_that_cannot_be_captured(kind: type[Net]) -> None:
     with pytest.warns(UserWarning, match=r"cannot be captured in a CUDA graph.*(waits for the device|CPU)"):
         assert torch.equal(auto(model, shape=SHAPE), want)
     assert torch.cuda.current_stream() == before
-    # What torch before 2.12 leaves broken: the allocator, the default generator, and the model's own pool of memory.
+    # What torch before 2.13 leaves broken: the allocator, the default generator, and the model's own pool of memory.
     torch.cuda.empty_cache()
     assert torch.isfinite(torch.randn(3, device="cuda")).all()
     with warnings.catch_warnings():

@@ -48,7 +48,8 @@ LAYERS: dict[str, set[str] | None] = {
     "corrections": {"plan"},
     "inversion": {"sampler"},
     "loop": OPS | {"network", "history", "langevin", "corrections"},
-    "graph": OPS | {"network", "history", "loop"},
+    "capture": set(),
+    "graph": OPS | {"network", "history", "loop", "capture"},
     "arguments": OPS | {"network", "history", "threshold"},
     "threshold": OPS,
     "sampler": OPS

@@ -1,0 +1,140 @@
+"""One CUDA graph of torch's: its memory, its capture on a side stream, and what a failed capture must leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+class Pool:
+    """The memory that the graphs of one model share. They never replay at the same time: one lock, and one event
+    between streams."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.lock = threading.RLock()
+        self.graphs: weakref.WeakSet[CudaCapture] = weakref.WeakSet()
+        self.event: torch.cuda.Event | None = None
+        self._handle: Any = None
+
+    def handle(self) -> Any:
+        """The memory's id; a fresh one where no graph holds the old one, which torch then refuses to use again."""
+        if self._handle is None or not self.graphs:
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
+
+    def abandon(self) -> None:
+        """Take other memory for the next graph."""
+        self._handle = None
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for the last use, on whichever stream it was, and let the next one wait for this."""
+        with self.lock:
+            stream = torch.cuda.current_stream(self.device)
+            if self.event is None:
+                self.event = torch.cuda.Event()
+            else:
+                stream.wait_event(self.event)
+            try:
+                yield
+            finally:
+                self.event.record(stream)
+
+
+# The start of a capture synchronises the device and empties the allocator's cache, which would break another capture.
+_CAPTURING = threading.RLock()
+
+
+class CudaCapture:
+    """One CUDA graph, with the stream that it is recorded on. Tests put a stand-in with the same methods in its
+    place."""
+
+    DEVICE = "cuda"
+
+    def __init__(self, device: torch.device, pool: Pool) -> None:
+        self.device, self.pool = device, pool
+        self.graph = torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream(device)
+
+    @staticmethod
+    def refusal() -> str | None:
+        """Why this process cannot capture, or None."""
+        return None if torch.cuda.is_available() else "it needs a CUDA device, and torch sees none here"
+
+    @staticmethod
+    def make_pool(device: torch.device) -> Pool:
+        return Pool(device)
+
+    def warm_up(self, body: Callable[[], torch.Tensor]) -> None:
+        """Run once on the capture's stream, so that libraries make their handles and workspaces outside the graph."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self.stream):
+                body()
+        finally:
+            # Also where it raised: its kernels still read buffers that are now given back.
+            current.wait_stream(self.stream)
+
+    def capture(self, body: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Record `body`; its result is the tensor that every replay fills."""
+        # The outer stream, which is the current one, is there to be restored: where the end of a capture raises,
+        # torch.cuda.graph leaves its own stream current.
+        with _CAPTURING, torch.cuda.stream(torch.cuda.current_stream(self.device)):
+            torch.cuda.synchronize(self.device)
+            handle = self.pool.handle()
+            _clear_workspaces()
+            try:
+                # Other threads may go on allocating and launching.
+                with torch.cuda.graph(self.graph, pool=handle, stream=self.stream, capture_error_mode="thread_local"):
+                    result = body()
+            except BaseException:
+                self.pool.abandon()
+                _recover(self.device, handle)
+                raise
+            finally:
+                _clear_workspaces()
+            self.pool.graphs.add(self)
+            return result
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+def _clear_workspaces() -> None:
+    """Let cuBLAS take its workspace anew: inside a capture from the graph's own memory, after it from elsewhere.
+
+    Torch keeps one for each stream. The warm-up's would be read by the graph's launches, while torch may give it back
+    (it does with every graph of torch.compile, and with graphs captured on the same stream: pytorch/pytorch#193402), or
+    use it for other work on that stream at the same time.
+    """
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if clear is not None:
+        clear()
+
+
+def _recover(device: torch.device, handle: Any) -> None:
+    """After a failed capture, put right what torch leaves behind where ending it raises.
+
+    Before 2.13 the allocator takes the capture to be under way for ever (pytorch/pytorch#180395): every later one, and
+    torch.cuda.empty_cache(), would raise. The default generator stays in its capturing state, in which eager random
+    numbers raise, until another capture ends well.
+    """
+    with contextlib.suppress(Exception):
+        torch.cuda.synchronize(device)
+    with contextlib.suppress(Exception):
+        names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
+        end = next(getattr(torch._C, name) for name in names if hasattr(torch._C, name))
+        # Raises where torch has ended it itself; the graph then gives the memory back as well.
+        end(device.index, handle)
+        torch._C._cuda_releasePool(device.index, handle)
+    with contextlib.suppress(Exception):
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+            torch.zeros(1, device=device)
