@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from fastdiff._version import __version__
 
 ENVIRONMENT = {
     "FASTDIFF_SIMD": "instruction set of the cpu back end: portable, avx2 or avx512 (default: the widest that runs)",
@@ -19,7 +23,7 @@ ENVIRONMENT = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns the exit status: 0, 2 for bad arguments, 1 for what cannot be done here."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:
@@ -27,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError) as error:
         print(f"fastdiff: {error}", file=sys.stderr)
         return 2
+    except (OSError, RuntimeError, ImportError) as error:
+        print(f"fastdiff: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("fastdiff: interrupted", file=sys.stderr)
         return 130
@@ -34,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastdiff", description="Fast sampling of diffusion models.")
+    parser.add_argument("--version", action="version", version=f"fastdiff {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     demo = commands.add_parser("demo", help="sample handwritten digits with the network that ships with the package")
@@ -65,6 +73,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _width() -> int:
+    """Columns of the terminal; 100 where there is none."""
+    return max(shutil.get_terminal_size((100, 24)).columns, 40)
+
+
+def _wrap(line: str, hang: int) -> str:
+    """The line over several where it is too wide, the later ones indented by `hang` columns."""
+    return "\n".join(
+        textwrap.wrap(
+            line,
+            _width(),
+            subsequent_indent=" " * hang,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+    )
+
+
+def _narrow(table: str) -> str:
+    """A plan's table: where it is wider than the terminal, with the two formulas below each stage."""
+    width = _width()
+    head, *lines, foot = table.splitlines()
+    if all(len(line) <= width for line in lines):
+        return "\n".join([_wrap(head, 2), *lines, _wrap(foot, 1)])
+    at = [lines[0].index("next u"), lines[0].index("next x"), None]
+    short = [lines[0][: at[0]].rstrip()]
+    for line in lines[1:]:
+        short.append(line[: at[0]].rstrip())
+        for name, begin, end in (("next u", at[0], at[1]), ("next x", at[1], at[2])):
+            short.append(_wrap(f"    {name}  {line[begin:end].strip()}", 12))
+    return "\n".join([_wrap(head, 2), *short, _wrap(foot, 1)])
+
+
 def _demo(chosen: argparse.Namespace) -> None:
     from fastdiff.demo.run import main as demo
 
@@ -77,21 +119,21 @@ def _methods(chosen: argparse.Namespace) -> None:
     if chosen.method is None:
         listed = METHODS | ADAPTIVE
         width = max(map(len, listed))
+        print(f"{'method':<{width}}  order")
         for m in listed.values():
-            print(f"{m.name:<{width}}  {m.summary}")
+            print(_wrap(f"{m.name:<{width}}  {m.order:<5}  {m.summary}", width + 9))
         print("\nfastdiff methods NAME shows a method's options, aliases and paper.")
         return
     m = find(chosen.method)
-    print(
-        f"{m.name}: {m.summary}\norder {m.order}, {m.nfe_per_step} evaluation(s) a step, {m.space} space, "
-        + ("adaptive steps" if m.adaptive else f"spacing {m.spacing!r}")
-    )
-    print(f"paper: {m.paper}")
+    print(_wrap(f"{m.name}: {m.summary}", len(m.name) + 2))
+    steps = "adaptive steps" if m.adaptive else f"spacing {m.spacing!r}"
+    print(_wrap(f"order {m.order}, {m.nfe_per_step} evaluation(s) a step, {m.space} space, {steps}", 2))
+    print(_wrap(f"paper: {m.paper}", 7))
     if m.aliases:
-        print(f"aliases: {', '.join(m.aliases)}")
+        print(_wrap(f"aliases: {', '.join(m.aliases)}", 9))
     for name, option in m.options.items():
         choices = f" ({' | '.join(map(repr, option.choices))})" if option.choices else ""
-        print(f"  {name}={option.default!r}{choices}: {option.doc}")
+        print(_wrap(f"  {name}={option.default!r}{choices}: {option.doc}", 4))
 
 
 def _value(text: str) -> Any:
@@ -122,7 +164,7 @@ def _plan(chosen: argparse.Namespace) -> None:
         if len(values) > 1 and all(isinstance(v, int | float) for v in values):
             spacing = values
     made = plan(chosen.method, chosen.steps, chosen.schedule, spacing, chosen.t_start, chosen.t_end, **options)
-    print(made)
+    print(_narrow(str(made)))
     if chosen.json:
         made.save(chosen.json)
         print(f"saved {chosen.json}")
@@ -132,7 +174,8 @@ def _plan(chosen: argparse.Namespace) -> None:
 
 
 def _doctor(chosen: argparse.Namespace) -> None:
-    print(report())
+    for line in report().splitlines():
+        print(_wrap(line, 4 + len(line) - len(line.lstrip())))
 
 
 def report() -> str:
@@ -140,7 +183,6 @@ def report() -> str:
     import numpy
     import torch
 
-    from fastdiff import __version__
     from fastdiff.ops import backends
 
     lines = [
