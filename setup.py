@@ -20,6 +20,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 ARCHITECTURES = "80;90-real;100-real;120"
+"""Machine code for Ampere to Blackwell; PTX of the first and the last serves what lies between and after."""
 
 
 def choice(name: str) -> str:
@@ -28,6 +29,13 @@ def choice(name: str) -> str:
     if value not in ("0", "1", "auto"):
         raise SystemExit(f"{name}={value!r}: expected 0, 1 or auto")
     return value
+
+
+def known_architectures(nvcc: str) -> str:
+    """Those of `ARCHITECTURES` that this nvcc compiles for: 12.8 is the first with Blackwell."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
+    known = set(re.findall(r"compute_(\d+)", listed))
+    return ";".join(a for a in ARCHITECTURES.split(";") if not known or a.split("-")[0] in known)
 
 
 def find_nvcc() -> str | None:
@@ -85,7 +93,7 @@ class CMakeBuild(build_ext):
             nvcc = find_nvcc()
             if nvcc is None:
                 raise RuntimeError("no nvcc was found in CUDACXX, CUDA_HOME or PATH")
-            architectures = os.environ.get("FASTDIFF_CUDA_ARCHITECTURES", ARCHITECTURES)
+            architectures = os.environ.get("FASTDIFF_CUDA_ARCHITECTURES") or known_architectures(nvcc)
             flags += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DFASTDIFF_CUDA_ARCHITECTURES={architectures}"]
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(self.build_temp).resolve() / f"{short}-{sys.implementation.cache_tag}"

@@ -9,27 +9,25 @@ from typing import Any
 
 import torch
 
-from fastdiff import ops, solvers
+from fastdiff import solvers
 from fastdiff.adaptive import Binding, Driver, Hooks, progress_bar
 from fastdiff.arguments import (
-    STATE_DTYPES,
     Clip,
     Gradient,
     check_clip,
     check_guidance,
     check_out,
+    check_run,
     resolve_shape,
 )
 from fastdiff.history import Noise
 from fastdiff.loop import State
-from fastdiff.names import unknown
 from fastdiff.network import Network, placement, stated
 from fastdiff.ops.buffers import Coeffs
 from fastdiff.plan import Plan
 from fastdiff.sampler import Sampler, Trajectory, _mode
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.embedded import Embedded
-from fastdiff.table import PREDICTIONS
 from fastdiff.threshold import Dynamic, Threshold
 
 
@@ -59,16 +57,11 @@ class AdaptiveSampler(Sampler):
         plan: Plan | None = None,
         **method_options: Any,
     ) -> None:
-        if prediction is not None and prediction not in PREDICTIONS:
-            raise ValueError(unknown("prediction", prediction, PREDICTIONS))
-        if dtype not in STATE_DTYPES:
+        check_run(prediction, dtype, backend, graph)
+        if plan is not None:
             raise ValueError(
-                f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is"
+                f"plan= does not go with the adaptive method {method!r}, which chooses its steps as it runs"
             )
-        if backend is not None and backend not in ops.BACKENDS:
-            raise ValueError(unknown("backend", backend, ops.BACKENDS))
-        if not isinstance(graph, bool) and graph != "auto":
-            raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
         chosen = solvers.find(method)
         if graph is True:
             raise RuntimeError(

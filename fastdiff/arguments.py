@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdiff import ops
 from fastdiff.history import Noise
 from fastdiff.names import unknown
 from fastdiff.network import sample_shape
 from fastdiff.plan import Plan
+from fastdiff.table import PREDICTIONS
 from fastdiff.threshold import Dynamic
 
 Clip = None | str | Dynamic | tuple[float, float]
@@ -22,6 +24,21 @@ Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 STATE_DTYPES = (torch.float32, torch.float64)
 CLASSIFIER_FORMS = ("score", "mean")
+
+
+def check_run(prediction: Any, dtype: Any, backend: Any, graph: Any) -> None:
+    """What every sampler is made with."""
+    if prediction is not None and prediction not in PREDICTIONS:
+        raise ValueError(unknown("prediction", prediction, PREDICTIONS))
+    if dtype not in STATE_DTYPES:
+        raise ValueError(
+            f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is (a "
+            "bfloat16 or float16 network is fine with dtype=torch.float32)"
+        )
+    if backend is not None and backend not in ops.BACKENDS:
+        raise ValueError(unknown("backend", backend, ops.BACKENDS))
+    if not isinstance(graph, bool) and graph != "auto":
+        raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
 
 
 def check_clip(clip: Any) -> Dynamic | tuple[float, float] | None:
@@ -184,19 +201,25 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
     if isinstance(seed, torch.Tensor):
         seed = seed.tolist()
     several = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
-    values = list(seed) if several else [seed] * batch
+    values = list(seed) if several else [seed]
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -(2**63) <= value < 2**64:
             raise TypeError(
                 f"seed={value!r}: expected an integer from -2**63 to 2**64 - 1, or one such integer per sample"
             )
+    signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
+    if not several:
+        # Made on the device: a copy from the host would wait for all that the stream has still to do.
+        seeds = torch.full((batch,), signed[0], dtype=torch.int64, device=device)
+        return seeds, torch.arange(first, first + batch, dtype=torch.int32, device=device)
     if len(values) != batch:
         raise ValueError(f"got {len(values)} seeds for a batch of {batch}: give one seed, or one per sample")
-    if several and first_sample:
+    if first:
         raise ValueError("first_sample goes with a single seed: with one seed per sample, each sample is its own")
-    signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
-    index = torch.zeros(batch, dtype=torch.int32) if several else torch.arange(first, first + batch, dtype=torch.int32)
-    return torch.tensor(signed, dtype=torch.int64).to(device), index.to(device)
+    own = torch.tensor(signed, dtype=torch.int64)
+    if device.type == "cuda":
+        own = own.pin_memory().to(device, non_blocking=True)
+    return own.to(device), torch.zeros(batch, dtype=torch.int32, device=device)
 
 
 def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:

@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from fastdiff import ops, solvers
 from fastdiff.arguments import (
-    STATE_DTYPES,
     Clip,
     Gradient,
     check_callables,
     check_clip,
     check_guidance,
     check_out,
+    check_run,
     check_x,
     prior_noise,
     resolve_device,
@@ -27,17 +26,18 @@ from fastdiff.arguments import (
     resolve_seeds,
     resolve_shape,
 )
+from fastdiff.binding import Bound, bound_on_device, echo_rows
 from fastdiff.corrections import CorrectX0, CorrectXt, check_corrections
 from fastdiff.graph import capture_refusal, execute
 from fastdiff.history import Noise
-from fastdiff.loop import Hooks, Move, Run, State, is_raw, moves
+from fastdiff.loop import Hooks, Run, State
 from fastdiff.names import unknown
 from fastdiff.network import Network, placement, stated
 from fastdiff.ops.buffers import Coeffs
 from fastdiff.philox import PRIOR
-from fastdiff.plan import NREG, M, Plan, X
+from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.table import IN_SCALE, NEXT_U, NEXT_X, PREDICTIONS, StageSpec, Table, bind
+from fastdiff.table import PREDICTIONS
 from fastdiff.threshold import Dynamic, Threshold
 
 
@@ -54,18 +54,6 @@ class Trajectory(NamedTuple):
     times: torch.Tensor
     x: torch.Tensor
     x0: torch.Tensor
-
-
-class _Bound(NamedTuple):
-    """One binding of the plan, with its tensors on one device."""
-
-    program: tuple[Move, ...]
-    table: Table
-    values: torch.Tensor
-    draws: torch.Tensor
-    clock: torch.Tensor
-    probe: tuple[torch.Tensor, tuple[StageSpec, ...]] | None
-    raw: bool
 
 
 # Typed, and options with their types: 1 and True are equal, but only one of them is valid.
@@ -132,17 +120,7 @@ class Sampler:
         plan: Plan | None = None,
         **method_options: Any,
     ) -> None:
-        if prediction is not None and prediction not in PREDICTIONS:
-            raise ValueError(unknown("prediction", prediction, PREDICTIONS))
-        if dtype not in STATE_DTYPES:
-            raise ValueError(
-                f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is (a "
-                "bfloat16 or float16 network is fine with dtype=torch.float32)"
-            )
-        if backend is not None and backend not in ops.BACKENDS:
-            raise ValueError(unknown("backend", backend, ops.BACKENDS))
-        if not isinstance(graph, bool) and graph != "auto":
-            raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
+        check_run(prediction, dtype, backend, graph)
         if graph is True:
             why = capture_refusal()
             if why is not None:
@@ -170,7 +148,7 @@ class Sampler:
         self.dtype = dtype
         self.backend = backend
         self.graph = graph
-        self._bound: dict[tuple[Any, ...], _Bound] = {}
+        self._bound: dict[tuple[Any, ...], Bound] = {}
 
     def __repr__(self) -> str:
         return (
@@ -436,7 +414,7 @@ class Sampler:
         )
         rows = batch * (2 if network.guided else 1)
         prediction = self.prediction or stated(network.model, "prediction") or "eps"
-        bound = self._bind(prediction, guidance_scale, form, copies, device, rows, network_dtype, observed, corrects)
+        bound = self._bind(network_dtype, prediction, guidance_scale, form, copies, device, rows, observed, corrects)
         coeffs = Coeffs(bound.values, bound.draws, seeds, index)
         threshold = None
         if self.clip is not None:
@@ -461,71 +439,20 @@ class Sampler:
             gradient=gradient,
             probe=bound.probe,
             threshold=threshold,
-            echo=None if hooks.correct_xt is None else Coeffs(_echo(bound.values), bound.draws, seeds, index),
+            echo=None if hooks.correct_xt is None else Coeffs(echo_rows(bound.values), bound.draws, seeds, index),
             hooks=hooks,
         )
 
-    def _bind(
-        self,
-        prediction: str,
-        guidance: float | None,
-        classifier: str,
-        copies: int,
-        device: torch.device,
-        rows: int,
-        network_dtype: torch.dtype,
-        observed: bool,
-        corrects: bool,
-    ) -> _Bound:
-        key = (prediction, guidance, classifier, copies, device, rows, network_dtype, observed, corrects)
-        found = self._bound.get(key)
-        if found is not None:
-            return found
-        # A corrected x0 takes the place of the network's output, guided or not.
-        table = bind(
-            self.plan,
-            "x0" if corrects else prediction,
-            guidance_scale=None if corrects else guidance,
-            classifier="" if corrects and classifier == "score" else classifier,
-            clip=self.clip is not None,
-            copies=copies,
-        )
-
-        def put(array: np.ndarray) -> torch.Tensor:
-            return torch.as_tensor(array).to(device=device, dtype=self.dtype).contiguous()
-
-        probe = None
-        if observed:
-            data = bind(self.plan, prediction, space="data", guidance_scale=guidance, classifier=classifier, copies=0)
-            values = data.values.copy()
-            values[:, NEXT_U : NEXT_X + NREG] = 0.0
-            values[:, NEXT_U + M] = 1.0
-            probe = put(values), tuple(s._replace(u_mask=1 << M, x_mask=0, copies=0) for s in data.specs)
-        # Exact for every training index; float64 for networks that compute in it, float32 for all others.
-        exact = torch.float64 if network_dtype == torch.float64 else torch.float32
-        clock = torch.as_tensor(table.times).to(device=device, dtype=exact).reshape(-1, 1).repeat(1, rows)
-
-        made = _Bound(
-            program=moves(self.plan, table),
-            table=table,
-            values=put(table.values),
-            draws=torch.as_tensor(table.draws).to(device),
-            clock=clock,
-            probe=probe,
-            raw=is_raw(table, self.plan) and not corrects,
-        )
-        if len(self._bound) >= 16:
-            self._bound.clear()
-        self._bound[key] = made
-        return made
-
-
-def _echo(values: torch.Tensor) -> torch.Tensor:
-    """The rows that write x where stage k writes u', with its in_scale: for an x that was corrected after it."""
-    rows = torch.zeros_like(values)
-    rows[:, IN_SCALE] = values[:, IN_SCALE]
-    rows[:, NEXT_U + X] = 1.0
-    return rows
+    def _bind(self, network_dtype: torch.dtype, *key: Any) -> Bound:
+        """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""
+        full = (network_dtype, *key)
+        found = self._bound.get(full)
+        if found is None:
+            found = bound_on_device(self.plan, self.dtype, self.clip is not None, network_dtype, *key)
+            if len(self._bound) >= 16:
+                self._bound.clear()
+            self._bound[full] = found
+        return found
 
 
 @contextlib.contextmanager

@@ -50,11 +50,23 @@ LAYERS: dict[str, set[str] | None] = {
     "loop": OPS | {"network", "history", "langevin", "corrections"},
     "capture": set(),
     "graph": OPS | {"network", "history", "loop", "capture"},
+    "binding": OPS | {"loop"},
     "arguments": OPS | {"network", "history", "threshold"},
     "threshold": OPS,
     "sampler": OPS
     | PLANS
-    | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "corrections", "adaptive_sampler"},
+    | {
+        "solvers",
+        "network",
+        "history",
+        "loop",
+        "graph",
+        "arguments",
+        "threshold",
+        "corrections",
+        "adaptive_sampler",
+        "binding",
+    },
     "adaptive": OPS | PLANS | {"solvers", "network", "langevin", "loop"},
     "adaptive_sampler": OPS
     | PLANS
