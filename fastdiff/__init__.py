@@ -8,7 +8,7 @@ For example:
 
 from __future__ import annotations
 
-from fastdiff import analytic, schedules
+from fastdiff import analytic, losses, schedules
 from fastdiff._version import __version__
 from fastdiff.adaptive import Info
 from fastdiff.api import randn, sample
@@ -33,6 +33,7 @@ __all__ = [
     "backends",
     "clear_graphs",
     "log_likelihood",
+    "losses",
     "methods",
     "plan",
     "randn",

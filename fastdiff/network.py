@@ -135,6 +135,9 @@ class Network:
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
+        part = next((p for p in ("unet", "transformer") if hasattr(model, p) and hasattr(model, "scheduler")), None)
+        if part is not None:
+            raise TypeError(f"model is a pipeline, {type(model).__name__}; expected its network: pass model.{part}")
         self.model = model
         self.named = time_by_name(model)
         self.batch = batch

@@ -1,4 +1,4 @@
-"""The command line: what each command prints and writes, its exit status, and bad arguments. `demo` has its own tests."""
+"""The command line: what each command prints and writes, its exit status, bad arguments. `demo` is tested elsewhere."""
 
 from __future__ import annotations
 

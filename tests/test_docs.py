@@ -50,6 +50,7 @@ def reader(page: Path) -> dict[str, Any]:
         "text": tokens,
         "empty": torch.zeros_like(tokens),
         "x_T": torch.zeros(2, 4, 8, 8),
+        "image": torch.zeros(2, 4, 8, 8),
         "x0": torch.rand(4, 1, 8, 8),
         "t": torch.tensor([3, 4, 5, 6]),
         "images": torch.rand(4, 1, 8, 8),

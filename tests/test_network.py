@@ -179,3 +179,13 @@ def test_transformers_get_the_time_by_name() -> None:
     x, t, text = torch.ones(2, 3), torch.tensor([5.0, 7.0]), torch.tensor([2.0, 3.0])
     out = Network(Transformer(), 2, {"encoder_hidden_states": text})(x, t)
     assert out.tolist() == [[7.0] * 3, [10.0] * 3]
+
+
+def test_a_pipeline_is_not_a_network() -> None:
+    class Pipeline:
+        unet = scheduler = None
+
+        def __call__(self, prompt: str) -> None: ...
+
+    with pytest.raises(TypeError, match=r"model is a pipeline, Pipeline; expected its network: pass model\.unet"):
+        fastdiff.sample(Pipeline(), shape=(1, 3, 8, 8))

@@ -1,0 +1,158 @@
+"""The table of docs/from-diffusers.md against diffusers' own schedulers, where that is installed (it is not needed).
+
+Their tables are float32; here they are made in float64, so that formulas are compared and not roundings.
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastdiff
+
+diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+START = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+NOISE = [
+    torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1 + i)) for i in range(20)
+]
+STEPS = 16
+
+# Rounding of 16 steps, each of a few ulp, of a state that starts at x/alpha = 157 x.
+TOLERANCE = 157 * STEPS * 4 * 2.2e-16
+
+
+def network(x: torch.Tensor, t: Any) -> torch.Tensor:
+    return torch.tanh(x) * (0.5 + torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1, 1) / 1000)
+
+
+class _Wide(types.ModuleType):
+    """A module whose float32 is float64."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        super().__init__(module.__name__)
+        self.__dict__.update(_module=module, float32=module.float64)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_module"], name)
+
+
+FILES = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "DPMSolverMultistepScheduler": "dpmsolver_multistep",
+    "DPMSolverSinglestepScheduler": "dpmsolver_singlestep",
+    "UniPCMultistepScheduler": "unipc_multistep",
+    "EulerDiscreteScheduler": "euler_discrete",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
+    "HeunDiscreteScheduler": "heun_discrete",
+    "FlowMatchEulerDiscreteScheduler": "flow_match_euler_discrete",
+}
+
+
+@pytest.fixture(autouse=True)
+def double(monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in FILES.values():
+        module = importlib.import_module(f"diffusers.schedulers.scheduling_{file}")
+        monkeypatch.setattr(module, "torch", _Wide(torch))
+        monkeypatch.setattr(module, "np", _Wide(np))
+        if hasattr(module, "randn_tensor"):
+            draws: Iterator[torch.Tensor] = iter(NOISE)
+            monkeypatch.setattr(module, "randn_tensor", lambda shape, draws=draws, **_: next(draws))
+
+
+def theirs(name: str, step: dict[str, Any], **config: Any) -> tuple[Any, torch.Tensor]:
+    scheduler = getattr(diffusers, name)(**config)
+    scheduler.set_timesteps(STEPS)
+    x = START
+    scaled = hasattr(scheduler, "scale_model_input") and ("Euler" in name or "Heun" in name) and "Flow" not in name
+    if scaled:
+        # x/alpha, from the same x.
+        x = x * (1 + float(scheduler.sigmas[0]) ** 2) ** 0.5
+    for t in scheduler.timesteps:
+        out = network(scheduler.scale_model_input(x, t) if scaled else x, t)
+        x = scheduler.step(out, t, x, **step, return_dict=False)[0]
+    return scheduler, x
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    assert (got - want).abs().max() <= TOLERANCE * want.abs().max()
+
+
+DPM, SINGLE, UNIPC = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"
+SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
+CASES = [
+    ("DDIMScheduler", {"clip_sample": False}, {}),
+    ("DDIMScheduler", {"clip_sample": False, "steps_offset": 1}, {}),
+    ("DDIMScheduler", {"clip_sample": False, "prediction_type": "v_prediction"}, {"prediction": "v"}),
+    ("DDIMScheduler", {"clip_sample": False, "prediction_type": "sample"}, {"prediction": "x0"}),
+    ("DDIMScheduler", {"clip_sample": True}, {"clip": (-1, 1)}),
+    ("DDPMScheduler", {"clip_sample": False}, {}),
+    ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}, {"variance": "large"}),
+    (DPM, {}, {}),
+    (DPM, {"timestep_spacing": "leading"}, {}),
+    (DPM, {"solver_type": "heun"}, {"solver_type": "taylor"}),
+    (DPM, {"solver_order": 3}, {"method": "dpmpp3m", "solver_type": "dpmsolver"}),
+    (DPM, {"algorithm_type": "dpmsolver", **SIGMA_MIN}, {"method": "dpm2"}),
+    (DPM, {"thresholding": True, "sample_max_value": 1e9}, {"clip": "dynamic"}),
+    (DPM, {"algorithm_type": "sde-dpmsolver++"}, {"method": "dpmpp2m_sde"}),
+    (SINGLE, {}, {}),
+    (UNIPC, {}, {"order": 2}),
+    (UNIPC, {"solver_order": 3}, {}),
+    (UNIPC, {"solver_type": "bh1", **SIGMA_MIN}, {"order": 2, "variant": "bh1"}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, {}),
+    ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, {}),
+    ("HeunDiscreteScheduler", {"timestep_spacing": "trailing"}, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "ours"), CASES)
+def test_own_times_give_the_same_numbers(name: str, config: dict[str, Any], ours: dict[str, Any]) -> None:
+    step = {"use_clipped_model_output": True} if config.get("clip_sample") else {}
+    scheduler, want = theirs(name, step, **config)
+    end = 0.0 if "final_sigmas_type" in config else -1.0
+    # Heun's list has each time twice, one a call of the network.
+    times = [*dict.fromkeys(scheduler.timesteps.tolist()), end]
+    schedule = fastdiff.schedules.discrete(alphas_cumprod=scheduler.alphas_cumprod)
+    got = fastdiff.sample(
+        network,
+        START,
+        **{"method": name, **ours},
+        schedule=schedule,
+        spacing=times,
+        dtype=torch.float64,
+        noise=lambda draw, like: NOISE[draw],
+    )
+    close(got, want)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching(shift: float) -> None:
+    scheduler, want = theirs("FlowMatchEulerDiscreteScheduler", {}, shift=shift)
+    got = fastdiff.sample(
+        network,
+        START,
+        method="FlowMatchEulerDiscreteScheduler",
+        schedule=fastdiff.schedules.flow(time_scale=1000),
+        prediction="flow",
+        spacing=scheduler.sigmas.tolist(),
+        dtype=torch.float64,
+    )
+    close(got, want)
+
+
+@pytest.mark.parametrize("spacing", ["karras", "exponential"])
+def test_karras_apart_from_the_rounding_of_the_networks_time(spacing: str) -> None:
+    _, want = theirs(DPM, {}, **{f"use_{spacing}_sigmas": True})
+    whole = torch.round if spacing == "karras" else torch.floor
+    got = fastdiff.sample(
+        lambda x, t: network(x, whole(t)), START, method=DPM, steps=STEPS, spacing=spacing, dtype=torch.float64
+    )
+    close(got, want)
