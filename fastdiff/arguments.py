@@ -119,7 +119,8 @@ def resolve_form(plan: Plan, gradient: Any, form: Any) -> str:
 
 def check_x(x: Any) -> None:
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x must be a torch.Tensor of shape (B, ...), got {type(x).__name__}")
+        hint = ": to draw the start give shape=(B, ...)" if isinstance(x, tuple | list) else ""
+        raise TypeError(f"x must be a torch.Tensor of shape (B, ...), got {type(x).__name__}{hint}")
     if not x.dtype.is_floating_point:
         raise TypeError(f"x has dtype {x.dtype}; expected floating point: pass x.float()")
     if x.ndim < 1 or x.numel() == 0:

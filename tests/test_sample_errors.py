@@ -63,6 +63,7 @@ ARGUMENTS = [
     ({"x": X.bool()}, TypeError, "dtype torch.bool; expected floating"),
     ({"x": torch.complex(X, X)}, TypeError, "dtype torch.complex64; expected floating"),
     ({"x": X.numpy()}, TypeError, "x must be a torch.Tensor of shape .*, got ndarray"),
+    ({"x": (2, 3, 4)}, TypeError, "got tuple: to draw the start give shape="),
     ({"x": [1.0, 2.0]}, TypeError, "got list"),
     ({"x": torch.tensor(1.0)}, ValueError, r"shape \(\); expected \(B, ...\)"),
     ({"x": torch.empty(0, 3)}, ValueError, r"shape \(0, 3\); expected \(B, ...\) with at least one"),
