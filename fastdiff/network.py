@@ -55,8 +55,11 @@ def time_by_name(model: Any) -> bool:
     """Whether the time goes to `timestep=`: diffusers' transformers have the text, not the time, as second argument."""
     if not isinstance(model, torch.nn.Module):
         return False
-    # A compiled module has no signature of its own.
-    names = list(inspect.signature(getattr(model, "_orig_mod", model).forward).parameters)
+    try:
+        # A compiled module has no signature of its own.
+        names = list(inspect.signature(getattr(model, "_orig_mod", model).forward).parameters)
+    except (TypeError, ValueError):
+        return False  # written in C++
     return "timestep" in names and names.index("timestep") != 1
 
 
