@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from fastdiff import analytic, losses, schedules
 from fastdiff._version import __version__
-from fastdiff.adaptive import Info
+from fastdiff.adaptive_report import Info
 from fastdiff.api import randn, sample
 from fastdiff.graph import clear_graphs
 from fastdiff.likelihood import LogLikelihood, log_likelihood

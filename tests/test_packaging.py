@@ -67,11 +67,12 @@ LAYERS: dict[str, set[str] | None] = {
         "adaptive_sampler",
         "binding",
     },
-    "adaptive": OPS | PLANS | {"solvers", "network", "langevin", "loop"},
+    "adaptive_report": {"schedule_base", "solvers"},
+    "adaptive": OPS | PLANS | {"solvers", "network", "langevin", "loop", "adaptive_report"},
     "adaptive_sampler": OPS
     | PLANS
-    | {"solvers", "network", "history", "loop", "arguments", "threshold", "adaptive", "sampler"},
-    "likelihood": OPS | PLANS | {"solvers", "network", "arguments", "adaptive", "sampler"},
+    | {"solvers", "network", "history", "loop", "arguments", "threshold", "adaptive", "adaptive_report", "sampler"},
+    "likelihood": OPS | PLANS | {"solvers", "network", "arguments", "adaptive", "adaptive_report", "sampler"},
     "api": OPS
     | PLANS
     | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "corrections", "sampler"},
