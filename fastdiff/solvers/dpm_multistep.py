@@ -18,11 +18,15 @@ LOWER = Option(True, "lower the order of the last steps when there are fewer tha
 TO_ZERO = Option(False, "one more evaluation at the end, whose predicted x0 is the result")
 
 
-def solver_type(default: str) -> Option:
+def solver_type(default: str, order: int = 2) -> Option:
+    """The option of methods of order 2 and 3; the published third-order update has a choice for its lower-order steps."""
+    doc = "'taylor': the terms of the Taylor expansion; 'dpmsolver': the published update"
+    if order < 3:
+        return Option(default, doc, choices=("taylor", "dpmsolver"))
     return Option(
         default,
-        "'taylor': the terms of the Taylor expansion; 'dpmsolver': the published update, of second order even in dpm3",
-        choices=("taylor", "dpmsolver"),
+        f"{doc}, of second order even in dpm3; 'dpmsolver_taylor': the same with its first and last steps in Taylor form",
+        choices=("taylor", "dpmsolver", "dpmsolver_taylor"),
     )
 
 
@@ -45,7 +49,7 @@ def update(space: str, nodes: Sequence[Point], t: Point, values: Sequence[Row], 
     d1_1 = (values[1] - values[2]) / r1
     d1 = d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1)
     d2 = (d1_0 - d1_1) / (r0 + r1)
-    return step.taylor(x, m, d1, d2 if form == "dpmsolver" else 2.0 * d2)
+    return step.taylor(x, m, d1, 2.0 * d2 if form == "taylor" else d2)
 
 
 def multistep(name: str, space: str, order: int) -> Method:
@@ -70,7 +74,7 @@ def multistep(name: str, space: str, order: int) -> Method:
         return Plan(
             method=name,
             space=space,
-            order=min(order, 2) if solver_type == "dpmsolver" else order,
+            order=order if solver_type == "taylor" else min(order, 2),
             times=tuple(times),
             stages=rows.finish(),
             prior_std=request.schedule.prior_std(times[0]),
@@ -86,7 +90,7 @@ def multistep(name: str, space: str, order: int) -> Method:
     ordinal = ("first", "second", "third")[order - 1]
     options = {"lower_order_final": LOWER, "denoise_to_zero": TO_ZERO}
     if order > 1:
-        options["solver_type"] = solver_type("taylor" if order == 3 else "dpmsolver")
+        options["solver_type"] = solver_type("taylor" if order == 3 else "dpmsolver", order)
     return Method(
         name=name,
         summary=f"DPM-Solver{'++' if plus else ''}, multistep, {ordinal} order"
