@@ -19,13 +19,13 @@ TO_ZERO = Option(False, "one more evaluation at the end, whose predicted x0 is t
 
 
 def solver_type(default: str, order: int = 2) -> Option:
-    """The option of methods of order 2 and 3; the published third-order update has a choice for its lower-order steps."""
+    """The option of methods of order 2 and 3; the published third-order update has a choice for its lower orders."""
     doc = "'taylor': the terms of the Taylor expansion; 'dpmsolver': the published update"
     if order < 3:
         return Option(default, doc, choices=("taylor", "dpmsolver"))
     return Option(
         default,
-        f"{doc}, of second order even in dpm3; 'dpmsolver_taylor': the same with its first and last steps in Taylor form",
+        f"{doc}, of second order even in dpm3; 'dpmsolver_taylor': the same with its lower-order steps in Taylor form",
         choices=("taylor", "dpmsolver", "dpmsolver_taylor"),
     )
 
