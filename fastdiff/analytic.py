@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from fastdiff.analytic_times import optimal_times
 from fastdiff.api import randn
 from fastdiff.arguments import resolve_device
 from fastdiff.names import unknown
@@ -30,7 +31,7 @@ from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.gamma import FORMAT, Gamma, ending, read, write
 from fastdiff.table import PREDICTIONS, conversion
 
-__all__ = ["Gamma", "estimate_gamma"]
+__all__ = ["Gamma", "estimate_gamma", "optimal_times"]
 
 SAVE_EVERY = 10.0
 """Seconds between saves of an unfinished estimate."""

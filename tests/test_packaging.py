@@ -76,7 +76,8 @@ LAYERS: dict[str, set[str] | None] = {
     "api": OPS
     | PLANS
     | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "corrections", "sampler"},
-    "analytic": OPS | PLANS | {"solvers", "network", "history", "arguments", "sampler", "api"},
+    "analytic": OPS | PLANS | {"solvers", "network", "history", "arguments", "sampler", "api", "analytic_times"},
+    "analytic_times": PLANS | {"solvers"},
     "losses": PLANS | {"table", "network"},
     "integrations": None,
     "doctor": None,
