@@ -29,6 +29,7 @@ from fastdiff.plan import Plan
 from fastdiff.sampler import Sampler, Trajectory, _mode
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.embedded import Embedded
+from fastdiff.table import check_previous
 from fastdiff.threshold import Dynamic, Threshold
 
 
@@ -79,6 +80,7 @@ class AdaptiveSampler(Sampler):
         self._named = self._method(prediction or "eps")
 
     def _method(self, prediction: str) -> Embedded:
+        check_previous(prediction, self._arguments[0].name)
         return solvers.adaptive(*self._arguments, prediction, **self._options)
 
     @property

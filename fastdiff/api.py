@@ -83,7 +83,8 @@ def sample(
             Adaptive methods ("ode", "dpm_adaptive") take none: they choose their steps by rtol and atol.
         method: a name of `fastdiff.methods()`; names of diffusers, k-diffusion and ComfyUI are aliases.
         schedule: a `NoiseSchedule` or its name; default: `model.schedule`, else "ddpm".
-        prediction: "eps", "x0", "v", "score" or "flow"; default: `model.prediction`, else "eps".
+        prediction: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the mean of the next,
+            cleaner state of the steps taken. Default: `model.prediction`, else "eps".
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
         t_start, t_end: schedule times to begin and end at.
         seed: an int: sample b of the batch is sample `first_sample + b` of that seed; or B ints: each sample has its

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastdiff.names import unknown
 from fastdiff.network import Network
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.table import PREDICTIONS, conversion
+from fastdiff.table import PREDICTIONS, PREVIOUS, conversion
 
 __all__ = ["ddpm_loss", "q_sample", "sde_loss", "smld_loss"]
 
@@ -298,6 +298,11 @@ def _noise(x0: Tensor, noise: Tensor | None, generator: torch.Generator | None) 
 
 
 def _check_names(prediction: str, reduction: str) -> None:
+    if prediction == PREVIOUS:
+        raise ValueError(
+            "prediction='previous' is for sampling only: the target is the mean of a step, and the loss knows one "
+            "time; train a network that predicts 'eps', 'x0' or 'v'"
+        )
     if prediction not in PREDICTIONS:
         raise ValueError(unknown("prediction", prediction, PREDICTIONS))
     if reduction not in REDUCTIONS:

@@ -37,7 +37,7 @@ from fastdiff.ops.buffers import Coeffs
 from fastdiff.philox import PRIOR
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.table import PREDICTIONS
+from fastdiff.table import PREDICTIONS, PREVIOUS, check_previous
 from fastdiff.threshold import Dynamic, Threshold
 
 
@@ -77,8 +77,8 @@ class Sampler:
         method: a name or alias of `fastdiff.methods()`.
         steps: number of steps, at least 1. Default: what `spacing` says, else 10.
         schedule: `NoiseSchedule` or its name. Default: "ddpm".
-        prediction: what the network gives: "eps", "x0", "v", "score" or "flow". Default: `model.prediction`, else
-            "eps".
+        prediction: what the network gives: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the
+            mean of the next, cleaner state of the steps taken. Default: `model.prediction`, else "eps".
         spacing: a spacing's name, or the `steps + 1` times themselves. Default: the method's own.
         t_start, t_end: the schedule's times to begin and end at. Default: its whole range.
         clip: None, bounds (lo, hi) of the predicted x0, "dynamic" (Saharia et al. 2022, arXiv 2205.11487, Section 2.3:
@@ -142,6 +142,7 @@ class Sampler:
                 if "unhashable" not in str(error):
                     raise
                 self.plan = solvers.plan(*arguments, **method_options)
+        check_previous(prediction, self.plan.method)
         self.prediction = prediction
         self._own_schedule = plan is None and schedule is None
         self._asked = None if plan is not None else (arguments, method_options)
@@ -309,8 +310,10 @@ class Sampler:
     def _check_stated(self, model: Any) -> None:
         """What the model states must not be passed over in silence, where the sampler was not told otherwise."""
         prediction = stated(model, "prediction")
-        if self.prediction is None and prediction is not None and prediction not in PREDICTIONS:
-            raise ValueError(unknown("model.prediction", prediction, PREDICTIONS))
+        if self.prediction is None and prediction is not None:
+            if prediction not in (*PREDICTIONS, PREVIOUS):
+                raise ValueError(unknown("model.prediction", prediction, (*PREDICTIONS, PREVIOUS)))
+            check_previous(prediction, self.plan.method)
         schedule = stated(model, "schedule")
         if self._own_schedule and schedule is not None and resolve(schedule) != resolve("ddpm"):
             raise ValueError(

@@ -11,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fastdiff.names import unknown
-from fastdiff.plan import AUX, H1, IDENTITY, MAX_DRAWS, MAX_HISTORY, NREG, ZA, Plan, Stage, U, X
+from fastdiff.plan import AUX, H1, IDENTITY, MAX_DRAWS, MAX_HISTORY, NREG, ZA, M, Plan, Stage, U, X
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow")
+PREVIOUS = "previous"
+"""The mean of the next, cleaner state: apart from `PREDICTIONS`, as it is a statement about a step, not a time."""
 
 # Columns of a table row; csrc/stage.h and triton_kernels/stage.py use the same order, and a test compares them.
 W1, W2, CU, CG, PU, PG, QU, QX, IN_SCALE, NEXT_U, NEXT_X = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9 + NREG
@@ -137,11 +139,40 @@ def conversion(prediction: str, space: str, alpha: float, sigma: float) -> tuple
     return form
 
 
+def check_previous(prediction: str | None, method: str) -> None:
+    """ValueError where the network gives the posterior mean of a step that `method` does not take."""
+    if prediction == PREVIOUS and method != "ddpm":
+        raise ValueError(
+            f"prediction='previous' with method {method!r}: the network gives the mean of the next, cleaner state, "
+            "which only the steps of method='ddpm' have; for other methods give a network that predicts 'eps', 'x0' or "
+            "'v'"
+        )
+
+
+def previous_conversion(stage: Stage) -> tuple[float, float]:
+    """(cu, cg) with x0 = cu·x + cg·g, g the mean of q(x_t | x_s, x0), s -> t the step of this DDPM stage.
+
+    The mean is c_x·x + c_0·x0 (Ho et al. 2020, eq. 7): c_x and c_0 are the stage's own coefficients of x and m.
+    """
+    c_x, c_0 = stage.next_u[X], stage.next_u[M]
+    if not c_0:
+        raise ValueError(
+            f"prediction='previous' at model time {stage.model_time:g}: the step's mean does not depend on x0, which "
+            "cannot be found from it; expected steps to a cleaner time: method='ddpm' without times of your own"
+        )
+    return -c_x / c_0, 1.0 / c_0
+
+
 def classifier_shift(prediction: str, alpha: float, sigma: float) -> float:
     """The factor of grad log p(y | u) in the network's output: score += grad (Dhariwal and Nichol 2021, Algorithm 2).
 
     In eps that is −sigma, in x0 sigma²/alpha, and in v and flow what follows from these.
     """
+    if prediction == PREVIOUS:
+        raise ValueError(
+            "classifier_form='score' with prediction='previous': the network gives a step's mean, not a score; use "
+            "classifier_form='mean', which shifts that mean"
+        )
     if prediction == "score":
         return 1.0
     if prediction == "eps":
@@ -184,7 +215,7 @@ def bind(
 
     Args:
         plan: the solver's table.
-        prediction: what the network gives: one of `PREDICTIONS`.
+        prediction: what the network gives: one of `PREDICTIONS`, or `PREVIOUS` with DDPM's plans.
         space: overrides the plan's space (the predicted-x0 probe uses "data").
         guidance_scale: s in g = s·out + (1 − s)·aux (Ho and Salimans 2022, eq. 6, with w = s − 1); None: no guidance.
         classifier: what aux = grad log p(y | u), already scaled, does: "": there is none; "score": it is added to the
@@ -194,8 +225,10 @@ def bind(
             input).
 
     Raises:
-        ValueError: an unknown prediction, or a conversion that divides by zero at some stage.
+        ValueError: an unknown prediction, one that the plan's method cannot use, or a conversion that divides by zero
+            at some stage.
     """
+    check_previous(prediction, plan.method)
     space = space or plan.space
     wide = 0 if not plan.wide else (1 if guidance_scale is None else 2)
     rows, draws, specs = [_opening(plan)], [(-1, -1, -1)], [_opening_spec(copies)]
@@ -223,6 +256,13 @@ def _opening_spec(copies: int) -> StageSpec:
     return StageSpec(NONE, False, False, 1 << X, 0, copies)
 
 
+def _convert(stage: Stage, prediction: str, space: str) -> tuple[float, float]:
+    # DDPM's plans work in data space, as does the only override.
+    if prediction == PREVIOUS:
+        return previous_conversion(stage)
+    return conversion(prediction, space, stage.alpha, stage.sigma)
+
+
 def _bind_stage(
     stage: Stage, prediction: str, space: str, guidance_scale: float | None, classifier: str, clip: bool
 ) -> tuple[np.ndarray, StageSpec]:
@@ -245,10 +285,10 @@ def _bind_stage(
     else:
         row[W1], row[W2] = 1.0, (classifier_shift(prediction, stage.alpha, stage.sigma) if guided else 0.0)
     if clip:
-        row[PU], row[PG] = conversion(prediction, "data", stage.alpha, stage.sigma)
+        row[PU], row[PG] = _convert(stage, prediction, "data")
         row[QU], row[QX] = conversion("x0", space, stage.alpha, stage.sigma)
         convert, reads_u = CLIP, bool(row[PU] or row[QU])
     else:
-        row[CU], row[CG] = conversion(prediction, space, stage.alpha, stage.sigma)
+        row[CU], row[CG] = _convert(stage, prediction, space)
         convert, reads_u = (RAW if (row[CU], row[CG]) == (0.0, 1.0) else LINEAR), bool(row[CU])
     return row, StageSpec(convert, guided, reads_u, u_mask, x_mask, 0)
