@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
+from fastdiff.names import unknown
 from fastdiff.plan import Stage
-from fastdiff.schedule_base import Point
+from fastdiff.schedule_base import NoiseSchedule, Point
+from fastdiff.schedules import VE, SubVP, VPLinear
 from fastdiff.solvers.base import HISTORY, ROW, Method, Option, Row
-from fastdiff.solvers.embedded import CONTROL, DENOISE, MAX_NFE, Embedded, Request, last_point, stage
+from fastdiff.solvers.embedded import CONTROL, MAX_NFE, Embedded, Request, last_point, stage
+from fastdiff.solvers.score_sde import Step, forward_beta, published_step, sde_time
 
 NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 WEIGHTS = (
@@ -35,7 +39,13 @@ SAFETY, SMALLEST, LARGEST = 0.9, 0.2, 10.0
 
 @dataclasses.dataclass(frozen=True)
 class DormandPrince(Embedded):
-    """RK5(4)7M in the variables of `space`: "noise" (x/alpha over sigma/alpha) or "velocity"."""
+    """RK5(4)7M in the variables of `space`: "noise" (x/alpha over sigma/alpha) or "velocity".
+
+    Attributes:
+        last: the published last step, in place of the predicted x0.
+    """
+
+    last: Step | None = None
 
     def position(self, p: Point) -> float:
         return p.sigma / self.scale(p)
@@ -66,6 +76,14 @@ class DormandPrince(Embedded):
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
         return np.array([*WEIGHTS[-1], 0.0]), np.array(ERROR)
 
+    def denoise(self, p: Point) -> Stage:
+        if self.last is None:
+            return super().denoise(p)
+        eps = ROW["h1"] if self.space == "noise" else (ROW["x"] + p.alpha * ROW["h1"]) / (p.alpha + p.sigma)
+        # The score is -eps/sigma.
+        row = self.last.keep * ROW["x"] - self.last.score / p.sigma * eps
+        return stage(p, self.clean or p, row, evaluate=False)
+
     def begun(self, s: Point, p: Point) -> tuple[Stage, Stage]:
         width = self.position(p) - self.position(s)
         euler = self.scale(p) * (ROW["x"] / self.scale(s) + width * ROW["h1"])
@@ -82,9 +100,54 @@ def combined(weights: tuple[float, ...], values: list[Row]) -> Row:
     return sum((a * k for a, k in zip(weights, values, strict=True) if a), np.zeros_like(ROW["x"]))
 
 
+class LastStep(Option):
+    """False, True or the name of a last step."""
+
+    def check(self, method: str, name: str, value: Any) -> Any:
+        if isinstance(value, bool | np.bool_):
+            return bool(value)
+        if value == "score_sde" and isinstance(value, str):
+            return value
+        if isinstance(value, str):
+            raise ValueError(unknown(f"{name} of method {method!r}:", value, ["False", "True", "score_sde"]))
+        raise TypeError(
+            f"{name}={value!r}: method {method!r} expects False, True or 'score_sde' (method={method!r}, {name}=True)"
+        )
+
+
+def published_denoising(schedule: NoiseSchedule, p: Point, steps: int) -> Step:
+    """The step of 1/steps of the SDE's time by which score_sde denoises the ODE's result at p: reverse diffusion
+    without its noise (Song et al. 2021, eq. 46), from the table of `steps` values at or below p's time."""
+    if not isinstance(schedule, VE | VPLinear):
+        raise ValueError(
+            f"denoise_to_zero='score_sde' is for ve, vp_linear and subvp, and the schedule is {schedule!r}: use "
+            "denoise_to_zero=True, the predicted x0"
+        )
+    # VE's time comes back from sigma by a logarithm: a time that is an entry's own must not round to the one below.
+    index = min(math.floor(sde_time(schedule, p) * (steps - 1) + 1e-9 * steps), steps - 1)
+    nodes = [i / (steps - 1) if steps > 1 else 0.0 for i in (index, index - 1)]
+    beta = forward_beta(schedule, nodes[0], 1.0 / steps)
+    if beta >= 1 and not isinstance(schedule, SubVP):
+        raise ValueError(
+            f"denoise_to_zero='score_sde' with sde_steps={steps}: beta/N = {beta:.3g} at t={p.t:g} is not below 1, and "
+            "the published step takes the square root of 1 - beta/N: use the N of the network's SDE (sde_steps=1000)"
+        )
+    return published_step("reverse_diffusion", schedule, p, 1.0 / steps, nodes[0], nodes[1] if index > 0 else None)
+
+
 def build(
-    request: Request, *, rtol: float, atol: float, form: str, control: str, denoise_to_zero: bool, max_nfe: int
+    request: Request,
+    *,
+    rtol: float,
+    atol: float,
+    form: str,
+    control: str,
+    denoise_to_zero: bool | str,
+    sde_steps: int,
+    max_nfe: int,
 ) -> DormandPrince:
+    if not isinstance(sde_steps, int | np.integer):
+        raise TypeError(f"sde_steps={sde_steps!r}: method 'ode' expects an integer (sde_steps=1000)")
     schedule = request.schedule
     start, stop = request.ends("ode")
     if not (rtol > 0 or atol > 0):
@@ -100,7 +163,7 @@ def build(
     if start.t > stop.t:
         # The other schedules' networks are not made for sigma = 0, nor can x0 or score be turned into a drift there.
         through = schedule.kind == "flow" and form == "velocity" and request.prediction not in ("x0", "score")
-        stop, clean = last_point(schedule, stop, denoise_to_zero, through)
+        stop, clean = last_point(schedule, stop, bool(denoise_to_zero), through)
         if stop.t >= start.t:
             raise ValueError(
                 f"method 'ode' cannot start at t={start.t:g}: it must lie above t={stop.t:g}, where its last "
@@ -108,7 +171,8 @@ def build(
             )
     elif denoise_to_zero:
         raise ValueError(
-            f"denoise_to_zero=True goes from noise to data, not from t_start={start.t:g} to t_end={stop.t:g}"
+            f"denoise_to_zero={denoise_to_zero!r} goes from noise to data, not from t_start={start.t:g} to "
+            f"t_end={stop.t:g}"
         )
     return DormandPrince(
         method="ode",
@@ -123,8 +187,9 @@ def build(
         atol=atol,
         control=control,
         max_nfe=max_nfe,
-        options={"form": form, "denoise_to_zero": denoise_to_zero},
+        options={"form": form, "denoise_to_zero": denoise_to_zero, "sde_steps": sde_steps},
         fsal=True,
+        last=published_denoising(schedule, stop, sde_steps) if denoise_to_zero == "score_sde" else None,
     )
 
 
@@ -149,7 +214,13 @@ METHODS = (
                 choices=("velocity", "noise"),
             ),
             "control": CONTROL,
-            "denoise_to_zero": DENOISE,
+            "denoise_to_zero": LastStep(
+                False,
+                "end with the predicted x0 at t_end; 'score_sde': with the published step, reverse diffusion by 1/N "
+                "without noise",
+                choices=(False, True, "score_sde"),
+            ),
+            "sde_steps": Option(1000, "N of the published SDE, for denoise_to_zero='score_sde'", minimum=1),
             "max_nfe": MAX_NFE,
         },
         aliases=("rk45", "dopri5", "probability_flow_ode"),

@@ -100,28 +100,42 @@ def published_steps(predictor: str, corrector: str, schedule: NoiseSchedule, poi
     nodes = [start * (1.0 - i / (steps - 1)) if steps > 1 else start for i in range(steps)]
     result = []
     for i, s in enumerate(points[:-1]):
-        drift = diffusion(schedule, s, dt)
-        assert drift is not None
-        b, v = drift
-        beta = _beta(schedule, nodes[i]) * dt if isinstance(schedule, VPLinear) else 0.0
-        alpha = 1.0 - beta
+        alpha = 1.0 - forward_beta(schedule, nodes[i], dt)
         if alpha <= 0 and (corrector != "none" or (predictor != "euler_maruyama" and not isinstance(schedule, SubVP))):
             raise ValueError(
-                f"discretization='score_sde' with steps={steps}: beta·dt = {beta:.3g} at step {i} is not below 1, and "
-                "the published update takes the square root of 1 - beta·dt: use more steps, or discretization='exact'"
+                f"discretization='score_sde' with steps={steps}: beta·dt = {1.0 - alpha:.3g} at step {i} is not below "
+                "1, and the published update takes the square root of 1 - beta·dt: use more steps, or "
+                "discretization='exact'"
             )
-        keep, std = 1.0 + 0.5 * b, math.sqrt(v)
-        if predictor == "euler_maruyama" or isinstance(schedule, SubVP):
-            pass
-        elif isinstance(schedule, VE):
-            here, low = _sigma(schedule, nodes[i]), _sigma(schedule, nodes[i + 1]) if i + 1 < steps else 0.0
-            v = (here - low) * (here + low)
-            keep, std = 1.0, (low / here if predictor == "ancestral" else 1.0) * math.sqrt(v)
-        else:
-            r, v, std = math.sqrt(alpha), beta, math.sqrt(beta)
-            keep, v = (1.0 / r, v / r) if predictor == "ancestral" else (2.0 - r, v)
-        result.append(Step(keep, v, std, alpha))
+        result.append(published_step(predictor, schedule, s, dt, nodes[i], nodes[i + 1] if i + 1 < steps else None))
     return result
+
+
+def published_step(
+    predictor: str, schedule: NoiseSchedule, s: Point, dt: float, node: float, below: float | None
+) -> Step:
+    """One step of the SDE's time `dt` from s. `node` and `below` are the times of this step's and the next one's entry
+    in the published tables; None: there is no next one, sigma = 0."""
+    drift = diffusion(schedule, s, dt)
+    assert drift is not None
+    b, v = drift
+    beta = forward_beta(schedule, node, dt)
+    alpha = 1.0 - beta
+    keep, std = 1.0 + 0.5 * b, math.sqrt(v)
+    if predictor == "euler_maruyama" or isinstance(schedule, SubVP):
+        pass
+    elif isinstance(schedule, VE):
+        here, low = _sigma(schedule, node), 0.0 if below is None else _sigma(schedule, below)
+        v = (here - low) * (here + low)
+        keep, std = 1.0, (low / here if predictor == "ancestral" else 1.0) * math.sqrt(v)
+    else:
+        r, v, std = math.sqrt(alpha), beta, math.sqrt(beta)
+        keep, v = (1.0 / r, v / r) if predictor == "ancestral" else (2.0 - r, v)
+    return Step(keep, v, std, alpha)
+
+
+def forward_beta(schedule: NoiseSchedule, time: float, dt: float) -> float:
+    return _beta(schedule, time) * dt if isinstance(schedule, VPLinear) else 0.0
 
 
 def _sigma(schedule: VE, time: float) -> float:
