@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # What a page asks for that a test cannot give: a GPU; a thousand samples at each of a thousand times.
-SMALLER = {"graph=True": 'graph="auto"', "samples_per_time=1000": "samples_per_time=2, times=5"}
+SMALLER = {"graph=True": 'graph="auto"', "samples_per_time=1000": "samples_per_time=2, times=30"}
 
 
 def blocks(page: Path) -> list[str]:
