@@ -63,3 +63,14 @@ class Buffers:
     x_out: torch.Tensor | None = None
     m_out: torch.Tensor | None = None
     net_in: torch.Tensor | None = None
+
+
+def per_sample(buf: Buffers, batch: int, copies: int) -> int:
+    """The number of elements of one sample, from whichever output a stage writes."""
+    if buf.u_out is not None:
+        return buf.u_out.numel() // batch
+    if buf.net_in is not None:
+        return buf.net_in.numel() // (batch * copies)
+    like = buf.x_out if buf.x_out is not None else buf.m_out
+    assert like is not None, "a stage without an output"
+    return like.numel() // batch

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.buffers import Buffers, Coeffs, per_sample
 from fastdiff.ops.rank import rank
 from fastdiff.table import StageSpec
 
@@ -57,14 +57,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     out, aux, h = buf.out, buf.aux, buf.h
     u_out, x_out, m_out, net_in = buf.u_out, buf.x_out, buf.m_out, buf.net_in
     batch = seeds.numel()
-    if u_out is not None:
-        n = u_out.numel() // batch
-    elif net_in is not None:
-        n = net_in.numel() // (batch * spec[5])
-    else:
-        like = x_out if x_out is not None else m_out
-        assert like is not None, "a stage without an output"
-        n = like.numel() // batch
+    n = per_sample(buf, batch, spec.copies)
     state = _CODES[table.dtype]
     given = out if out is not None else aux
     entry = next((e for e in h if e is not None), m_out)
