@@ -12,7 +12,7 @@ import numpy as np
 from fastdiff.grids import grid
 from fastdiff.names import unknown, unknown_option
 from fastdiff.phi import phi
-from fastdiff.plan import AUX, H1, MAX_HISTORY, REGISTERS, Stage, register
+from fastdiff.plan import AUX, H1, MAX_HISTORY, REGISTERS, Plan, Stage, register
 from fastdiff.schedule_base import NoiseSchedule, Point
 
 Row = np.ndarray
@@ -192,6 +192,35 @@ class Recorder:
             if reach:
                 oldest_read = min(oldest_read, pushed - reach)
         return tuple(stages)
+
+    def plan(
+        self,
+        method: str,
+        space: str,
+        order: int,
+        request: Request,
+        points: Sequence[Point],
+        options: Mapping[str, Any],
+        *,
+        denoise_to_zero: bool = False,
+    ) -> Plan:
+        """The plan of a run through `points`. With `denoise_to_zero`, where the last has noise, one more evaluation
+        there and its predicted x0."""
+        times, last = [p.t for p in points], points[-1]
+        if denoise_to_zero and last.sigma > 0:
+            clean = request.schedule.at(request.schedule.t_clean)
+            self.add(last, clean, denoise(space, last), step=len(points) - 1)
+            times.append(clean.t)
+        return Plan(
+            method=method,
+            space=space,
+            order=order,
+            times=tuple(times),
+            stages=self.finish(),
+            prior_std=request.schedule.prior_std(times[0]),
+            schedule=request.schedule.to_dict(),
+            options=options,
+        )
 
 
 class Exponential:

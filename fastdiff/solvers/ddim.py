@@ -64,16 +64,7 @@ def chain(name: str, request: Request, options: dict[str, object], row: Callable
         noisy = bool((ROW["za"] * form).any())
         rows.add(s, t, form, step=i, draws=(draw if noisy else -1, -1, -1))
         draw += noisy
-    return Plan(
-        method=name,
-        space="data",
-        order=1,
-        times=tuple(p.t for p in points),
-        stages=rows.finish(),
-        prior_std=request.schedule.prior_std(points[0].t),
-        schedule=request.schedule.to_dict(),
-        options=options,
-    )
+    return rows.plan(name, "data", 1, request, points, options)
 
 
 def build_ddim(request: Request, *, eta: float) -> Plan:
@@ -92,15 +83,7 @@ def build_pf_euler(request: Request) -> Plan:
         # d(x/alpha) = eps·d(sigma/alpha).
         width = t.sigma / t.alpha - s.sigma / s.alpha
         rows.add(s, t, t.alpha * (ROW["x"] / s.alpha + width * ROW["m"]), step=i)
-    return Plan(
-        method="pf_euler",
-        space="noise",
-        order=1,
-        times=tuple(p.t for p in points),
-        stages=rows.finish(),
-        prior_std=request.schedule.prior_std(points[0].t),
-        schedule=request.schedule.to_dict(),
-    )
+    return rows.plan("pf_euler", "noise", 1, request, points, {})
 
 
 def beta(s: Point, t: Point) -> float:

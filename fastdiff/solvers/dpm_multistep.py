@@ -6,10 +6,11 @@ Lu et al. 2022, "DPM-Solver" (arXiv 2206.00927), Lu et al. 2022b, "DPM-Solver++"
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastdiff.plan import Plan
 from fastdiff.schedule_base import Point
-from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row, denoise
+from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
 
 PAPER = "Lu et al. 2022, arXiv 2206.00927"
 PAPER_PP = "Lu et al. 2022b, arXiv 2211.01095"
@@ -66,25 +67,11 @@ def multistep(name: str, space: str, order: int) -> Method:
             rows.add(
                 points[i], points[i + 1], update(space, nodes, points[i + 1], values, solver_type), step=i, push=True
             )
-        times = [p.t for p in points]
-        if denoise_to_zero and points[-1].sigma > 0:
-            clean = request.schedule.at(request.schedule.t_clean)
-            rows.add(points[-1], clean, denoise(space, points[-1]), step=steps)
-            times.append(clean.t)
-        return Plan(
-            method=name,
-            space=space,
-            order=order if solver_type == "taylor" else min(order, 2),
-            times=tuple(times),
-            stages=rows.finish(),
-            prior_std=request.schedule.prior_std(times[0]),
-            schedule=request.schedule.to_dict(),
-            options={
-                "lower_order_final": lower_order_final,
-                "denoise_to_zero": denoise_to_zero,
-                **({"solver_type": solver_type} if order > 1 else {}),
-            },
-        )
+        options: dict[str, Any] = {"lower_order_final": lower_order_final, "denoise_to_zero": denoise_to_zero}
+        if order > 1:
+            options["solver_type"] = solver_type
+        reached = order if solver_type == "taylor" else min(order, 2)
+        return rows.plan(name, space, reached, request, points, options, denoise_to_zero=denoise_to_zero)
 
     plus = space == "data"
     ordinal = ("first", "second", "third")[order - 1]

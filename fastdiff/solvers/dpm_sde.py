@@ -43,16 +43,8 @@ def build(request: Request, *, eta: float, s_noise: float, solver_type: str) -> 
             form = form + std * ROW["za"]
         rows.add(s, t, np.asarray(form), step=i, push=True, draws=(draw if std else -1, -1, -1))
         draw += bool(std)
-    return Plan(
-        method="dpmpp2m_sde",
-        space="data",
-        order=2,
-        times=tuple(p.t for p in points),
-        stages=rows.finish(),
-        prior_std=request.schedule.prior_std(points[0].t),
-        schedule=request.schedule.to_dict(),
-        options={"eta": eta, "s_noise": s_noise, "solver_type": solver_type},
-    )
+    options = {"eta": eta, "s_noise": s_noise, "solver_type": solver_type}
+    return rows.plan("dpmpp2m_sde", "data", 2, request, points, options)
 
 
 METHODS = (

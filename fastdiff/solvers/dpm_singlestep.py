@@ -10,7 +10,7 @@ import numpy as np
 
 from fastdiff.plan import Plan
 from fastdiff.schedule_base import Point
-from fastdiff.solvers.base import ROW, Exponential, Method, Option, Recorder, Request, denoise
+from fastdiff.solvers.base import ROW, Exponential, Method, Option, Recorder, Request
 from fastdiff.solvers.dpm_multistep import PAPER, PAPER_PP, TO_ZERO, solver_type
 
 
@@ -122,21 +122,8 @@ def singlestep(name: str, space: str, order: int) -> Method:
         rows = Recorder()
         for i, nodes in enumerate(inner):
             add_step(rows, space, solver_type, nodes, points[i + 1], i)
-        times = [p.t for p in points]
-        if denoise_to_zero and points[-1].sigma > 0:
-            clean = request.schedule.at(request.schedule.t_clean)
-            rows.add(points[-1], clean, denoise(space, points[-1]), step=len(orders))
-            times.append(clean.t)
-        return Plan(
-            method=name,
-            space=space,
-            order=order,
-            times=tuple(times),
-            stages=rows.finish(),
-            prior_std=request.schedule.prior_std(times[0]),
-            schedule=request.schedule.to_dict(),
-            options={"fixed": fixed, "denoise_to_zero": denoise_to_zero, "solver_type": solver_type},
-        )
+        options = {"fixed": fixed, "denoise_to_zero": denoise_to_zero, "solver_type": solver_type}
+        return rows.plan(name, space, order, request, points, options, denoise_to_zero=denoise_to_zero)
 
     plus = space == "data"
     return Method(

@@ -78,21 +78,13 @@ def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_n
             heun = end.alpha * (base + width * 0.5 * (ROW["m"] + ROW["h1"]))
             rows.add(end, following, lift(heun, end, following, std), step=i, draws=draws)
         start = following
-    return Plan(
-        method="heun",
-        space="noise",
-        order=2,
-        times=tuple(p.t for p in points),
-        stages=rows.finish(),
-        prior_std=request.schedule.prior_std(points[0].t),
-        schedule=request.schedule.to_dict(),
-        options={
-            "s_churn": s_churn,
-            "s_tmin": s_tmin,
-            "s_tmax": s_tmax if math.isfinite(s_tmax) else None,
-            "s_noise": s_noise,
-        },
-    )
+    options = {
+        "s_churn": s_churn,
+        "s_tmin": s_tmin,
+        "s_tmax": s_tmax if math.isfinite(s_tmax) else None,
+        "s_noise": s_noise,
+    }
+    return rows.plan("heun", "noise", 2, request, points, options)
 
 
 METHODS = (

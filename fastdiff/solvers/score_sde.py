@@ -227,25 +227,17 @@ def build(
             weight = 0.5 if probability_flow else 1.0
             noisy = not probability_flow and not (last and denoise)
             add(s, t, now.keep * ROW["x"] + weight * now.score * ROW["m"], now.std if noisy else 0.0, i)
-    return Plan(
-        method="pc",
-        space="score",
-        order=1,
-        times=tuple(p.t for p in points),
-        stages=rows.finish(),
-        prior_std=schedule.prior_std(points[0].t),
-        schedule=schedule.to_dict(),
-        options={
-            "predictor": predictor,
-            "corrector": corrector,
-            "n_corrector": n_corrector,
-            "snr": snr,
-            "probability_flow": probability_flow,
-            "denoise": denoise,
-            "norm": norm,
-            "discretization": discretization,
-        },
-    )
+    options = {
+        "predictor": predictor,
+        "corrector": corrector,
+        "n_corrector": n_corrector,
+        "snr": snr,
+        "probability_flow": probability_flow,
+        "denoise": denoise,
+        "norm": norm,
+        "discretization": discretization,
+    }
+    return rows.plan("pc", "score", 1, request, points, options)
 
 
 METHODS = (

@@ -10,7 +10,7 @@ import numpy as np
 from fastdiff.phi import phi
 from fastdiff.plan import Plan
 from fastdiff.schedule_base import Point
-from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row, denoise
+from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
 from fastdiff.solvers.dpm_multistep import TO_ZERO
 
 
@@ -78,29 +78,17 @@ def build(
         # Without a further evaluation there is nothing left to correct: x' and u' are one.
         single = not corrector or i == steps - 1
         rows.add(points[i], points[i + 1], predicted, None if single else base, step=i, push=True)
-    times = [p.t for p in points]
-    if denoise_to_zero and points[-1].sigma > 0:
-        clean = request.schedule.at(request.schedule.t_clean)
-        rows.add(points[-1], clean, denoise(space, points[-1]), step=steps)
-        times.append(clean.t)
-    return Plan(
-        method="unipc",
-        space=space,
-        # The corrector's extra order is lost where the last steps are of lower order.
-        order=order + 1 if corrector and not lower_order_final else order,
-        times=tuple(times),
-        stages=rows.finish(),
-        prior_std=request.schedule.prior_std(times[0]),
-        schedule=request.schedule.to_dict(),
-        options={
-            "order": order,
-            "variant": variant,
-            "corrector": corrector,
-            "lower_order_final": lower_order_final,
-            "denoise_to_zero": denoise_to_zero,
-            "prediction_type": prediction_type,
-        },
-    )
+    options = {
+        "order": order,
+        "variant": variant,
+        "corrector": corrector,
+        "lower_order_final": lower_order_final,
+        "denoise_to_zero": denoise_to_zero,
+        "prediction_type": prediction_type,
+    }
+    # The corrector's extra order is lost where the last steps are of lower order.
+    reached = order + 1 if corrector and not lower_order_final else order
+    return rows.plan("unipc", space, reached, request, points, options, denoise_to_zero=denoise_to_zero)
 
 
 METHODS = (
