@@ -241,6 +241,32 @@ class NoiseSchedule:
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+class _Indexed(NoiseSchedule):
+    """A schedule of N training times; the public time is their index, as a float."""
+
+    discrete: ClassVar[bool] = True
+
+    @property
+    def num_train(self) -> int:
+        """The number of training times N."""
+        raise NotImplementedError
+
+    @property
+    def t_max(self) -> float:
+        """The last index, N - 1."""
+        return float(self.num_train - 1)
+
+    @property
+    def t_min(self) -> float:
+        """Index 0."""
+        return 0.0
+
+    @property
+    def t_clean(self) -> float:
+        """-1: one step before index 0."""
+        return -1.0
+
+
 def positive(name: str, value: float, *, zero: bool = False) -> float:
     """`value` as a finite positive float (or 0, where `zero`), else ValueError."""
     try:

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastdiff.schedule_base import Array, NoiseSchedule, positive, vp_log_alpha, vp_parts
+from fastdiff.schedule_base import Array, _Indexed, positive, vp_log_alpha, vp_parts
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Discrete(NoiseSchedule):
+class Discrete(_Indexed):
     """A variance-preserving schedule known at integer times; the public time is the index, as a float.
 
     log alpha is linear between integer times, and between -1, where the sample is clean, and 0 (the log-linear
@@ -28,7 +28,6 @@ class Discrete(NoiseSchedule):
 
     kind: ClassVar[str] = "vp"
     factory: ClassVar[str] = "discrete"
-    discrete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,21 +50,6 @@ class Discrete(NoiseSchedule):
     def num_train(self) -> int:
         """The number of training times N."""
         return len(self.log_alphas)
-
-    @property
-    def t_max(self) -> float:
-        """The last index, N - 1."""
-        return float(self.num_train - 1)
-
-    @property
-    def t_min(self) -> float:
-        """Index 0."""
-        return 0.0
-
-    @property
-    def t_clean(self) -> float:
-        """-1: one step before index 0."""
-        return -1.0
 
     @property
     def zero_terminal(self) -> bool:

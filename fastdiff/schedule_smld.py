@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastdiff.schedule_base import Array, NoiseSchedule, positive
+from fastdiff.schedule_base import Array, _Indexed, positive
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class SMLD(NoiseSchedule):
+class SMLD(_Indexed):
     """alpha = 1 and `levels` geometric sigmas; the public time is the index of sigma, 0 the smallest.
 
     log sigma is linear between integer times; sigma itself between -1, where the sample is clean, and 0. The network is
@@ -25,7 +25,6 @@ class SMLD(NoiseSchedule):
 
     kind: ClassVar[str] = "ve"
     factory: ClassVar[str] = "smld"
-    discrete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,21 +41,6 @@ class SMLD(NoiseSchedule):
     def num_train(self) -> int:
         """The number of noise levels."""
         return self.levels
-
-    @property
-    def t_max(self) -> float:
-        """The last index, that of sigma_max."""
-        return float(self.levels - 1)
-
-    @property
-    def t_min(self) -> float:
-        """Index 0, that of sigma_min."""
-        return 0.0
-
-    @property
-    def t_clean(self) -> float:
-        """-1: one step before index 0."""
-        return -1.0
 
     @property
     def _slope(self) -> float:
