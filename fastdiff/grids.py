@@ -319,14 +319,19 @@ def _ddim_stride(spacing: str, n: int, steps: int) -> NDArray[np.int64]:
 
 
 def _sections(spacing: str, n: int, counts: list[int]) -> NDArray[np.int64]:
-    """From each of len(counts) nearly equal sections, its count of times, with both ends of the section."""
+    """From each of len(counts) nearly equal sections, its count of times, with both ends of the section.
+
+    The strides are added up one by one: where the exact place is halfway between two times, the published choice
+    depends on the rounding of that sum.
+    """
     size, longer = divmod(n, len(counts))
     begin, tau = 0, []
     for i, count in enumerate(counts):
         length = size + (i < longer)
         if count > length:
             raise ValueError(f"respacing {spacing!r} asks for {count} of the {length} times in section {i + 1}")
-        tau.append(begin + np.round(np.linspace(0.0, length - 1.0, count)).astype(np.int64))
+        stride = (length - 1) / max(count - 1, 1)
+        tau.append(begin + np.round(np.cumsum([0.0] + [stride] * (count - 1))).astype(np.int64))
         begin += length
     return np.concatenate(tau)
 

@@ -147,6 +147,9 @@ def test_respacing() -> None:
     # guided-diffusion's documented example: of 300 times with 10, 15, 20, the sections are 0-99, 100-199 and 200-299.
     t = grid("10,15,20", S.ddpm(300))[:-1]
     assert [int(np.sum((t >= a) & (t < a + 100))) for a in (0, 100, 200)] == [10, 15, 20]
+    # Places exactly halfway (149.5, 49.5, 74.5), as the published program's sum of strides rounds them.
+    assert 149.0 in t and 150.0 not in t
+    assert 49.0 in grid("27", S.ddpm(100)) and 75.0 in grid("8,25", S.ddpm(100))
     with pytest.raises(ValueError, match="makes 45 steps; got steps=40"):
         grid("10,15,20", DDPM, 40)
     # Strides 3 and 4 give 334 and 250.
