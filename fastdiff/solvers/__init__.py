@@ -129,7 +129,7 @@ def adaptive(
     """An adaptive method, bound to its schedule and times.
 
     Raises:
-        ValueError: `steps` or `spacing` given, times outside the schedule, unknown options.
+        ValueError: `steps` or `spacing` given, times outside the schedule, unknown options, no tolerance above 0.
     """
     call = f"method={method.name!r}, rtol={method.options['rtol'].default:g}, atol={method.options['atol'].default:g}"
     for name, value in (("steps", steps), ("spacing", spacing)):
@@ -139,6 +139,9 @@ def adaptive(
                 f"give tolerances instead ({call})"
             )
     filled = method.check_options(options)
+    rtol, atol = filled["rtol"], filled["atol"]
+    if not (rtol > 0 or atol > 0):
+        raise ValueError(f"rtol={rtol:g} and atol={atol:g}: method {method.name!r} needs one of them above 0 ({call})")
     made: embedded.Embedded = method.build(embedded.Request(schedule, prediction, t_start, t_end), **filled)
     return made
 

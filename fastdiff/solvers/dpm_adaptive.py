@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -69,15 +70,13 @@ def build(
     order: int,
     algorithm_type: str,
     solver_type: str,
-    rtol: float,
-    atol: float,
     h_init: float,
     theta: float,
     t_err: float,
-    control: str,
     denoise_to_zero: bool,
-    max_nfe: int,
+    **limits: Any,
 ) -> Adaptive:
+    """`limits`: rtol, atol, control and max_nfe."""
     schedule = request.schedule
     start, stop = request.ends("dpm_adaptive")
     if start.t < stop.t:
@@ -85,8 +84,6 @@ def build(
             f"method 'dpm_adaptive' runs from noise to data: t_start={start.t:g} must lie above t_end={stop.t:g} "
             "(method='ode' runs either way)"
         )
-    if not (rtol > 0 or atol > 0):
-        raise ValueError(f"rtol={rtol:g} and atol={atol:g}: method 'dpm_adaptive' needs one of them above 0")
     for name, value in (("h_init", h_init), ("theta", theta)):
         if value <= 0:
             raise ValueError(f"{name}={value:g}: method 'dpm_adaptive' expects a number above 0")
@@ -110,15 +107,12 @@ def build(
         start=start,
         stop=stop,
         clean=clean,
-        rtol=rtol,
-        atol=atol,
-        control=control,
-        max_nfe=max_nfe,
         options={"order": order, "algorithm_type": algorithm_type, "solver_type": solver_type},
         first_step=h_init,
         form=solver_type,
         theta=theta,
         t_err=t_err,
+        **limits,
     )
 
 

@@ -138,22 +138,16 @@ def published_denoising(schedule: NoiseSchedule, p: Point, steps: int) -> Step:
 def build(
     request: Request,
     *,
-    rtol: float,
-    atol: float,
     form: str,
-    control: str,
     denoise_to_zero: bool | str,
     sde_steps: int,
-    max_nfe: int,
+    **limits: Any,
 ) -> DormandPrince:
+    """`limits`: rtol, atol, control and max_nfe."""
     if not isinstance(sde_steps, int | np.integer):
         raise TypeError(f"sde_steps={sde_steps!r}: method 'ode' expects an integer (sde_steps=1000)")
     schedule = request.schedule
     start, stop = request.ends("ode")
-    if not (rtol > 0 or atol > 0):
-        raise ValueError(
-            f"rtol={rtol:g} and atol={atol:g}: method 'ode' needs one of them above 0 (rtol=1e-5, atol=1e-5)"
-        )
     if form == "noise" and min(start.alpha, stop.alpha) == 0:
         raise ValueError(
             f"form='noise' divides by alpha, which is 0 at t={max(start.t, stop.t):g} (zero terminal SNR): use "
@@ -183,13 +177,10 @@ def build(
         start=start,
         stop=stop,
         clean=clean,
-        rtol=rtol,
-        atol=atol,
-        control=control,
-        max_nfe=max_nfe,
         options={"form": form, "denoise_to_zero": denoise_to_zero, "sde_steps": sde_steps},
         fsal=True,
         last=published_denoising(schedule, stop, sde_steps) if denoise_to_zero == "score_sde" else None,
+        **limits,
     )
 
 
