@@ -16,7 +16,8 @@ from fastdiff.graph import clear_graphs
 from fastdiff.likelihood import LogLikelihood, log_likelihood
 from fastdiff.ops import backends
 from fastdiff.plan import Plan, Stage
-from fastdiff.sampler import Sampler, Trajectory
+from fastdiff.report import Trajectory
+from fastdiff.sampler import Sampler
 from fastdiff.solvers import methods, plan
 from fastdiff.threshold import Dynamic
 

@@ -26,11 +26,12 @@ from fastdiff.loop import State
 from fastdiff.network import Network, placement, stated
 from fastdiff.ops.buffers import Coeffs
 from fastdiff.plan import Plan
-from fastdiff.sampler import Sampler, Trajectory, _mode
+from fastdiff.report import Trajectory
+from fastdiff.sampler import Sampler, _mode
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.embedded import Embedded
 from fastdiff.table import check_previous
-from fastdiff.threshold import Dynamic, Threshold
+from fastdiff.threshold import set_bounds
 
 
 class AdaptiveSampler(Sampler):
@@ -158,13 +159,8 @@ class AdaptiveSampler(Sampler):
             check_out(out, start)
             network = Network(model, len(start), model_kwargs, cond, uncond)
             coeffs, binding = Coeffs(start, start, seeds, index), Binding(prediction, guidance_scale, classifier_grad)
-            if self.clip is not None:
-                lo, hi = (-1.0, 1.0) if isinstance(self.clip, Dynamic) else self.clip
-                like = start.new_ones(len(start))
-                coeffs.lo, coeffs.hi, coeffs.scale = lo * like, hi * like, like
-                binding.clip = True
-                if isinstance(self.clip, Dynamic):
-                    binding.threshold = Threshold(self.clip, backend)
+            binding.clip = self.clip is not None
+            binding.threshold = set_bounds(self.clip, coeffs, start, backend)
             hooks = Hooks(callback, [] if return_trajectory else None, finite=check_finite)
             driver = Driver(method, backend, network, network_dtype or self.dtype, binding, coeffs, start, hooks)
             with progress_bar(method, hooks) if progress else contextlib.nullcontext():

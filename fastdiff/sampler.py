@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -36,24 +36,10 @@ from fastdiff.network import Network, placement, stated
 from fastdiff.ops.buffers import Coeffs
 from fastdiff.philox import PRIOR
 from fastdiff.plan import Plan
+from fastdiff.report import Trajectory, progress_bar, require_finite
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.table import PREDICTIONS, PREVIOUS, check_previous
-from fastdiff.threshold import Dynamic, Threshold
-
-
-class Trajectory(NamedTuple):
-    """What `return_trajectory=True` adds.
-
-    Attributes:
-        times: (steps + 1,) schedule times.
-        x: (steps + 1, B, ...): the state at each time, the first being the start and the last the result. Where a step
-            opens with noise (EDM's churn), the state between them is the one with that noise.
-        x0: (steps, B, ...): x0 as predicted at each time but the last.
-    """
-
-    times: torch.Tensor
-    x: torch.Tensor
-    x0: torch.Tensor
+from fastdiff.threshold import Dynamic, set_bounds
 
 
 # Typed, and options with their types: 1 and True are equal, but only one of them is valid.
@@ -204,7 +190,7 @@ class Sampler:
             hooks = Hooks(callback=callback, correct_x0=correct_x0, correct_xt=correct_xt)
             hooks.trajectory = [] if return_trajectory else None
             if check_finite:
-                hooks.finite = functools.partial(_require_finite, self.plan, len(start))
+                hooks.finite = functools.partial(require_finite, self.plan, len(start))
             r = self._prepare(
                 network,
                 backend,
@@ -218,7 +204,7 @@ class Sampler:
                 form,
                 hooks,
             )
-            with _progress(self.plan, hooks) if progress else contextlib.nullcontext():
+            with progress_bar(self.plan, hooks) if progress else contextlib.nullcontext():
                 result = execute(r, start, self.graph, out)
             if hooks.trajectory is None:
                 return result
@@ -419,13 +405,6 @@ class Sampler:
         prediction = self.prediction or stated(network.model, "prediction") or "eps"
         bound = self._bind(network_dtype, prediction, guidance_scale, form, copies, device, rows, observed, corrects)
         coeffs = Coeffs(bound.values, bound.draws, seeds, index)
-        threshold = None
-        if self.clip is not None:
-            lo, hi = (-1.0, 1.0) if isinstance(self.clip, Dynamic) else self.clip
-            coeffs.lo = torch.full((batch,), lo, dtype=self.dtype, device=device)
-            coeffs.hi = torch.full((batch,), hi, dtype=self.dtype, device=device)
-            coeffs.scale = torch.ones(batch, dtype=self.dtype, device=device)
-            threshold = Threshold(self.clip, backend) if isinstance(self.clip, Dynamic) else None
         return Run(
             program=bound.program,
             plan=self.plan,
@@ -441,7 +420,7 @@ class Sampler:
             noise=noise,
             gradient=gradient,
             probe=bound.probe,
-            threshold=threshold,
+            threshold=set_bounds(self.clip, coeffs, start, backend),
             echo=None if hooks.correct_xt is None else Coeffs(echo_rows(bound.values), bound.draws, seeds, index),
             hooks=hooks,
         )
@@ -464,32 +443,6 @@ def _mode() -> Iterator[None]:
     # In this order: leaving inference mode switches gradients on.
     with torch.inference_mode(False), torch.no_grad():
         yield
-
-
-@contextlib.contextmanager
-def _progress(plan: Plan, hooks: Hooks) -> Iterator[None]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=plan.steps, desc=plan.method, unit="step") as bar:
-
-        def advance() -> None:
-            bar.update()
-
-        hooks.progress = advance
-        yield
-
-
-def _require_finite(plan: Plan, batch: int, stage: int, out: torch.Tensor) -> None:
-    good = torch.isfinite(out).flatten(1).all(dim=1)
-    if bool(good.all()):
-        return
-    first = int(torch.argmin(good.int()))
-    s = plan.stages[stage]
-    half = "" if len(good) == batch else f", in the {'un' if first >= batch else ''}conditional half"
-    raise FloatingPointError(
-        f"the network returned NaN or Inf at step {s.step} (stage {stage}, model time {s.model_time:g}) for sample "
-        f"{first % batch} of {batch}{half}: check the network's dtype, its input scale and prediction=..."
-    )
 
 
 def _outside(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Dynamic thresholding: bounds of the predicted x0, sample by sample, without leaving the device."""
+"""Bounds of the predicted x0: fixed, or by dynamic thresholding, sample by sample, without leaving the device."""
 
 from __future__ import annotations
 
@@ -65,3 +65,18 @@ class Threshold:
         hi.clamp_(min=self.options.max_value)
         torch.neg(hi, out=lo)
         torch.reciprocal(hi, out=scale)
+
+
+def set_bounds(
+    clip: Dynamic | tuple[float, float] | None, coeffs: Coeffs, like: torch.Tensor, backend: ModuleType
+) -> Threshold | None:
+    """Give `coeffs` lo, hi and scale, each (B,), of the dtype and on the device of `like` (B, ...), if x0 is clipped.
+
+    Returns:
+        What sets them anew at every evaluation, if clipping is dynamic.
+    """
+    if clip is None:
+        return None
+    lo, hi = (-1.0, 1.0) if isinstance(clip, Dynamic) else clip
+    coeffs.lo, coeffs.hi, coeffs.scale = (like.new_full((len(like),), value) for value in (lo, hi, 1.0))
+    return Threshold(clip, backend) if isinstance(clip, Dynamic) else None

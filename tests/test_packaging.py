@@ -51,6 +51,7 @@ LAYERS: dict[str, set[str] | None] = {
     "capture": set(),
     "graph": OPS | {"network", "history", "loop", "capture"},
     "binding": OPS | {"loop"},
+    "report": {"plan", "loop"},
     "arguments": OPS | {"network", "history", "threshold"},
     "threshold": OPS,
     "sampler": OPS
@@ -66,19 +67,24 @@ LAYERS: dict[str, set[str] | None] = {
         "corrections",
         "adaptive_sampler",
         "binding",
+        "report",
     },
     "adaptive_report": {"schedule_base", "solvers"},
     "adaptive": OPS | PLANS | {"solvers", "network", "langevin", "loop", "adaptive_report"},
     "adaptive_sampler": OPS
     | PLANS
-    | {"solvers", "network", "history", "loop", "arguments", "threshold", "adaptive", "adaptive_report", "sampler"},
+    | {"solvers", "network", "history", "loop", "arguments", "threshold", "adaptive", "adaptive_report", "report"}
+    | {"sampler"},
     "likelihood": OPS | PLANS | {"solvers", "network", "arguments", "adaptive", "adaptive_report", "sampler"},
     "api": OPS
     | PLANS
     | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "corrections", "sampler"},
     "analytic": OPS | PLANS | {"solvers", "network", "history", "arguments", "sampler", "api", "analytic_times"},
     "analytic_times": PLANS | {"solvers"},
-    "losses": PLANS | {"table", "network"},
+    "forward": PLANS | {"table", "network"},
+    "variational": PLANS | {"table", "network", "solvers", "api", "forward"},
+    "resampling": set(),
+    "losses": PLANS | {"table", "network", "forward", "variational", "resampling"},
     "integrations": None,
     "doctor": None,
     "cli": None,
