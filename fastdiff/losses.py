@@ -1,4 +1,4 @@
-"""Training losses: DDPM's, SMLD's and the score SDEs', and the forward process that they share.
+"""Training losses: DDPM's, SMLD's and the score SDEs'; those of the variational bound are in `fastdiff.variational`.
 
 Every loss compares the network's output with its own target and returns a scalar that gradients flow through. With
 x_t = alpha x_0 + sigma eps, an error of the output is an error of eps times a known factor, so that each loss works
@@ -7,54 +7,50 @@ with each prediction. Draws are explicit arguments (`t`, `noise`), or come from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.forward import (
+    Array,
+    Model,
+    check_data,
+    check_names,
+    check_times,
+    column,
+    deviation,
+    diffuse,
+    evaluate,
+    normal,
+    per_sample,
+    q_sample,
+    reduce,
+    uniform,
+    vector,
+)
 from fastdiff.names import unknown
-from fastdiff.network import Network
+from fastdiff.resampling import LossSecondMoment
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.table import PREDICTIONS, PREVIOUS, conversion
+from fastdiff.table import PREVIOUS, conversion
+from fastdiff.variational import ALL, VariationalBound, chain_of, hybrid_loss, variational_bound, vlb_loss
 
-__all__ = ["ddpm_loss", "q_sample", "sde_loss", "smld_loss"]
+__all__ = [
+    "LossSecondMoment",
+    "VariationalBound",
+    "ddpm_loss",
+    "hybrid_loss",
+    "q_sample",
+    "sde_loss",
+    "smld_loss",
+    "variational_bound",
+    "vlb_loss",
+]
 
-Array = NDArray[np.float64]
-Model = Callable[..., Any]
 KINDS = ("l2", "l1")
-REDUCTIONS = ("mean", "none")
-
-
-def q_sample(
-    x0: Tensor,
-    t: Tensor | ArrayLike,
-    schedule: str | NoiseSchedule = "ddpm",
-    noise: Tensor | None = None,
-    *,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """x_t = alpha(t) x_0 + sigma(t) eps (Ho et al. 2020, arXiv 2006.11239, eq. 4; Song et al. 2021, eq. 29).
-
-    Args:
-        x0: (B, ...) data, floating point.
-        t: (B,) times of the schedule (see `NoiseSchedule`), or one for all; inside its range.
-        schedule: a `NoiseSchedule` or its name.
-        noise: (B, ...) standard normal eps; default: drawn with `generator`.
-        generator: where the noise comes from; default: torch's own. A generator of another device than x0's is fine.
-
-    Returns:
-        x_t in the shape, dtype and on the device of x0; differentiable in x0 and noise.
-
-    Raises:
-        TypeError, ValueError: x0 not floating point, times or noise of another shape, times outside the schedule.
-    """
-    _check_data(x0)
-    known = resolve(schedule)
-    times = _check_times(t, len(x0), known)
-    return _diffuse(x0, _noise(x0, noise, generator), known.alpha(times), known.sigma(times))
 
 
 def ddpm_loss(
@@ -64,6 +60,7 @@ def ddpm_loss(
     *,
     kind: str = "l2",
     prediction: str = "eps",
+    reduce_mean: bool = True,
     t: Tensor | ArrayLike | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -81,7 +78,9 @@ def ddpm_loss(
         x0: (B, ...) data, floating point.
         schedule: a discrete schedule or its name.
         kind: "l2" for squares, "l1" for absolute values.
-        prediction: what the model gives: "eps", "x0", "v", "score" or "flow".
+        prediction: what the model gives: "eps", "x0", "v", "score" or "flow"; or "previous", whose target is the mean
+            of q(x_{t−1} | x_t, x0) (Ho et al. 2020, eq. 7).
+        reduce_mean: mean over a sample's elements; False: half their sum, as score_sde has it.
         t: (B,) times; default: indices 0 to N − 1, drawn uniformly.
         noise: (B, ...) standard normal eps; default: drawn.
         generator: source of both draws; default: torch's own.
@@ -91,10 +90,10 @@ def ddpm_loss(
     Raises:
         TypeError, ValueError: bad arguments, a schedule that is not discrete, or an output of the wrong shape.
     """
-    _check_names(prediction, reduction)
+    check_names(prediction, reduction, ALL)
     if kind not in KINDS:
         raise ValueError(unknown("kind", kind, KINDS))
-    _check_data(x0)
+    check_data(x0)
     known = resolve(schedule)
     if known.num_train is None:
         raise ValueError(
@@ -102,13 +101,19 @@ def ddpm_loss(
             "continuous one call sde_loss(model, x0, schedule)"
         )
     if t is None:
-        t = np.floor(known.num_train * _uniform(len(x0), generator))
-    times = _check_times(t, len(x0), known)
-    alpha, sigma = known.alpha(times), known.sigma(times)
-    error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, generator, model_kwargs)
-    if prediction == "score":
-        error = error * _column(sigma, error)
-    return _reduce((error.abs() if kind == "l1" else error.square()).flatten(1).mean(1), reduction)
+        t = np.floor(known.num_train * uniform(len(x0), generator))
+    times = check_times(t, len(x0), known)
+    if prediction == PREVIOUS:
+        chain = chain_of(schedule)
+        k = chain.find(times, len(x0))
+        x = diffuse(x0, normal(x0, noise, generator), chain.alpha[k], chain.sigma[k])
+        error = evaluate(model, x, chain.model_time[k], model_kwargs) - chain.mean(k, x, x0)
+    else:
+        alpha, sigma = known.alpha(times), known.sigma(times)
+        error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, generator, model_kwargs)
+        if prediction == "score":
+            error = error * column(sigma, error)
+    return reduce(per_sample(error.abs() if kind == "l1" else error.square(), reduce_mean), reduction)
 
 
 def smld_loss(
@@ -142,19 +147,19 @@ def smld_loss(
     Raises:
         TypeError, ValueError: bad arguments, levels that are not positive, or an output of the wrong shape.
     """
-    _check_names(prediction, reduction)
-    _check_data(x0)
+    check_names(prediction, reduction, ALL)
+    check_data(x0)
     table, labels = _levels(sigmas)
     if t is None:
-        t = np.floor(len(table) * _uniform(len(x0), generator))
-    index = _vector("t", t, len(x0))
+        t = np.floor(len(table) * uniform(len(x0), generator))
+    index = vector("t", t, len(x0))
     if np.any(index != np.rint(index)) or np.any(index < 0) or np.any(index > len(table) - 1):
         raise ValueError(f"t got {index.tolist()}; expected integer indices of the levels, 0 to {len(table) - 1}")
     chosen = index.astype(np.int64)
     sigma, one = table[chosen], np.ones(len(x0))
     error = _error(model, x0, labels[chosen], one, sigma, prediction, noise, generator, model_kwargs)
-    scaled = error * _column(_factor(prediction, one, sigma), error)
-    return _reduce(_per_sample(scaled, reduce_mean), reduction)
+    scaled = error * column(_factor(prediction, one, sigma), error)
+    return reduce(per_sample(scaled.square(), reduce_mean), reduction)
 
 
 def sde_loss(
@@ -193,8 +198,8 @@ def sde_loss(
     Raises:
         TypeError, ValueError: bad arguments, a schedule without such an SDE, or an output of the wrong shape.
     """
-    _check_names(prediction, reduction)
-    _check_data(x0)
+    check_names(prediction, reduction, ALL)
+    check_data(x0)
     known = resolve(schedule)
     if known.discrete or known.kind not in ("vp", "subvp", "ve"):
         raise ValueError(
@@ -205,12 +210,12 @@ def sde_loss(
     if not 0.0 < eps < last:
         raise ValueError(f"eps={eps!r}: expected a time between 0 and {last!r}, such as eps=1e-5")
     if t is None:
-        drawn = eps + (last - eps) * _uniform(len(x0), generator)
+        drawn = eps + (last - eps) * uniform(len(x0), generator)
         if known.kind == "ve":
             low, high = known.t_min, known.t_max
             drawn = np.minimum(low * (high / low) ** drawn, high)
         t = drawn
-    times = _check_times(t, len(x0), known)
+    times = check_times(t, len(x0), known)
     alpha, sigma = known.alpha(times), known.sigma(times)
     if np.any(sigma == 0.0):
         raise ValueError(
@@ -220,7 +225,7 @@ def sde_loss(
     factor = _factor(prediction, alpha, sigma)
     if likelihood_weighting:
         factor = factor * known.diffusion(times) / sigma
-    return _reduce(_per_sample(error * _column(factor, error), reduce_mean), reduction)
+    return reduce(per_sample((error * column(factor, error)).square(), reduce_mean), reduction)
 
 
 def _error(
@@ -235,101 +240,20 @@ def _error(
     model_kwargs: Mapping[str, Any] | None,
 ) -> Tensor:
     """Output minus target, (B, ...), in the dtype of x0 or, where it is wider, of the output."""
-    eps = _noise(x0, noise, generator)
-    x = _diffuse(x0, eps, alpha, sigma)
-    clock = torch.from_numpy(model_time).to(
-        device=x0.device, dtype=torch.float64 if x0.dtype == torch.float64 else torch.float32
-    )
-    out = Network(model, len(x0), model_kwargs)(x, clock)
-    if out.dtype in (torch.float16, torch.bfloat16):
-        # Under autocast the network ends in half precision; squares are summed in float32.
-        out = out.float()
-    if prediction == "eps":
-        return out - eps
-    if prediction == "x0":
-        return out - x0
-    if prediction == "v":
-        return out - (_column(alpha, x0) * eps - _column(sigma, x0) * x0)
-    if prediction == "score":
-        return out + eps / _column(sigma, x0)
-    return out - (eps - x0)
+    if prediction == PREVIOUS:
+        raise ValueError(
+            "prediction='previous' is the mean of a step of a DDPM chain, which only ddpm_loss, vlb_loss and "
+            "hybrid_loss know"
+        )
+    eps = normal(x0, noise, generator)
+    out = evaluate(model, diffuse(x0, eps, alpha, sigma), model_time, model_kwargs)
+    return deviation(out, x0, eps, alpha, sigma, prediction)
 
 
 def _factor(prediction: str, alpha: Array, sigma: Array) -> Array:
     """By what an error of the output must be multiplied to be one of eps = −sigma score."""
     pairs = zip(alpha.tolist(), sigma.tolist(), strict=True)
     return np.array([conversion(prediction, "noise", a, s)[1] for a, s in pairs])
-
-
-def _diffuse(x0: Tensor, eps: Tensor, alpha: Array, sigma: Array) -> Tensor:
-    return _column(alpha, x0) * x0 + _column(sigma, x0) * eps
-
-
-def _column(values: Array, like: Tensor) -> Tensor:
-    """(B,) float64 on the host -> (B, 1, ...) in the dtype and on the device of `like`."""
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _per_sample(error: Tensor, reduce_mean: bool) -> Tensor:
-    square = error.square().flatten(1)
-    return square.mean(1) if reduce_mean else 0.5 * square.sum(1)
-
-
-def _reduce(losses: Tensor, reduction: str) -> Tensor:
-    return losses.mean() if reduction == "mean" else losses
-
-
-def _uniform(batch: int, generator: torch.Generator | None) -> Array:
-    """(B,) uniform in [0, 1): on the host, so that no step waits for a device, unless the generator is elsewhere."""
-    where = torch.device("cpu") if generator is None else generator.device
-    return torch.rand(batch, generator=generator, device=where, dtype=torch.float64).cpu().numpy()
-
-
-def _noise(x0: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    if noise is None:
-        where = x0.device if generator is None else generator.device
-        return torch.randn(x0.shape, generator=generator, device=where, dtype=x0.dtype).to(x0.device)
-    if not isinstance(noise, Tensor):
-        raise TypeError(f"noise must be a tensor of shape {tuple(x0.shape)}, got {type(noise).__name__}")
-    got, want = (tuple(noise.shape), noise.dtype, noise.device), (tuple(x0.shape), x0.dtype, x0.device)
-    if got != want:
-        raise ValueError(f"noise has shape, dtype and device {got}; expected those of x0, {want}: torch.randn_like(x0)")
-    return noise
-
-
-def _check_names(prediction: str, reduction: str) -> None:
-    if prediction == PREVIOUS:
-        raise ValueError(
-            "prediction='previous' is for sampling only: the target is the mean of a step, and the loss knows one "
-            "time; train a network that predicts 'eps', 'x0' or 'v'"
-        )
-    if prediction not in PREDICTIONS:
-        raise ValueError(unknown("prediction", prediction, PREDICTIONS))
-    if reduction not in REDUCTIONS:
-        raise ValueError(unknown("reduction", reduction, REDUCTIONS))
-
-
-def _check_data(x0: Any) -> None:
-    if not isinstance(x0, Tensor):
-        raise TypeError(f"x0 must be a torch.Tensor of shape (B, ...), got {type(x0).__name__}")
-    if not x0.dtype.is_floating_point:
-        raise TypeError(f"x0 has dtype {x0.dtype}; expected floating point: pass x0.float(), scaled to about [-1, 1]")
-    if x0.ndim < 2 or x0.numel() == 0:
-        raise ValueError(f"x0 has shape {tuple(x0.shape)}; expected (B, ...) with at least one sample and one element")
-
-
-def _vector(name: str, values: Any, batch: int) -> Array:
-    host = values.detach().cpu() if isinstance(values, Tensor) else values
-    array = np.asarray(host, dtype=np.float64)
-    if array.shape not in ((), (batch,)):
-        raise ValueError(f"{name} has shape {array.shape}; expected one for each sample, ({batch},), or one for all")
-    return np.broadcast_to(array, (batch,)).copy()
-
-
-def _check_times(t: Any, batch: int, schedule: NoiseSchedule) -> Array:
-    times = _vector("t", t, batch)
-    schedule.check(times)
-    return times
 
 
 def _levels(sigmas: Any) -> tuple[Array, Array]:

@@ -160,7 +160,8 @@ def test_other_methods_refuse(method) -> None:
 
 
 def test_losses_and_misspellings() -> None:
-    with pytest.raises(ValueError, match="'previous' is for sampling only"):
-        losses.ddpm_loss(lambda x, t: x, X, prediction="previous")
+    for loss, schedule in ((losses.sde_loss, "vp_linear"), (losses.smld_loss, "smld")):
+        with pytest.raises(ValueError, match="'previous' is the mean of a step of a DDPM chain, which only ddpm_loss"):
+            loss(lambda x, t: x, X, schedule, prediction="previous")
     with pytest.raises(ValueError, match="did you mean 'previous'"):
         fastdiff.Sampler("ddpm", prediction="previos")

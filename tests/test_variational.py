@@ -1,0 +1,312 @@
+"""The variational losses against the published program's numbers, closed forms for Gaussian data, and many digits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from mpmath import mp, mpf
+
+import fastdiff
+from fastdiff.losses import ddpm_loss, hybrid_loss, variational_bound, vlb_loss
+from fastdiff.variational import Chain, decoder_log_prob
+
+# Numbers of openai/guided-diffusion (gaussian_diffusion.py's training_losses and calc_bpd_loop, respace.py), in float64
+# with its tables' rounding to float32 taken out: betas of get_named_beta_schedule(schedule, 1000), 8-bit data X0, the
+# networks below, the noise draw(0), or draw(0), draw(1), … from the noisiest step of calc_bpd_loop. Each number is the
+# sum of i·(value of sample i), and of the terms, over the steps too. Its normal distribution is the tanh one.
+X0 = (2 * torch.tensor([[0, 37], [128, 255], [200, 64]], dtype=torch.float64) / 255 - 1).reshape(3, 2, 1)
+
+# (schedule, spacing, prediction, variance, times, rescaled, the number): LossType KL and RESCALED_KL.
+KL = [
+    ("ddpm", None, "eps", "small", (0, 333, 998), False, 2.5219816067344505),
+    ("ddpm", None, "eps", "large", (0, 333, 998), False, 2.5219759140181957),
+    ("ddpm", "50", "eps", "learned_range", (0, 326, 979), True, 119.76526688833297),
+    ("cosine", "ddim25", "x0", "learned", (0, 320, 920), True, 6378.629361758356),
+    ("cosine", "10,15,20", "previous", "small", (0, 453, 982), False, 23.809009132451862),
+    ("ddpm", None, "x0", "learned_range", (0, 333, 998), False, 22.605837388441767),
+]
+# (schedule, prediction, the number): MSE with a fixed variance.
+MSE = [
+    ("ddpm", "eps", 1.7647481185909777),
+    ("ddpm", "x0", 2.1195790583634806),
+    ("ddpm", "previous", 0.15503228453760384),
+]
+# (schedule, spacing, prediction, variance, times, vlb_weight, the number): MSE (weight 1/N) and RESCALED_MSE (0.001).
+HYBRID = [
+    ("ddpm", "50", "eps", "learned_range", (0, 326, 979), 1 / 50, 4.191851935760725),
+    ("ddpm", "50", "eps", "learned_range", (0, 326, 979), 1e-3, 1.9163118648823976),
+    ("ddpm", None, "eps", "learned_range", (0, 333, 998), 1e-3, 4.078411944275692),
+    ("cosine", None, "x0", "learned", (0, 333, 998), 1e-3, 155.86415385338572),
+    ("cosine", "10,15,20", "previous", "learned_range", (0, 453, 982), 1e-3, 1.7062450846704338),
+]
+# (schedule, spacing, prediction, variance, clip_denoised, (total, prior, vb, xstart_mse, mse)): calc_bpd_loop.
+BOUND = [
+    (
+        *("ddpm", "50", "eps", "small", True),
+        (211.22805314879605, 7.595756600594076e-05, 211.22797719123002, 225.91747489342748, 55.60819566149604),
+    ),
+    (
+        *("ddpm", "10,15,20", "eps", "learned_range", True),
+        (189.1794724639298, 7.59575660059408e-05, 189.1793965063638, 244.30766115927884, 34.487626902891854),
+    ),
+    (
+        *("cosine", "ddim25", "x0", "large", False),
+        (216.76654734439657, 0.006973355918685647, 216.75957398847788, 49.28947370452089, 514.3511385017745),
+    ),
+    (
+        *("ddpm", "50", "previous", "learned", False),
+        (7293.08434133712, 7.595756600594076e-05, 7293.084265379554, 144037.57815987928, 325.9509653977721),
+    ),
+]
+# The published differences of means and log-variances cancel: on all elements of 510 runs they agree to 3e-10 relative
+# (a term of 1e-6 of the mean), those listed to 1e-11. The prior's term loses 1e-16 of 1 to the same, whatever its size.
+TOLERANCE, CANCELLED = 1e-10, 1e-15
+
+
+def draw(number: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.cos(1.0 + number + 3 * np.arange(like.numel())).reshape(tuple(like.shape)))
+
+
+def mean(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return 0.9 * x + 0.1 * torch.sin(3 * x) + 0.0002 * t.reshape(-1, 1, 1)
+
+
+def with_range(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return torch.cat([mean(x, t), torch.sin(3 * x + 0.01 * t.reshape(-1, 1, 1))], 1)
+
+
+def with_log_variance(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return torch.cat([mean(x, t), -5 + torch.sin(3 * x + 0.01 * t.reshape(-1, 1, 1))], 1)
+
+
+MODELS = {"small": mean, "large": mean, "learned_range": with_range, "learned": with_log_variance}
+
+
+def number(values: torch.Tensor) -> float:
+    return float((values * torch.arange(1.0, len(values) + 1, dtype=torch.float64)).sum())
+
+
+@pytest.mark.parametrize(("schedule", "spacing", "prediction", "variance", "t", "rescale", "expected"), KL)
+def test_kl_and_rescaled_kl(schedule, spacing, prediction, variance, t, rescale, expected) -> None:
+    given = {"spacing": spacing, "prediction": prediction, "variance": variance, "rescale": rescale, "cdf": "tanh"}
+    got = vlb_loss(MODELS[variance], X0, schedule, t=t, noise=draw(0, X0), reduction="none", **given)
+    assert number(got) == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("schedule", "prediction", "expected"), MSE)
+def test_mse(schedule, prediction, expected) -> None:
+    given = {"t": (0, 333, 998), "noise": draw(0, X0), "prediction": prediction}
+    assert number(ddpm_loss(mean, X0, schedule, reduction="none", **given)) == pytest.approx(expected, rel=TOLERANCE)
+    # Half the sum of a sample's 2 elements is their mean.
+    half_sum = ddpm_loss(mean, X0, schedule, reduction="none", reduce_mean=False, **given)
+    assert number(half_sum) == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("schedule", "spacing", "prediction", "variance", "t", "weight", "expected"), HYBRID)
+def test_mse_with_a_learned_variance(schedule, spacing, prediction, variance, t, weight, expected) -> None:
+    given = {"spacing": spacing, "prediction": prediction, "variance": variance, "vlb_weight": weight, "cdf": "tanh"}
+    got = hybrid_loss(MODELS[variance], X0, schedule, t=t, noise=draw(0, X0), reduction="none", **given)
+    assert number(got) == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("schedule", "spacing", "prediction", "variance", "clip", "expected"), BOUND)
+def test_calc_bpd_loop(schedule, spacing, prediction, variance, clip, expected) -> None:
+    given = {"spacing": spacing, "prediction": prediction, "variance": variance, "cdf": "tanh", "noise": draw}
+    got = variational_bound(MODELS[variance], X0, schedule, clip=(-1.0, 1.0) if clip else None, **given)
+    values = (got.total, got.prior, got.terms.sum(1), got.x0_mse.sum(1), got.eps_mse.sum(1))
+    assert [number(v) for v in values] == pytest.approx(expected, rel=TOLERANCE, abs=CANCELLED)
+    assert got.terms.shape == got.x0_mse.shape == (3, len(got.times)) and got.times[0] > got.times[-1] == 0
+
+
+# The decoder.
+
+
+def exact_log_prob(x0: float, mu: float, std: float, bins: int) -> float:
+    half = mpf(1) / (bins - 1)
+    low = mpf("-inf") if x0 == -1 else (mpf(x0) - half - mpf(mu)) / mpf(std)
+    high = mpf("inf") if x0 == 1 else (mpf(x0) + half - mpf(mu)) / mpf(std)
+    if low > 0:
+        low, high = -high, -low
+    return float(mpmath.log(mpmath.ncdf(high) - mpmath.ncdf(low)))
+
+
+@pytest.mark.parametrize("bins", [256, 17, 2])
+@pytest.mark.parametrize("std", [1e-3, 0.01, 0.3, 20.0])
+@pytest.mark.parametrize("mu", [-1.4, -0.5, 0.0, 0.123, 0.9999])
+def test_decoder_in_many_digits(bins: int, std: float, mu: float) -> None:
+    """Also deep in the tails, where a difference of probabilities is 0 in floating point."""
+    values = [-1.0, 1.0] if bins == 2 else [-1.0, -1.0 + 2 / (bins - 1), 2 * (bins // 2) / (bins - 1) - 1, 1.0]
+    # Below the mean both probabilities are small, and known to all of these digits.
+    with mp.workdps(50):
+        want = [exact_log_prob(v, mu, std, bins) for v in values]
+    x0 = torch.tensor(values, dtype=torch.float64)
+    full = torch.full_like(x0, mu), torch.full_like(x0, math.log(std))
+    got = decoder_log_prob(x0, *full, bins, "exact")
+    # A difference of logarithms of size L loses 1e-16·L of the bin's width in units of std, at least 4e-4 here; offsets
+    # from the mean lose 1e-16 of 1, which far tails multiply by (2.4/std)².
+    slack = 1e-16 * (2.5 / std) ** 2 * 4 + 1e-12
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-12, atol=slack)
+
+
+def test_decoder_sums_to_one() -> None:
+    """Over all values of an element, for both distributions; the tanh one is close to the exact one."""
+    x0 = torch.linspace(-1, 1, 256, dtype=torch.float64)
+    full = torch.full_like(x0, 0.3), torch.full_like(x0, math.log(0.05))
+    exact, tanh = (decoder_log_prob(x0, *full, 256, cdf).exp() for cdf in ("exact", "tanh"))
+    assert exact.sum().item() == pytest.approx(1.0, rel=1e-13)
+    assert tanh.sum().item() == pytest.approx(1.0, abs=256e-12)  # its bound, once for each value
+    assert 1e-6 < (exact - tanh).abs().max() < 4e-4
+
+
+def test_decoder_has_finite_gradients_everywhere() -> None:
+    x0 = torch.tensor([-1.0, -0.2, 0.4, 1.0], dtype=torch.float64)
+    for mu in (-0.2, 0.0, 50.0, -1e4):
+        for log_std in (-12.0, 0.0, 40.0):
+            leaves = [torch.full_like(x0, v).requires_grad_(True) for v in (mu, log_std)]
+            value = decoder_log_prob(x0, *leaves, 256, "exact")
+            value.sum().backward()
+            assert torch.isfinite(value).all() and all(torch.isfinite(leaf.grad).all() for leaf in leaves)
+
+
+# Gaussian data: the bound is the likelihood.
+
+STD = 0.3
+BINS = 4097
+
+
+def gaussian_data(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Data N(0, STD²) in BINS values, and −log2 of each sample's probability, for each of its 2 elements."""
+    generator = torch.Generator().manual_seed(5)
+    x = STD * torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    x0 = (torch.round(0.5 * (x.clamp(-1, 1) + 1) * (BINS - 1)) * 2 / (BINS - 1)) - 1
+    inside = torch.special.ndtr((x0 + 1 / (BINS - 1)) / STD) - torch.special.ndtr((x0 - 1 / (BINS - 1)) / STD)
+    return x0, -inside.log2().mean(1)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize(("schedule", "chain"), [("ddpm", {"spacing": "20"}), ("vp_linear", {"steps": 20})])
+def test_bound_is_the_likelihood_of_gaussian_data(schedule: str, chain: dict[str, Any], prediction: str) -> None:
+    """Where the data are normal, so is every p(x_{t−1} | x_t): with its own variance the bound is tight."""
+    known = fastdiff.schedules.resolve(schedule)
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = known.alpha(float(t[0])), known.sigma(float(t[0]))
+        total = (alpha * STD) ** 2 + sigma**2
+        eps, x0 = sigma / total * x, alpha * STD**2 / total * x
+        g = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[prediction]
+        # The posterior's variance, and what x0 still varies by: of_x0² times its variance.
+        k = int(np.flatnonzero(steps.times == float(t[0]))[0])
+        left = (STD * sigma) ** 2 / total
+        posterior = math.exp(steps.log_posterior[k]) if k < len(steps) - 1 else 0.0
+        return torch.cat([g, torch.full_like(x, math.log(posterior + steps.of_x0[k] ** 2 * left))], 1)
+
+    steps = Chain(known, **chain)
+    x0, truth = gaussian_data(4000)
+    given: dict[str, Any] = {"prediction": prediction, "clip": None, "bins": BINS, **chain}
+    gap = variational_bound(model, x0, known, variance="learned", **given).total - truth
+    # Five standard errors; and what the bins' width, 1/20 of the last sigma, takes: (1/20)²/24 nats an element.
+    error = gap.std().item() / math.sqrt(len(gap))
+    assert error < 0.02 and abs(gap.mean().item()) < 5 * error + 2e-4
+    # A fixed variance is worse by what the closed form says: 0.5·(r − 1 − log r), r the ratio of the variances.
+    small = variational_bound(lambda x, t: model(x, t).chunk(2, 1)[0], x0, known, variance="small", **given)
+    assert (small.total - truth).mean().item() > 0.05
+
+
+def test_vlb_loss_estimates_the_bound() -> None:
+    """The mean of rescaled terms at uniform times is the bound without the prior; the steps' terms agree one by one."""
+    x0 = X0.repeat(500, 1, 1)
+    whole = variational_bound(with_range, x0, variance="learned_range", spacing="10,15,20", clip=None)
+    given: dict[str, Any] = {"variance": "learned_range", "spacing": "10,15,20"}
+    generator = torch.Generator().manual_seed(3)
+    each = vlb_loss(with_range, x0, rescale=True, reduction="none", generator=generator, **given)
+    spread = each.std().item() / math.sqrt(len(each))
+    assert each.mean().item() == pytest.approx((whole.total - whole.prior).mean().item(), abs=5 * spread)
+    noise = fastdiff.randn(x0.shape, seed=0, draw=7, dtype=torch.float64)
+    one = vlb_loss(with_range, x0, t=whole.times[7], noise=noise, reduction="none", **given)
+    np.testing.assert_allclose(one.numpy(), whole.terms[:, 7].numpy(), rtol=1e-13)
+
+
+def test_bound_does_not_depend_on_the_batch() -> None:
+    whole = variational_bound(mean, X0, spacing="10", seed=4)
+    parts = [variational_bound(mean, X0[i : i + 1], spacing="10", seed=4, first_sample=i) for i in range(3)]
+    np.testing.assert_allclose(whole.total.numpy(), torch.cat([p.total for p in parts]).numpy(), rtol=1e-14)
+
+
+# Gradients.
+
+
+class Wide(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
+        self.log_variance = torch.nn.Parameter(torch.tensor(-0.4, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.mean * x, self.log_variance + 0 * x], 1)
+
+
+@pytest.mark.parametrize("t", [0, 400])
+def test_bound_of_hybrid_loss_trains_the_variance_alone(t: int) -> None:
+    noise = draw(0, X0)
+    gradients = {}
+    for name, loss in (
+        ("simple", lambda m: ddpm_loss(lambda x, t: m(x, t).chunk(2, 1)[0], X0, t=t, noise=noise)),
+        ("bound", lambda m: vlb_loss(m, X0, variance="learned_range", t=t, noise=noise)),
+        ("hybrid", lambda m: hybrid_loss(m, X0, vlb_weight=0.01, t=t, noise=noise)),
+    ):
+        model = Wide()
+        loss(model).backward()
+        gradients[name] = [p.grad for p in (model.mean, model.log_variance)]
+    assert gradients["simple"][1] == 0
+    torch.testing.assert_close(gradients["hybrid"][0], gradients["simple"][0], rtol=1e-13, atol=0.0)
+    torch.testing.assert_close(gradients["hybrid"][1], 0.01 * 1000 * gradients["bound"][1], rtol=1e-13, atol=0.0)
+    assert gradients["bound"][0] != 0
+
+
+def test_networks_in_half_precision_and_float32() -> None:
+    """Terms are formed in float32 at least: against float64 they keep 1e-4 of float32's digits at every time."""
+    x0, noise = X0.float().repeat(4, 1, 1), draw(0, X0).float().repeat(4, 1, 1)
+    t = torch.tensor([0, 1, 20, 100, 250, 400, 500, 600, 700, 800, 900, 999])
+    half = vlb_loss(lambda x, t: mean(x, t).bfloat16(), x0, t=t, noise=noise, reduction="none")
+    assert half.dtype == torch.float32 and torch.isfinite(half).all()
+    single = vlb_loss(mean, x0, t=t, noise=noise, reduction="none")
+    double = vlb_loss(mean, x0.double(), t=t, noise=noise.double(), reduction="none")
+    # x0 is predicted from 1/alpha = 160 times float32's roundings, 6e-8, against errors of order 1.
+    np.testing.assert_allclose(single.numpy(), double.numpy(), rtol=1e-4)
+
+
+# Errors.
+
+
+def wrong_noise(k: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: vlb_loss(mean, X0, variance="big"), "unknown variance 'big'.*small, large"),
+        (lambda: vlb_loss(mean, X0, cdf="erf"), "unknown cdf 'erf'.*exact, tanh"),
+        (lambda: vlb_loss(mean, X0, bins=1), "bins=1: expected the number of values"),
+        (lambda: vlb_loss(mean, X0, prediction="noise"), "unknown prediction 'noise'.*eps"),
+        (lambda: vlb_loss(mean, X0, reduction="sum"), "unknown reduction 'sum'"),
+        (lambda: vlb_loss(mean, X0, "vp_linear"), r"no chain of its own.*steps=1000"),
+        (lambda: vlb_loss(mean, X0, spacing="50", t=1), r"t got 1.0, which is not a time of this chain of 50 steps"),
+        (lambda: vlb_loss(mean, X0, t=[1, 2]), r"t has shape \(2,\); expected one for each sample, \(3,\)"),
+        (lambda: vlb_loss(mean, X0, variance="learned"), r"expected \(3, 4, 1\): twice the channels"),
+        (lambda: vlb_loss(with_range, X0), r"returned shape \(3, 4, 1\), expected \(3, 2, 1\)"),
+        (lambda: vlb_loss(mean, X0, spacing=[900.0, 500.0, 100.0]), r"the chain ends at t=100, where noise is left"),
+        (lambda: hybrid_loss(mean, X0, variance="small"), r"variance='small'.*ddpm_loss\(model, x0, schedule\)"),
+        (lambda: hybrid_loss(with_range, X0, vlb_weight=-1.0), r"vlb_weight=-1.0: expected a number of at least 0"),
+        (lambda: variational_bound(mean, X0, clip=(1.0, -1.0)), r"clip=\(1.0, -1.0\): expected \(low, high\)"),
+        (lambda: variational_bound(mean, X0, spacing="5", noise=wrong_noise), "noise has shape, dtype and device"),
+    ],
+)
+def test_errors_say_what_is_wrong(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
