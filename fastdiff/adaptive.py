@@ -9,69 +9,22 @@ error.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
 import torch
 
+from fastdiff.adaptive_lanes import Binding, Lane
 from fastdiff.adaptive_report import Hooks, Info, fraction
 from fastdiff.langevin import lengths
 from fastdiff.loop import _gradient
 from fastdiff.network import Network
 from fastdiff.ops.buffers import Buffers, Coeffs
-from fastdiff.plan import NREG, M, Stage
-from fastdiff.schedule_base import Point
+from fastdiff.plan import Stage
 from fastdiff.solvers.dpm_adaptive import Adaptive
 from fastdiff.solvers.embedded import Embedded
-from fastdiff.table import IN_SCALE, NEXT_U, NEXT_X, StageSpec, _bind_stage
-
-Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass
-class Binding:
-    """How model outputs become model values: what `table.bind` takes."""
-
-    prediction: str
-    guidance_scale: float | None = None
-    gradient: Gradient | None = None
-    clip: bool = False
-    threshold: Callable[[torch.Tensor, Coeffs], None] | None = None
-
-    def rows(self, stages: Sequence[Stage], space: str, copies: int) -> tuple[np.ndarray, StageSpec]:
-        """The table rows of one stage, of each lane, and the structure that holds all of them."""
-        form = "" if self.gradient is None else "score"
-        pairs = [_bind_stage(s, self.prediction, space, self.guidance_scale, form, self.clip) for s in stages]
-        values = np.stack([row for row, _ in pairs])
-        values[:, IN_SCALE] = 1.0
-        first = pairs[0][1]
-        spec = StageSpec(
-            max(s.convert for _, s in pairs),
-            first.guided,
-            any(s.m_reads_u for _, s in pairs),
-            int(np.bitwise_or.reduce([s.u_mask for _, s in pairs])),
-            int(np.bitwise_or.reduce([s.x_mask for _, s in pairs])),
-            copies,
-        )
-        return values, spec
-
-
-@dataclass
-class Lane:
-    """One controlled step: of the batch, or of one sample."""
-
-    at: Point
-    h: float = 0.0
-    retried: bool = False
-    done: bool = False
-    accepted: int = 0
-    rejected: int = 0
-    evaluations: int = 0
-    times: list[float] = field(default_factory=list)
-    stages: tuple[Stage, ...] = ()
-    to: Point | None = None
+from fastdiff.table import StageSpec
 
 
 class Driver:
@@ -158,16 +111,9 @@ class Driver:
         repeats = (1 + self.network.guided) * (1 if self.each else self.batch)
         self.times = torch.as_tensor(np.tile(times, (1, repeats))).to(device=like.device, dtype=self.clock)
         if self.binding.threshold is not None:
-            data = [self.binding_data(lanes) for lanes in stages]
+            data = [self.binding.x0_rows(lanes) for lanes in stages]
             self.probe = torch.as_tensor(np.concatenate([v for v, _ in data])).to(c.table), [s for _, s in data]
         return [(k * len(self.lanes), spec) for k, (_, spec) in enumerate(bound)]
-
-    def binding_data(self, stages: Sequence[Stage]) -> tuple[np.ndarray, StageSpec]:
-        b = self.binding
-        values, spec = Binding(b.prediction, b.guidance_scale, b.gradient).rows(stages, "data", 0)
-        values[:, NEXT_U : NEXT_X + NREG] = 0.0
-        values[:, NEXT_U + M] = 1.0
-        return values, spec._replace(u_mask=1 << M, x_mask=0)
 
     def run_stage(self, k: int, place: tuple[int, StageSpec], buf: Buffers) -> None:
         row, spec = place

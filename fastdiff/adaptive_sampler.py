@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fastdiff import solvers
-from fastdiff.adaptive import Binding, Driver
+from fastdiff.adaptive import Driver
+from fastdiff.adaptive_lanes import Binding
 from fastdiff.adaptive_report import Hooks, progress_bar
 from fastdiff.arguments import (
     Clip,

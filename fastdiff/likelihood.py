@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from fastdiff import ops, solvers
-from fastdiff.adaptive import Binding, Driver
+from fastdiff.adaptive import Driver
+from fastdiff.adaptive_lanes import Binding
 from fastdiff.adaptive_report import Hooks, progress_bar
 from fastdiff.arguments import STATE_DTYPES, check_x, resolve_device, resolve_seeds
 from fastdiff.names import unknown

@@ -70,12 +70,15 @@ LAYERS: dict[str, set[str] | None] = {
         "report",
     },
     "adaptive_report": {"schedule_base", "solvers"},
-    "adaptive": OPS | PLANS | {"solvers", "network", "langevin", "loop", "adaptive_report"},
+    "adaptive_lanes": OPS | PLANS,
+    "adaptive": OPS | PLANS | {"solvers", "network", "langevin", "loop", "adaptive_lanes", "adaptive_report"},
     "adaptive_sampler": OPS
     | PLANS
-    | {"solvers", "network", "history", "loop", "arguments", "threshold", "adaptive", "adaptive_report", "report"}
-    | {"sampler"},
-    "likelihood": OPS | PLANS | {"solvers", "network", "arguments", "adaptive", "adaptive_report", "sampler"},
+    | {"solvers", "network", "history", "loop", "arguments", "threshold", "adaptive", "adaptive_lanes"}
+    | {"adaptive_report", "report", "sampler"},
+    "likelihood": OPS
+    | PLANS
+    | {"solvers", "network", "arguments", "adaptive", "adaptive_lanes", "adaptive_report", "sampler"},
     "api": OPS
     | PLANS
     | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "corrections", "sampler"},
