@@ -113,6 +113,26 @@ def test_the_published_steps_from_a_later_start(name: str, t_start: float) -> No
     assert errors[1] < 0.35 * errors[0] and errors[1] < 0.01, errors
 
 
+@pytest.mark.parametrize("name", ["vp_linear", "ve"])
+def test_the_published_tables_are_read_at_or_below_the_time(name: str) -> None:
+    """With N·eps above 1 the grid falls behind the table: entry floor(t·(N − 1)), as t.long() in the published code."""
+    n, eps = 61, 0.03
+    end = eps if name == "vp_linear" else 0.01 * 5000.0**eps
+    p = plan(
+        "pc", n, name, t_end=end, final="clean", discretization="score_sde", predictor="ancestral", corrector="none"
+    )
+    index = np.floor(np.linspace(1.0, eps, n) * (n - 1) + 1e-9).astype(int)
+    assert index[-1] == 1 and len(set(index)) == n - 1
+    if name == "vp_linear":
+        beta = np.linspace(0.1 / n, 20.0 / n, n)[index]
+        keep, score = 1.0 / np.sqrt(1.0 - beta), beta / np.sqrt(1.0 - beta)
+    else:
+        sigmas = np.append(np.geomspace(0.01, 50.0, n), 0.0)
+        keep, score = np.ones(n), sigmas[index] ** 2 - sigmas[index - 1] ** 2
+    for stage, k, g in zip(p.stages, keep, score, strict=True):
+        assert tuple(stage.next_u[REGISTERS.index(r)] for r in ("x", "m")) == pytest.approx((k, g), rel=1e-11)
+
+
 @pytest.mark.parametrize("flow", [False, True])
 @pytest.mark.parametrize("predictor", PREDICTORS)
 @pytest.mark.parametrize("name", ["ddpm", "vp_linear", "subvp", "ve", "smld", "edm", "flow"])

@@ -91,13 +91,16 @@ def exact_step(predictor: str, schedule: NoiseSchedule, s: Point, t: Point) -> S
 def published_steps(predictor: str, corrector: str, schedule: NoiseSchedule, points: Sequence[Point]) -> list[Step]:
     """The steps as the published code discretises them: N steps of the SDE's time, each 1/N of the whole.
 
-    Where betas or sigmas come from a table of N values, these belong to equally spaced times from the start down to 0,
-    and not to the grid's own, which end at eps.
+    Where betas or sigmas come from a table of N values, at equally spaced times from 0 to the start, a step takes the entry
+    at or below its time. The grid's own times end at eps, so that step i takes entry N − 1 − i + floor(i·eps).
     """
     steps = len(points) - 1
     start = sde_time(schedule, points[0])
     dt = start / steps
-    nodes = [start * (1.0 - i / (steps - 1)) if steps > 1 else start for i in range(steps)]
+    # 1e-9: a time that is an entry's may be rounded to below it.
+    entries = [math.floor(sde_time(schedule, s) / start * (steps - 1) + 1e-9) for s in points[:-1]]
+    nodes = [start * j / (steps - 1) if steps > 1 else start for j in entries]
+    lower = [start * (j - 1) / (steps - 1) if j > 0 else None for j in entries]
     result = []
     for i, s in enumerate(points[:-1]):
         alpha = 1.0 - forward_beta(schedule, nodes[i], dt)
@@ -107,15 +110,15 @@ def published_steps(predictor: str, corrector: str, schedule: NoiseSchedule, poi
                 "1, and the published update takes the square root of 1 - beta·dt: use more steps, or "
                 "discretization='exact'"
             )
-        result.append(published_step(predictor, schedule, s, dt, nodes[i], nodes[i + 1] if i + 1 < steps else None))
+        result.append(published_step(predictor, schedule, s, dt, nodes[i], lower[i]))
     return result
 
 
 def published_step(
     predictor: str, schedule: NoiseSchedule, s: Point, dt: float, node: float, below: float | None
 ) -> Step:
-    """One step of the SDE's time `dt` from s. `node` and `below` are the times of this step's and the next one's entry
-    in the published tables; None: there is no next one, sigma = 0."""
+    """One step of the SDE's time `dt` from s. `node` and `below` are the times of this step's entry in the published tables
+    and of the entry under it; None: there is none, sigma = 0."""
     drift = diffusion(schedule, s, dt)
     assert drift is not None
     b, v = drift
