@@ -7,7 +7,6 @@ its randomness from (seed, step) alone, so a run that was interrupted and resume
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from fastdiff.demo.classifier import Classifier
 from fastdiff.demo.data import load_digits, split
-from fastdiff.demo.training import BATCH, Trainer, drop_labels, run, stratified, write
+from fastdiff.demo.training import BATCH, Trainer, command_line, drop_labels, parse, run, stratified, write
 from fastdiff.demo.unet import UNet
 from fastdiff.losses import ddpm_loss
 
@@ -94,18 +93,7 @@ def train_classifier(out: Path, seed: int, epochs: int = 60) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fastdiff.demo.train", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("digits"), help="folder for weights and checkpoint (digits)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps of the U-Net ({STEPS})")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="threads for PyTorch (its own default)")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
-    options = parser.parse_args(arguments)
-    if options.steps < 1:
-        parser.error(f"got --steps {options.steps}, expected at least 1, such as --steps {STEPS}")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parse(command_line("fastdiff.demo.train", __doc__, STEPS), arguments)
     train_classifier(options.out, options.seed)
     return 0 if train_unet(options.out, options.steps, options.seed, options.resume) else 130
 

@@ -7,7 +7,6 @@ CUDA, bfloat16 on the CPU.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from fastdiff.demo.data import load_digits, split
 from fastdiff.demo.noisy_classifier import NoisyClassifier, load_noisy_classifier
 from fastdiff.demo.train import augmented
-from fastdiff.demo.training import Trainer, run, stratified, write
+from fastdiff.demo.training import Trainer, command_line, parse, run, stratified, write
 from fastdiff.losses import q_sample
 from fastdiff.schedules import resolve
 
@@ -69,22 +68,10 @@ def train(out: Path, steps: int, seed: int, resume: bool, device: str = "cpu", m
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m fastdiff.demo.train_classifier", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, default=Path("digits"), help="folder for weights and checkpoint (digits)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps ({STEPS})")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = command_line("fastdiff.demo.train_classifier", __doc__, STEPS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-amp", action="store_true", help="train in float32 instead of mixed precision")
-    parser.add_argument("--threads", type=int, help="threads for PyTorch (its own default)")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
-    options = parser.parse_args(arguments)
-    if options.steps < 1:
-        parser.error(f"got --steps {options.steps}, expected at least 1, such as --steps {STEPS}")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parse(parser, arguments)
     done = train(options.out, options.steps, options.seed, options.resume, options.device, not options.no_amp)
     return 0 if done else 130
 

@@ -6,7 +6,6 @@ The continuous loss of Song et al. 2021 (arXiv 2011.13456, equation 7) on the sa
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -21,7 +20,7 @@ from fastdiff.demo import pictures
 from fastdiff.demo.data import load_digits
 from fastdiff.demo.quality import measure
 from fastdiff.demo.run import generate
-from fastdiff.demo.training import Loss, Trainer, drop_labels, run, stratified, write
+from fastdiff.demo.training import Loss, Trainer, command_line, drop_labels, parse, run, stratified, write
 from fastdiff.demo.unet import UNet
 from fastdiff.losses import sde_loss
 from fastdiff.schedules import NoiseSchedule
@@ -138,22 +137,10 @@ def sample(out: Path, sde: str, seed: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m fastdiff.demo.train_sde", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = command_line("fastdiff.demo.train_sde", __doc__, STEPS)
     parser.add_argument("--sde", choices=sorted(SDES), required=True)
-    parser.add_argument("--out", type=Path, default=Path("digits"), help="folder for weights and picture (digits)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps ({STEPS})")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="threads for PyTorch (its own default)")
     parser.add_argument("--likelihood-weighting", action="store_true", help="weight the loss with g² instead of sigma²")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
-    options = parser.parse_args(arguments)
-    if options.steps < 1:
-        parser.error(f"got --steps {options.steps}, expected at least 1, such as --steps {STEPS}")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parse(parser, arguments)
     if not train(options.out, options.sde, options.steps, options.seed, options.resume, options.likelihood_weighting):
         return 130
     sample(options.out, options.sde, options.seed)

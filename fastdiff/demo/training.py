@@ -6,6 +6,7 @@ weights.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -197,3 +198,25 @@ def run(trainer: Trainer, checkpoint: Path, resume: bool, every: int = 500) -> f
         print(f"stopped at step {trainer.step} of {trainer.steps}; continue with --resume")
         return None
     return smooth
+
+
+def command_line(module: str, doc: str | None, steps: int) -> argparse.ArgumentParser:
+    """The arguments that every training script has; `steps` by default. For `parse`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=(doc or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("digits"), help="folder for all that is written (digits)")
+    parser.add_argument("--steps", type=int, default=steps, help=f"training steps ({steps})")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="threads for PyTorch (its own default)")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options, checked; the threads are set, and the folder is made."""
+    options = parser.parse_args(arguments)
+    if options.steps < 1:
+        parser.error(f"got --steps {options.steps}, expected at least 1, such as --steps {parser.get_default('steps')}")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options
