@@ -1,10 +1,10 @@
 """Losses against numbers of the published code (yang-song/score_sde_pytorch, cb1f359, 2022).
 
 How they were made: `losses.get_sde_loss_fn`, `get_smld_loss_fn` and `get_ddpm_loss_fn` ran in float64
-(torch.set_default_dtype) with torch.rand, torch.randn_like and torch.randint replaced by functions that return what leads
-to TIMES, NOISE and LABELS below; N = 1000, eps = 1e-5, the SDEs' default parameters. The network is `network`, given the
-label that the published `get_model_fn` and `get_score_fn` pass: 999·t for VP and sub-VP, sigma for VE, the index for DDPM,
-and SMLD's label, which counts from the largest sigma.
+(torch.set_default_dtype) with torch.rand, torch.randn_like and torch.randint replaced by functions that return what
+leads to TIMES, NOISE and LABELS below; N = 1000, eps = 1e-5, the SDEs' default parameters. The network is `network`,
+given the label that the published `get_model_fn` and `get_score_fn` pass: 999·t for VP and sub-VP, sigma for VE, the
+index for DDPM, and SMLD's label, which counts from the largest sigma.
 """
 
 from __future__ import annotations

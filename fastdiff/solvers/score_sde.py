@@ -91,8 +91,8 @@ def exact_step(predictor: str, schedule: NoiseSchedule, s: Point, t: Point) -> S
 def published_steps(predictor: str, corrector: str, schedule: NoiseSchedule, points: Sequence[Point]) -> list[Step]:
     """The steps as the published code discretises them: N steps of the SDE's time, each 1/N of the whole.
 
-    Where betas or sigmas come from a table of N values, at equally spaced times from 0 to the start, a step takes the entry
-    at or below its time. The grid's own times end at eps, so that step i takes entry N − 1 − i + floor(i·eps).
+    Where betas or sigmas come from a table of N values, at equally spaced times from 0 to the start, a step takes the
+    entry at or below its time. The grid's own times end at eps, so that step i takes entry N − 1 − i + floor(i·eps).
     """
     steps = len(points) - 1
     start = sde_time(schedule, points[0])
@@ -117,8 +117,8 @@ def published_steps(predictor: str, corrector: str, schedule: NoiseSchedule, poi
 def published_step(
     predictor: str, schedule: NoiseSchedule, s: Point, dt: float, node: float, below: float | None
 ) -> Step:
-    """One step of the SDE's time `dt` from s. `node` and `below` are the times of this step's entry in the published tables
-    and of the entry under it; None: there is none, sigma = 0."""
+    """One step of the SDE's time `dt` from s. `node` and `below` are the times of this step's entry in the published
+    tables and of the entry under it; None: there is none, sigma = 0."""
     drift = diffusion(schedule, s, dt)
     assert drift is not None
     b, v = drift
