@@ -26,6 +26,12 @@ inline bool pointer(PyObject *object, void **result) {
   return !(*result == nullptr && PyErr_Occurred());
 }
 
+// The pointer that Python gives as an integer.
+template <class T>
+T *at(uintptr_t address) {
+  return reinterpret_cast<T *>(address);
+}
+
 template <class T>
 bool integer(PyObject *object, T *result) {
   const long long value = PyLong_AsLongLong(object);

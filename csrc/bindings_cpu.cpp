@@ -74,25 +74,17 @@ PyMethodDef stage_definition = {
     "Run one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cpu.py for their use."};
 
 void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds, uintptr_t index, uint32_t draw,
-            uint32_t stream, int threads) {
-  const NormalArgs a = {reinterpret_cast<void *>(out),
-                        dtype,
-                        batch,
-                        n,
-                        reinterpret_cast<const int64_t *>(seeds),
-                        reinterpret_cast<const int32_t *>(index),
-                        draw,
-                        stream};
+            uint32_t tag, int threads) {
+  const NormalArgs a = {at<void>(out), dtype, batch, n, at<const int64_t>(seeds), at<const int32_t>(index), draw, tag};
   py::gil_scoped_release release;
   active->normal(a, threads);
 }
 
 void quantile_of_samples(uintptr_t out, uintptr_t x, int dtype, int64_t batch, int64_t n, int64_t low, double weight,
                          uintptr_t workspace, int threads) {
-  const QuantileArgs a = {
-      reinterpret_cast<void *>(out), reinterpret_cast<const void *>(x), dtype, batch, n, low, weight};
+  const QuantileArgs a = {at<void>(out), at<const void>(x), dtype, batch, n, low, weight};
   py::gil_scoped_release release;
-  quantile(a, reinterpret_cast<void *>(workspace), threads);
+  quantile(a, at<void>(workspace), threads);
 }
 
 py::tuple philox_words(py::tuple counter, py::tuple key) {
@@ -128,7 +120,7 @@ PYBIND11_MODULE(_cpu, module) {
   if (const char *forced = std::getenv("FASTDIFF_SIMD"); forced && *forced) set_simd(forced);
   add_fast_function(module, &stage_definition);
   module.def("normal", normal,
-             "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, stream, threads).");
+             "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, tag, threads).");
   module.def("quantile", quantile_of_samples,
              "Quantiles of |x|, one for each sample: (out, x, dtype, batch, n, low, weight, workspace, threads).");
   module.def("philox", philox_words, "Philox4x32-10 of (counter: 4 words, key: 2 words).");

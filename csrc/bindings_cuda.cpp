@@ -51,14 +51,7 @@ PyMethodDef stage_definition = {
 
 void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds, uintptr_t index, uint32_t draw,
             uint32_t tag, int device, uintptr_t stream) {
-  const NormalArgs a = {reinterpret_cast<void *>(out),
-                        dtype,
-                        batch,
-                        n,
-                        reinterpret_cast<const int64_t *>(seeds),
-                        reinterpret_cast<const int32_t *>(index),
-                        draw,
-                        tag};
+  const NormalArgs a = {at<void>(out), dtype, batch, n, at<const int64_t>(seeds), at<const int32_t>(index), draw, tag};
   const Current current{device};
   if (raised(current.error(), "normal (choosing the device)") ||
       raised(launch_normal(a, reinterpret_cast<cudaStream_t>(stream)), "normal"))
@@ -67,12 +60,11 @@ void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds,
 
 void quantile(uintptr_t out, uintptr_t x, uintptr_t workspace, int dtype, int64_t batch, int64_t n, int64_t low,
               double weight, int device, uintptr_t stream) {
-  const QuantileArgs a = {
-      reinterpret_cast<void *>(out), reinterpret_cast<const void *>(x), dtype, batch, n, low, weight};
+  const QuantileArgs a = {at<void>(out), at<const void>(x), dtype, batch, n, low, weight};
   const Current current{device};
   const auto on = reinterpret_cast<cudaStream_t>(stream);
   if (raised(current.error(), "quantile (choosing the device)") ||
-      raised(launch_quantile(a, reinterpret_cast<void *>(workspace), on), "quantile"))
+      raised(launch_quantile(a, at<void>(workspace), on), "quantile"))
     throw py::error_already_set();
 }
 

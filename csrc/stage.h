@@ -55,6 +55,16 @@ struct StageArgs {
   const void *lo, *hi, *scale;  // per sample, state's dtype
 };
 
+// The noise alone, of one draw.
+struct NormalArgs {
+  void *out;      // batch x n, contiguous
+  int32_t dtype;  // F32 or F64
+  int64_t batch, n;
+  const int64_t *seeds;
+  const int32_t *index;
+  uint32_t draw, stream;
+};
+
 // a·b + c. On the device always fused, so that every specialisation of a kernel rounds alike: of two products in a sum
 // the compiler would choose which one to fuse.
 template <class T>

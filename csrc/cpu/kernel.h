@@ -5,15 +5,6 @@
 
 namespace fastdiff {
 
-struct NormalArgs {
-  void *out;      // batch x n, contiguous
-  int32_t dtype;  // F32 or F64
-  int64_t batch, n;
-  const int64_t *seeds;
-  const int32_t *index;
-  uint32_t draw, stream;
-};
-
 struct Kernels {
   const char *name;
   void (*stage)(const StageArgs &, int threads);

@@ -8,15 +8,6 @@
 
 namespace fastdiff {
 
-struct NormalArgs {
-  void *out;      // batch x n, contiguous
-  int32_t dtype;  // F32 or F64
-  int64_t batch, n;
-  const int64_t *seeds;
-  const int32_t *index;
-  uint32_t draw, stream;
-};
-
 cudaError_t launch_stage_f32(const StageArgs &args, cudaStream_t stream);
 cudaError_t launch_stage_f64(const StageArgs &args, cudaStream_t stream);
 cudaError_t launch_normal(const NormalArgs &args, cudaStream_t stream);
