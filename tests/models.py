@@ -1,4 +1,4 @@
-"""Networks in torch whose right answer is known, and bounds of the rounding of a run with them."""
+"""Networks in torch whose right answer is known, data for them, and bounds of the rounding of a run with them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from analytic import Mixture, gaussian
+from analytic import Mixture, gaussian, mixture
 
+from fastdiff import ops
 from fastdiff.plan import AUX, H1, IDENTITY, NREG, M, Plan
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.table import CG, CU, NEXT_U, NEXT_X, NONE, bind
+
+BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
+"""The back ends that run on every machine, if they are built."""
+MIXTURE = mixture([0.4, 0.6], [[-0.8, 0.5, 0.1], [0.9, -0.3, 0.4]], [0.3, 0.45])
+X = torch.tensor([[0.5, -1.1, 0.3], [2.0, 0.3, -0.7], [-1.7, -0.2, 0.9], [0.1, 1.4, -0.4]], dtype=torch.float64)
 
 
 class Exact:
@@ -40,6 +46,33 @@ def exact(dist: Mixture, prediction: str, x: torch.Tensor, alpha: float, sigma: 
     d = dist.means.shape[1]
     out = dist.predict(prediction, x.detach().double().numpy().reshape(-1, d), alpha, sigma)
     return torch.from_numpy(out).reshape(x.shape).to(x.dtype)
+
+
+class Field:
+    """The perfect network in float64, each row at a time of its own; counts its calls and notes where they were."""
+
+    dtype = torch.float64
+
+    def __init__(self, dist: Mixture, schedule, prediction: str = "eps") -> None:
+        self.dist, self.noise, self.kind = dist, resolve(schedule), prediction
+        self.calls: list[tuple[bytes, bytes]] = []
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.calls.append((x.numpy().tobytes(), t.numpy().tobytes()))
+        times = t.double().numpy()
+        parts = [slice(None)] if (times == times[0]).all() else [slice(i, i + 1) for i in range(len(x))]
+        out = [self.dist.predict(self.kind, x[p].double().numpy(), *self.level(float(times[p][0]))) for p in parts]
+        return torch.from_numpy(np.concatenate(out)).to(x.dtype)
+
+    def level(self, t: float) -> tuple[float, float]:
+        if self.noise.kind == "flow":
+            return 1.0 - t, t  # the model's time is sigma, whatever the shift
+        return self.noise.alpha(t), self.noise.sigma(t)
+
+
+def simple(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Exact operations alone: the same bits for every layout of the batch."""
+    return x / (1.0 + x * x) * (1.0 + t.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) * 0.001)
 
 
 class Linear(torch.nn.Module):

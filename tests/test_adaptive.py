@@ -1,52 +1,20 @@
-"""Adaptive methods: against scipy, closed forms and the published DPM-Solver-12/23; counts, control, directions,
-errors."""
+"""Adaptive methods: against scipy, closed forms and the published DPM-Solver-12/23; counts, control, directions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from analytic import Mixture, gaussian, gaussian_ode, mixture, mixture_ode, point
-from models import wavy
+from analytic import gaussian, gaussian_ode, mixture_ode, point
+from models import BACKENDS, MIXTURE, Field, X, simple
 from scipy.integrate import solve_ivp
 
 import fastdiff
-from fastdiff import ops, schedules
-from fastdiff.solvers import find
+from fastdiff import schedules
 from fastdiff.solvers.ode import ERROR, LOWER, NODES, WEIGHTS
 
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 ADAPTIVE = [m for m, entry in fastdiff.methods().items() if entry["adaptive"]]
-MIXTURE = mixture([0.4, 0.6], [[-0.8, 0.5, 0.1], [0.9, -0.3, 0.4]], [0.3, 0.45])
-X = torch.tensor([[0.5, -1.1, 0.3], [2.0, 0.3, -0.7], [-1.7, -0.2, 0.9], [0.1, 1.4, -0.4]], dtype=torch.float64)
 TIGHT = {"method": "ode", "rtol": 1e-10, "atol": 1e-11, "dtype": torch.float64}
-
-
-class Field:
-    """The perfect network in float64, each row at a time of its own; counts its calls and notes where they were."""
-
-    dtype = torch.float64
-
-    def __init__(self, dist: Mixture, schedule, prediction: str = "eps") -> None:
-        self.dist, self.noise, self.kind = dist, schedules.resolve(schedule), prediction
-        self.calls: list[tuple[bytes, bytes]] = []
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        self.calls.append((x.numpy().tobytes(), t.numpy().tobytes()))
-        times = t.double().numpy()
-        parts = [slice(None)] if (times == times[0]).all() else [slice(i, i + 1) for i in range(len(x))]
-        out = [self.dist.predict(self.kind, x[p].double().numpy(), *self.level(float(times[p][0]))) for p in parts]
-        return torch.from_numpy(np.concatenate(out)).to(x.dtype)
-
-    def level(self, t: float) -> tuple[float, float]:
-        if self.noise.kind == "flow":
-            return 1.0 - t, t  # the model's time is sigma, whatever the shift
-        return self.noise.alpha(t), self.noise.sigma(t)
-
-
-def simple(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Exact operations alone: the same bits for every layout of the batch."""
-    return x / (1.0 + x * x) * (1.0 + t.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) * 0.001)
 
 
 def truth(schedule, x: torch.Tensor, t_end: float) -> np.ndarray:
@@ -335,187 +303,3 @@ def test_dpm_adaptive_converges_to_the_ode(options) -> None:
         for tol in (1e-2, 1e-4)
     ]
     assert errors[0] < 0.1 and errors[1] < min(2e-3, errors[0] / 5)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("method", ADAPTIVE)
-def test_predictions_agree(method: str, backend: str) -> None:
-    results = [
-        fastdiff.sample(Field(MIXTURE, "ddpm", p), X, prediction=p, method=method, dtype=torch.float64, backend=backend)
-        for p in ("eps", "x0", "v", "score", "flow")
-    ]
-    for other in results[1:]:
-        # One distribution told five ways: round-off, amplified by 1/alpha_T = 160 in the conversions.
-        torch.testing.assert_close(other, results[0], rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("control", ["batch", "sample"])
-@pytest.mark.parametrize("method", ADAPTIVE)
-def test_guidance_equals_the_formula(method: str, control: str) -> None:
-    a, b = torch.ones(4, 3, dtype=torch.float64), -0.3 * torch.ones(4, 3, dtype=torch.float64)
-
-    def conditional(x, t, y):
-        return simple(x + y, t)
-
-    def mixed(x, t):
-        return 2.5 * conditional(x, t, a) - 1.5 * conditional(x, t, b)
-
-    common = {"method": method, "control": control, "dtype": torch.float64}
-    for backend in BACKENDS:
-        got = fastdiff.sample(
-            conditional, X, guidance_scale=2.5, cond={"y": a}, uncond={"y": b}, backend=backend, **common
-        )
-        torch.testing.assert_close(got, fastdiff.sample(mixed, X, backend=backend, **common), rtol=1e-9, atol=1e-9)
-    s = schedules.ddpm()
-
-    def shifted(x, t):
-        sigma = torch.from_numpy(s.sigma(t.double().numpy())).reshape(-1, 1)
-        return simple(x, t) - sigma * 0.3 * torch.tanh(x)
-
-    got = fastdiff.sample(simple, X, classifier_grad=lambda x, t: 0.3 * torch.tanh(x), **common)
-    # The time reaches the model as float32 here, off by 2^-25 of it.
-    torch.testing.assert_close(got, fastdiff.sample(shifted, X, **common), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", ADAPTIVE)
-def test_clipping_reaches_every_evaluation(method: str) -> None:
-    for clip in ((-0.5, 0.5), "dynamic"):
-        for control in ("batch", "sample"):
-            results = [
-                fastdiff.sample(
-                    Field(MIXTURE, "ddpm"),
-                    X,
-                    method=method,
-                    clip=clip,
-                    control=control,
-                    denoise_to_zero=True,
-                    dtype=torch.float64,
-                    backend=b,
-                )
-                for b in BACKENDS
-            ]
-            bound = 0.5 if clip != "dynamic" else 1.0
-            assert float(results[0].abs().max()) <= bound + 1e-12
-            for other in results[1:]:
-                # Where all is clipped an ode step's error is round-off, and so is the next step's width: the times
-                # differ, and the results by what the tolerance allows: atol + rtol·|x| = 2e-5.
-                tolerance = 2e-5 if method == "ode" else 1e-9
-                torch.testing.assert_close(other, results[0], rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("method", ADAPTIVE)
-def test_networks_and_states_of_every_dtype(method: str) -> None:
-    class Net(torch.nn.Module):
-        def __init__(self, dtype):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones((), dtype=dtype))
-
-        def forward(self, x, t):
-            seen.append(x.dtype)
-            return simple(x, t) * self.weight
-
-    exact = fastdiff.sample(simple, X, method=method, rtol=1e-3, atol=1e-3, dtype=torch.float64)
-    for dtype in (torch.float32, torch.bfloat16):
-        for backend in BACKENDS:
-            seen: list[torch.dtype] = []
-            got = fastdiff.sample(Net(dtype), X, method=method, rtol=1e-3, atol=1e-3, backend=backend)
-            assert set(seen) == {dtype} and got.dtype == torch.float32
-            # Both are within the tolerance of a step of the ODE's solution; bfloat16 outputs add their 2^-9.
-            assert float((got.double() - exact).abs().max()) < (0.02 if dtype == torch.float32 else 0.3)
-
-
-def test_hooks_and_outputs() -> None:
-    seen, out = [], torch.empty(4, 3, dtype=torch.float64)
-    got, path, info = fastdiff.sample(
-        Field(MIXTURE, "vp_linear"), X, method="ode", schedule="vp_linear", dtype=torch.float64, return_trajectory=True,
-        return_info=True, callback=lambda step, t, x, x0: seen.append((step, t, x, x0)), out=out, progress=True,
-    )  # fmt: skip
-    steps = int(info.accepted[0])
-    assert got is out and path.x.shape == (steps + 1, 4, 3) and path.x0.shape == (steps, 4, 3)
-    assert path.times.tolist() == list(info.times[0]) == [*(t for _, t, _, _ in seen), 1e-3]
-    assert torch.equal(path.x[0], X) and torch.equal(path.x[-1], got) and [k for k, *_ in seen] == list(range(steps))
-    s = schedules.vp_linear()
-    for t, x, x0 in zip(path.times.tolist(), path.x, path.x0, strict=False):
-        # x0 = (u − sigma·eps)/alpha cancels to 1/alpha_T = 150 round-offs.
-        np.testing.assert_allclose(x0.numpy(), MIXTURE.x0(x.numpy(), s.alpha(t), s.sigma(t)), rtol=1e-10, atol=1e-10)
-    assert torch.equal(fastdiff.sample(wavy, X, method="ode"), fastdiff.sample(wavy, X, method="rk45"))
-    assert torch.equal(X, path.x[0])
-
-
-@pytest.mark.parametrize("method", ADAPTIVE)
-def test_habits_of_models(method: str) -> None:
-    want = fastdiff.sample(wavy, X, method=method)
-    buffer = torch.empty(4, 3)
-    assert torch.equal(fastdiff.sample(lambda x, t: buffer.copy_(wavy(x, t)), X, method=method), want)
-    same = fastdiff.sample(lambda x, t: x, X, method=method)
-    assert torch.equal(same, fastdiff.sample(lambda x, t: x.clone(), X, method=method))
-    with pytest.raises(RuntimeError, match="changed its input in place"):
-        fastdiff.sample(lambda x, t: x.mul_(0.5), X, method=method)
-    assert torch.equal(fastdiff.sample(lambda x, t: wavy(x, t.mul_(1.0)), X, method=method), want)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ({"steps": 10}, ValueError, r"steps=10 does not apply.*\(method='ode', rtol=1e-05, atol=1e-05\)"),
-        ({"spacing": "logsnr"}, ValueError, "spacing='logsnr' does not apply"),
-        ({"rtl": 1e-3}, ValueError, "unknown option of method 'ode': 'rtl'; did you mean 'rtol'"),
-        ({"rtol": -1.0}, ValueError, "rtol=-1.0: method 'ode' accepts"),
-        ({"rtol": 0.0, "atol": 0.0}, ValueError, "rtol=0 and atol=0: method 'ode' needs one of them above 0"),
-        ({"control": "each"}, ValueError, "unknown control of method 'ode': 'each'.*Valid: batch, sample"),
-        ({"t_start": 5.0, "t_end": 5.0}, ValueError, "the same time"),
-        ({"t_start": 1200.0}, ValueError, "t_start: time 1200.0 is outside"),
-        ({"t_start": 0.0, "t_end": 9.0, "denoise_to_zero": True}, ValueError, "goes from noise to data"),
-        ({"graph": True}, RuntimeError, "graph=True: method 'ode' chooses each step from the error of the last"),
-        ({"max_nfe": 20, "rtol": 1e-9}, RuntimeError, r"max_nfe=20: at t=.* rejected steps.*raise max_nfe"),
-        ({"control": "sample", "return_trajectory": True}, ValueError, "control='sample' each sample has its own"),
-        ({"correct_x0": lambda x0, t: x0}, ValueError, "do not go with adaptive methods"),
-        ({"method": "dpm_adaptive", "t_start": 0.0, "t_end": 9.0}, ValueError, "method='ode' runs either way"),
-        ({"method": "dpm_adaptive", "order": 4}, ValueError, "order=4: method 'dpm_adaptive' accepts 2, 3"),
-        ({"method": "dpm_adaptive", "theta": 0.0}, ValueError, "theta=0: .*expects a number above"),
-        ({"method": "dpm3", "return_info": True}, ValueError, r"adaptive methods.*\(10 network evaluations\)"),
-    ],
-)  # fmt: skip
-def test_errors(arguments, error, words) -> None:
-    with pytest.raises(error, match=words):
-        fastdiff.sample(simple, X, **{"method": "ode", **arguments})
-
-
-def test_tolerances_that_cannot_be_reached() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"the step fell to .*below rounding.*loosen rtol and atol, use dtype=torch.float64"
-    ):
-        fastdiff.sample(lambda x, t: torch.randn_like(x), X, method="ode", rtol=1e-18, atol=1e-18)
-
-
-@pytest.mark.parametrize("control", ["batch", "sample"])
-@pytest.mark.parametrize("method", ADAPTIVE)
-def test_values_that_are_not_finite(method: str, control: str) -> None:
-    def model(x, t):
-        out = simple(x, t)
-        out[2] = torch.where(t[2] < 500, torch.full_like(out[2], float("nan")), out[2])
-        return out
-
-    with pytest.raises(
-        FloatingPointError,
-        match=r"error of the step from t=.* is NaN or Inf for " + ("sample 2" if control == "sample" else "the batch"),
-    ):
-        fastdiff.sample(model, X, method=method, control=control)
-    with pytest.raises(FloatingPointError, match=r"returned NaN or Inf at step .* for sample 2 of 4"):
-        fastdiff.sample(model, X, method=method, control=control, check_finite=True)
-
-
-@pytest.mark.parametrize("method", ADAPTIVE)
-def test_there_is_no_plan(method: str) -> None:
-    sampler = fastdiff.Sampler(method)
-    assert isinstance(sampler, fastdiff.Sampler) and repr(sampler).startswith(f"Sampler({method!r}, rtol=")
-    with pytest.raises(AttributeError, match=f"'{method}' is adaptive and has no plan"):
-        _ = sampler.plan
-    with pytest.raises(ValueError, match=f"'{method}' is adaptive and has no plan"):
-        fastdiff.plan(method)
-    with pytest.raises(ValueError, match="its loop cannot be the caller's"):
-        sampler.begin(X)
-    assert find(method).adaptive and fastdiff.methods()[method]["adaptive"]
-    if method == "dpm_adaptive":
-        with pytest.raises(ValueError, match="invert method='ode'"):
-            sampler.invert(simple, X)
