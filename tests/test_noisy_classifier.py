@@ -121,7 +121,7 @@ def test_interrupted_and_resumed_training_ends_in_the_same_weights(mixed: bool, 
     def trainer() -> Trainer:
         torch.manual_seed(7)
         images = torch.rand(40, 1, 8, 8) * 2 - 1
-        model = NoisyClassifier(channels=8, dropout=0.0)
+        model = NoisyClassifier(channels=8, dropout=0.5)
         return Trainer(model, images, torch.arange(40) % 10, 4, 3, cross_entropy, batch=16, mixed=mixed)
 
     straight, first, second = trainer(), trainer(), trainer()

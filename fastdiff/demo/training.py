@@ -78,7 +78,10 @@ class Trainer:
 
     def train_step(self) -> Tensor:
         """One step of the optimizer; the loss, a tensor of one element."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+        number = self.seed * 1_000_003 + self.step
+        generator = torch.Generator().manual_seed(number)
+        # Dropout draws from torch's own generator: numbers of this step too, but others than `generator`'s.
+        torch.manual_seed(-1 - number)
         chosen = torch.randint(len(self.images), (self.batch,), generator=generator).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
