@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from analytic import gaussian, mixture
-from models import Exact, Pooled, wavy
+from models import BACKENDS, Exact, Pooled, wavy
 
 import fastdiff
-from fastdiff import ops
 from fastdiff.table import classifier_shift
 
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 DIST = mixture([0.3, 0.7], [[-1.2, 0.4, 0.1], [0.8, -0.6, 1.0]], [0.25, 0.4])
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
 METHODS = [m for m, info in fastdiff.methods().items() if m not in ("ode", "dpm_adaptive")]

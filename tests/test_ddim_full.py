@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 from analytic import gaussian, gaussian_ode
-from models import Exact, wavy
+from models import BACKENDS, Exact, wavy
 
 import fastdiff
-from fastdiff import ops
 
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
 GRIDS = ["uniform", "quadratic", "leading", "linspace", "trailing", "time_uniform", "logsnr", "karras", "10,15,20"]
 

@@ -8,13 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from models import wavy
+from models import BACKENDS, wavy
 
 import fastdiff
-from fastdiff import ops
 from fastdiff.plan import ZA
 
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 X = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(4, 3, 2)
 BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from analytic import gaussian, gaussian_ode
-from models import Exact, levels, wavy
+from models import BACKENDS, Exact, levels, wavy
 from run_plan import network, run
 
 import fastdiff
-from fastdiff import ops, schedules
+from fastdiff import schedules
 
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
 TABLED = [m for m in METHODS if not any(s.norms for s in fastdiff.plan(m, 2).stages)]
 ODE = [m for m in METHODS if not fastdiff.methods()[m]["stochastic"]]

@@ -7,15 +7,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from analytic import mixture
-from models import Exact, Pooled, wavy
+from models import BACKENDS, MIXTURE, Exact, Pooled, wavy
 
 import fastdiff
-from fastdiff import ops
 
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
-MIXTURE = mixture([0.4, 0.6], [[-0.8, 0.5, 0.1], [0.9, -0.3, 0.4]], [0.3, 0.45])
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
 CHURN = {"s_churn": 10.0, "s_tmax": 50.0}
 

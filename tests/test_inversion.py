@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 import torch
 from analytic import gaussian, gaussian_ode, mixture
-from models import Exact, Linear
+from models import BACKENDS, Exact, Linear
 
 import fastdiff
-from fastdiff import ops, schedules
+from fastdiff import schedules
 from fastdiff.inversion import reconstruct
 
 MEAN, STD = np.array([0.7, -0.3]), 0.5
 X = torch.tensor([[0.2, -0.9], [1.3, 0.4], [0.8, -0.1]], dtype=torch.float64)
 METHODS = fastdiff.methods()
 ODE = [m for m, info in METHODS.items() if not info["stochastic"] and m not in ("ode", "dpm_adaptive")]
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 
 
 def sampler(method: str, steps: int | None, schedule: str = "ddpm", **options: object) -> fastdiff.Sampler:

@@ -9,13 +9,12 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from models import Pooled, wavy
+from models import BACKENDS, Pooled, wavy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
-from fastdiff import history, ops
+from fastdiff import history
 
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
 # Their history keeps the network's own outputs; the last with an x0 prediction and noise.
 RAW = [("dpm2", "eps"), ("dpm3", "eps"), ("heun", "eps"), ("unipc", "x0"), ("dpmpp3m", "x0"), ("dpmpp2m_sde", "x0")]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import gaussian
+from models import X
 
 import fastdiff
 from fastdiff import schedules
@@ -20,7 +21,6 @@ from fastdiff.solvers.ode import published_denoising
 
 MEAN, STD = np.array([0.4, -0.9, 0.1]), 0.6
 DATA = gaussian(MEAN.tolist(), STD)
-X = torch.tensor([[0.5, -1.1, 0.3], [2.0, 0.3, -0.7], [-1.7, -0.2, 0.9], [0.1, 1.4, -0.4]], dtype=torch.float64)
 B0, B1, LOW, HIGH = 0.1, 20.0, 0.01, 50.0
 SCHEDULES = {"vp": schedules.vp_linear(B0, B1), "subvp": schedules.subvp(B0, B1), "ve": schedules.ve(LOW, HIGH)}
 

@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 import torch
 from analytic import mixture
-from models import Exact
+from models import BACKENDS, Exact
 
 import fastdiff
-from fastdiff import ops
 
 MIXTURE = mixture([0.3, 0.5, 0.2], [[-1.2, 0.4], [0.8, -0.6], [0.3, 1.5]], [0.25, 0.4, 0.3])
 Z = torch.tensor([[0.5, -1.1], [1.0, 0.3], [-2.7, 2.2]], dtype=torch.float64)
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 EPS = Exact(MIXTURE)
 
 # (variance, spacing, clip_denoised, whether cond_fn is given): p_sample_loop.

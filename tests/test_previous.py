@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from analytic import mixture
-from models import Exact, exact
+from models import BACKENDS, Exact, exact
 
 import fastdiff
-from fastdiff import losses, ops
+from fastdiff import losses
 from fastdiff.plan import ZA
 
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 MIXTURE = mixture([0.4, 0.6], [[-1.2, 0.4], [0.8, -0.6]], [0.25, 0.4])
 X = torch.linspace(-2, 2, 16, dtype=torch.float64).reshape(8, 2)
 BETAS = np.linspace(1e-4, 0.02, 1000)

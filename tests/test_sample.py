@@ -5,20 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from analytic import gaussian, gaussian_ode, mixture, point
-from models import DiffusersLike, Exact, Linear, rounding_bound, wavy
+from analytic import gaussian, gaussian_ode, point
+from models import BACKENDS, MIXTURE, DiffusersLike, Exact, Linear, X, rounding_bound, wavy
 from run_plan import network, run
 
 import fastdiff
-from fastdiff import ops, schedules
+from fastdiff import schedules
 from fastdiff.philox import normals
 
-BACKENDS = [name for name in ("reference", "cpu") if ops.load(name).available()[0]]
 METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
 # Coefficients that depend on norms are made on the device, and have tests of their own.
 TABLED = [m for m in METHODS if not any(s.norms for s in fastdiff.plan(m, 2).stages)]
-MIXTURE = mixture([0.4, 0.6], [[-0.8, 0.5, 0.1], [0.9, -0.3, 0.4]], [0.3, 0.45])
-X = torch.tensor([[0.5, -1.1, 0.3], [2.0, 0.3, -0.7], [-1.7, -0.2, 0.9], [0.1, 1.4, -0.4]], dtype=torch.float64)
 
 
 def drawn(seed: int):

@@ -15,13 +15,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from analytic import mixture
+from models import MIXTURE
 
 import fastdiff
 from fastdiff import schedules
 
 N = 25
-MIXTURE = mixture([0.4, 0.6], [[-0.8, 0.5, 0.1], [0.9, -0.3, 0.4]], [0.3, 0.45])
 ELEMENTS = np.arange(6.0)
 START = torch.from_numpy(1.5 * np.cos(1.0 + 5.0 * ELEMENTS)).reshape(2, 3)
 # The published code's own discrete levels, written again: alphas_cumprod and sigmas at index j.
