@@ -19,23 +19,31 @@ SYNONYMS = {
 ELSEWHERE = {
     "algorithm_type": "the method's name says it: 'dpm2' (dpmsolver), 'dpmpp2m' (dpmsolver++), 'dpmpp2m_sde'",
     "beta_schedule": "schedule='ddpm', 'scaled_linear' or 'cosine'",
+    "clip_denoised": "clip=(-1, 1)",
     "clip_sample": "clip=(-1, 1)",
+    "cond_fn": "classifier_grad=(x, t) -> grad of log p(y | x)",
+    "correcting_x0_fn": "correct_x0=(x0, t) -> x0",
+    "correcting_xt_fn": "correct_xt=(x, t, step) -> x",
+    "denoised_fn": "correct_x0=(x0, t) -> x0",
     "extra_args": "model_kwargs={...}",
     "flow_shift": "schedule=fastdiff.schedules.flow(shift)",
     "generator": "seed=0, or one seed per sample",
     "noise_sampler": "noise=(draw, like) -> tensor",
     "num_inference_steps": "steps=10",
     "prediction_type": "prediction='eps', 'x0', 'v' or 'flow'",
+    "return_intermediate": "return_trajectory=True",
     "shift": "schedule=fastdiff.schedules.flow(shift)",
     "sigmas": "spacing=[...]: the times themselves, which are sigmas for ve, edm, and flow without a shift",
+    "skip_type": "spacing='time_uniform', 'logsnr' or 'time_quadratic'",
     "solver_order": "the method's name says it: 'dpmpp2m', 'dpmpp3m'",
     "thresholding": "clip='dynamic'",
+    "timestep_respacing": "spacing='ddim25', '10,15,20' and the like",
     "timestep_spacing": "spacing='leading', 'linspace' or 'trailing'",
     "timesteps": "spacing=[...]: the times themselves, and where they end",
     "use_exponential_sigmas": "spacing='exponential'",
     "use_karras_sigmas": "spacing='karras'",
 }
-"""What diffusers and k-diffusion call an argument of `sample`. In messages only."""
+"""What diffusers, k-diffusion, guided-diffusion and dpm-solver call an argument of `sample`. In messages only."""
 
 CONDITIONING = ("encoder_hidden_states", "class_labels", "y", "added_cond_kwargs", "pooled_projections")
 """What networks are commonly conditioned on: arguments of the model, not of `sample`."""
