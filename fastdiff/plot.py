@@ -45,7 +45,8 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
     next_u = np.array([s.next_u for s in plan.stages])
     next_x = np.array([s.next_x for s in plan.stages])
     apart = (next_u != next_x).any(axis=1)
-    colours = [f"C{j % 10}" for j in range(NREG)]
+    # The cycle has ten colours and x the first: noise must not look like x.
+    colours = [f"C{j}" if j < 10 else ("black", "0.45", "0.7")[j - 10] for j in range(NREG)]
     for j in range(NREG):
         if next_u[:, j].any():
             bottom.plot(stages, next_u[:, j], "o-", ms=4, color=colours[j], label=f"u': {REGISTERS[j]}")
@@ -63,9 +64,17 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
 
 
 def image_grid(images: Array, path: str | Path, *, columns: int | None = None, scale: int = 1) -> None:
-    """Write images (B, C, H, W) in [-1, 1], C = 1 or 3, as one grid, enlarged `scale` times without blur."""
+    """Write images (B, C, H, W) in [-1, 1], C = 1 or 3, as one grid, enlarged `scale` times without blur.
+
+    Raises:
+        ValueError: another shape, NaN or Inf, `columns` or `scale` below 1.
+        TypeError: images that are not floating point.
+    """
     from PIL import Image
 
+    for name, value in (("columns", columns), ("scale", scale)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} got {value!r}; expected a whole number, at least 1")
     pixels = _pixels(images)
     count, height, width = pixels.shape[:3]
     across = columns or int(np.ceil(np.sqrt(count)))
@@ -82,11 +91,20 @@ def trajectory(
     states: Array, path: str | Path, *, predicted: Array | None = None, sample: int = 0, scale: int = 1
 ) -> None:
     """One sample's way from noise to image: a row of x (steps + 1, B, C, H, W), and a row of the predicted x0 below
-    it."""
-    x = np.asarray(states)[:, sample]
+    it; `states` and `predicted` are the `x` and `x0` of a `Trajectory`.
+
+    Raises:
+        ValueError: `sample` is not in the batch, or as for `image_grid`.
+    """
+    every = _host(states)
+    if every.ndim != 5 or not 0 <= sample < every.shape[1]:
+        raise ValueError(
+            f"sample={sample!r} of states with shape {every.shape}; expected (steps + 1, B, C, H, W), sample below B"
+        )
+    x = every[:, sample]
     rows = [x]
     if predicted is not None:
-        x0 = np.asarray(predicted)[:, sample]
+        x0 = _host(predicted)[:, sample]
         # The result itself stands below the final state.
         rows.append(np.concatenate([x0, x[len(x0) :]]))
     image_grid(np.concatenate(rows), path, columns=len(x), scale=scale)
@@ -99,7 +117,18 @@ def convergence(
     ylabel: str = "error",
     title: str = "",
 ) -> None:
-    """Error against network evaluations on logarithmic axes; `errors` maps a label to (evaluations, errors)."""
+    """Error against network evaluations on logarithmic axes; `errors` maps a label to (evaluations, errors).
+
+    Raises:
+        ValueError: no label, lists of different lengths, or an error that is not above 0.
+    """
+    if not errors:
+        raise ValueError("errors is empty; expected {label: (evaluations, errors)}")
+    for label, (nfe, error) in errors.items():
+        if len(nfe) != len(error) or not all(e > 0 for e in error):
+            raise ValueError(
+                f"{label!r} has {len(nfe)} evaluations and errors {list(error)}; expected as many errors, all above 0"
+            )
     figure = _pyplot()(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
     markers = "osD^vP*X<>"
@@ -113,8 +142,22 @@ def convergence(
     figure.savefig(path, dpi=150)
 
 
+def _host(values: Array) -> np.ndarray:
+    """An array, or a tensor of any device and dtype."""
+    if hasattr(values, "detach"):
+        tensor = values.detach().cpu()
+        return np.asarray(tensor.double() if tensor.dtype.is_floating_point else tensor)
+    return np.asarray(values)
+
+
 def _pixels(images: Array) -> np.ndarray:
-    data = np.asarray(images, dtype=np.float64)
+    data = _host(images)
+    if data.dtype.kind != "f":
+        raise TypeError(f"images have dtype {data.dtype}; expected floating point in [-1, 1]: images / 127.5 - 1")
+    if not np.isfinite(data).all():
+        raise ValueError(
+            "images have NaN or Inf; expected numbers, in [-1, 1]: sample(..., check_finite=True) finds where"
+        )
     if data.ndim != 4 or data.shape[1] not in (1, 3):
         raise ValueError(f"images have shape {data.shape}; expected (B, C, H, W) with C = 1 or 3, in [-1, 1]")
     eight = np.clip(np.rint((data + 1.0) * 127.5), 0, 255).astype(np.uint8)

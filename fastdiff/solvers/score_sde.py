@@ -179,9 +179,12 @@ def _check(
                 "discretization='exact', which is the published one on all times of a discrete schedule"
             )
         if request.spacing != "sde_uniform" or points[-1].t != schedule.t_clean:
+            call = "spacing='sde_uniform'"
+            if request.spacing == "sde_uniform":
+                call = f"t_end={points[-1].t:g} with final='clean', which is the published eps"
             raise ValueError(
                 "discretization='score_sde' is N equal steps of the SDE's time to its clean end; got "
-                f"spacing={request.spacing!r} from {first.t:g} to {points[-1].t:g}: use spacing='sde_uniform', or "
+                f"spacing={request.spacing!r} from {first.t:g} to {points[-1].t:g}: use {call}, or "
                 "discretization='exact'"
             )
 
