@@ -113,6 +113,8 @@ def estimate_gamma(
             return done
     elif path is not None:
         ending(path)
+        if not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"path={str(path)!r}: there is no folder {str(Path(path).parent)!r}; make it first")
     with torch.no_grad():
         return work.run(path, progress)
 

@@ -443,3 +443,11 @@ def test_the_samples_have_the_variance_of_gaussian_data() -> None:
     # The last step gives E[x0 | x] at index 0: its variance is short of STD² by 4e-4; five standard errors.
     assert float(x.square().mean()) == pytest.approx(STD**2, rel=4.1e-4 + 5.0 * math.sqrt(2.0 / (count * size)))
     assert float(x.mean()) == pytest.approx(0.0, abs=5.0 * STD / math.sqrt(count * size))
+
+
+def test_a_missing_folder_is_an_error_before_any_work(tmp_path: Path) -> None:
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the network was called")
+
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere'; make it first"):
+        estimate_gamma(model, torch.zeros(2, 1, 2, 2), "ddpm", path=tmp_path / "nowhere" / "gamma.json")
