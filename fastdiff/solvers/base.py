@@ -12,7 +12,7 @@ import numpy as np
 from fastdiff.grids import grid
 from fastdiff.names import unknown, unknown_option
 from fastdiff.phi import phi
-from fastdiff.plan import AUX, H1, MAX_HISTORY, REGISTERS, Plan, Stage, register
+from fastdiff.plan import AUX, H1, MAX_HISTORY, REGISTERS, ZA, Plan, Stage, register
 from fastdiff.schedule_base import NoiseSchedule, Point
 
 Row = np.ndarray
@@ -144,6 +144,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.stages: list[Stage] = []
+        self.draws = 0
 
     def add(
         self,
@@ -155,10 +156,14 @@ class Recorder:
         step: int,
         push: bool = False,
         evaluate: bool = True,
-        draws: tuple[int, int, int] = (-1, -1, -1),
         norms: str = "",
     ) -> None:
-        """A stage that evaluates the network at `at` and leads to `to`. `next_x` defaults to `next_u`: one buffer."""
+        """A stage that evaluates the network at `at` and leads to `to`. `next_x` defaults to `next_u`: one buffer.
+
+        Where the rows read za, it is a draw of its own.
+        """
+        base = next_u if next_x is None else next_x
+        noisy = bool(next_u[ZA] or base[ZA])
         self.stages.append(
             Stage(
                 t=at.t,
@@ -166,15 +171,16 @@ class Recorder:
                 alpha=at.alpha,
                 sigma=at.sigma,
                 next_u=tuple(next_u.tolist()),
-                next_x=tuple((next_u if next_x is None else next_x).tolist()),
+                next_x=tuple(base.tolist()),
                 t_next=to.t,
                 evaluate=evaluate,
                 push=push,
-                draws=draws,
+                draws=(self.draws if noisy else -1, -1, -1),
                 step=step,
                 norms=norms,
             )
         )
+        self.draws += noisy
 
     def finish(self) -> tuple[Stage, ...]:
         """The stages, without the pushes of values that no later stage reads."""

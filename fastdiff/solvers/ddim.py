@@ -56,14 +56,10 @@ def chain(name: str, request: Request, options: dict[str, object], row: Callable
     """One stage a step; `row(s, t)` gives the coefficients."""
     points = request.points()
     rows = Recorder()
-    draw = 0
     for i, (s, t) in enumerate(pairwise(points)):
         if s.sigma == 0:
             raise ValueError(f"method {name!r} cannot start at t={s.t:g}, where sigma = 0")
-        form = row(s, t)
-        noisy = bool((ROW["za"] * form).any())
-        rows.add(s, t, form, step=i, draws=(draw if noisy else -1, -1, -1))
-        draw += noisy
+        rows.add(s, t, row(s, t), step=i)
     return rows.plan(name, "data", 1, request, points, options)
 
 

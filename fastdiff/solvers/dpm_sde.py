@@ -20,7 +20,6 @@ from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request
 def build(request: Request, *, eta: float, s_noise: float, solver_type: str) -> Plan:
     points = request.points()
     rows = Recorder()
-    draw = 0
     for i, (s, t) in enumerate(pairwise(points)):
         if s.sigma == 0:
             raise ValueError(f"method 'dpmpp2m_sde' cannot start at t={s.t:g}, where sigma = 0")
@@ -41,8 +40,7 @@ def build(request: Request, *, eta: float, s_noise: float, solver_type: str) -> 
                 )
             std = s_noise * t.sigma * math.sqrt(-math.expm1(-2.0 * eta * h))
             form = form + std * ROW["za"]
-        rows.add(s, t, np.asarray(form), step=i, push=True, draws=(draw if std else -1, -1, -1))
-        draw += bool(std)
+        rows.add(s, t, np.asarray(form), step=i, push=True)
     options = {"eta": eta, "s_noise": s_noise, "solver_type": solver_type}
     return rows.plan("dpmpp2m_sde", "data", 2, request, points, options)
 

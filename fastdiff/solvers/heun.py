@@ -40,43 +40,34 @@ def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_n
     steps = len(points) - 1
     rows = Recorder()
     gamma = min(s_churn / steps, math.sqrt(2.0) - 1.0)
-    draw = 0
 
-    def entry(i: int) -> tuple[Point, float, int]:
-        """Where step i really begins, with the standard deviation of the noise to add to x/alpha and its draw."""
-        nonlocal draw
+    def entry(i: int) -> tuple[Point, float]:
+        """Where step i really begins, with the standard deviation of the noise to add to x/alpha."""
         p = points[i]
         if i == steps or gamma == 0 or not s_tmin <= ratio(p) <= s_tmax:
-            return p, 0.0, -1
+            return p, 0.0
         hat = churned(request.schedule, p, gamma)
-        std = s_noise * math.sqrt(ratio(hat) ** 2 - ratio(p) ** 2)
-        if std == 0:
-            return hat, 0.0, -1
-        draw += 1
-        return hat, std, draw - 1
+        return hat, s_noise * math.sqrt(ratio(hat) ** 2 - ratio(p) ** 2)
 
     def lift(form: Row, p: Point, hat: Point, std: float) -> Row:
         """From p to the churned point: x/alpha gains noise."""
         return hat.alpha / p.alpha * form + hat.alpha * std * ROW["za"]
 
-    start, std, number = entry(0)
+    start, std = entry(0)
     if start != points[0]:
-        rows.add(
-            points[0], start, lift(ROW["x"], points[0], start, std), step=0, evaluate=False, draws=(number, -1, -1)
-        )
+        rows.add(points[0], start, lift(ROW["x"], points[0], start, std), step=0, evaluate=False)
     for i in range(steps):
         end = points[i + 1]
         width = ratio(end) - ratio(start)
         base = ROW["x"] / start.alpha
         euler = end.alpha * (base + width * ROW["m"])
-        following, std, number = entry(i + 1)
-        draws = (number, -1, -1)
+        following, std = entry(i + 1)
         if end.sigma == 0:
             rows.add(start, end, euler, step=i)
         else:
             rows.add(start, end, euler, ROW["x"], step=i, push=True)
             heun = end.alpha * (base + width * 0.5 * (ROW["m"] + ROW["h1"]))
-            rows.add(end, following, lift(heun, end, following, std), step=i, draws=draws)
+            rows.add(end, following, lift(heun, end, following, std), step=i)
         start = following
     options = {
         "s_churn": s_churn,

@@ -215,12 +215,9 @@ def build(
         steps = [exact_step(predictor, schedule, s, t) for s, t in itertools.pairwise(points)]
     corrections = 0 if corrector == "none" else n_corrector
     rows = Recorder()
-    draw = 0
 
     def add(s: Point, t: Point, form: Row, std: float, step: int, norms: str = "") -> None:
-        nonlocal draw
-        rows.add(s, t, form + std * ROW["za"], step=step, draws=(draw if std else -1, -1, -1), norms=norms)
-        draw += std != 0
+        rows.add(s, t, form + std * ROW["za"], step=step, norms=norms)
 
     for i, (s, t, now) in enumerate(zip(points[:-1], points[1:], steps, strict=True)):
         last = i + 1 == len(steps)
