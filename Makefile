@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Processes that run tests.
 JOBS ?= 2
+# Where `make gpu` writes its results.
+OUT ?= benchmarks/results
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -69,9 +71,8 @@ $(WHEEL): $(SETUP) $(PACKAGE_FILES)
 
 gpu:
 	@$(PYTHON) tools/gpu.py
-	$(PYTHON) -m pip install --editable . --no-build-isolation --no-deps
-	$(PYTHON) -m pytest -W default tests
-	$(PYTHON) -m benchmarks --gpu
+	$(PYTHON) -m pip --disable-pip-version-check install --editable . --no-build-isolation --no-deps
+	@$(PYTHON) tools/gpu.py --run --out $(OUT)
 
 clean:
 	rm -rf build dist *.egg-info .benchmarks .mypy_cache .pytest_cache .ruff_cache $(SETUP)

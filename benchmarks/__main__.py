@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -98,6 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer methods and sizes: about a minute")
     parser.add_argument("--gpu", action="store_true", help="measure on a CUDA device instead of the CPU")
+    parser.add_argument("--seconds", type=float, help="with --gpu: begin nothing after so many seconds")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for JSON and pictures")
     args = parser.parse_args()
     if args.gpu:
@@ -108,7 +110,12 @@ def main() -> int:
             return 2
         from benchmarks import gpu
 
-        data = gpu.measure(args.quick)
+        def save(data: report.Data) -> None:
+            report.save(data, args.out / f"cuda{'-quick' if args.quick else ''}.json")
+
+        # What was measured until then is written, printed and drawn.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        data = gpu.measure(args.quick, args.seconds or (90.0 if args.quick else gpu.SECONDS), save)
     else:
         ok, why = ops.load("cpu").available()
         if not ok:
@@ -117,7 +124,7 @@ def main() -> int:
         data = cpu(args.quick)
     name = data["device"] + ("-quick" if args.quick else "")
     report.save(data, args.out / f"{name}.json")
-    print(report.text(data))
+    print(report.text(data), flush=True)
     written = [args.out / f"{name}.json"]
     try:
         from benchmarks import pictures

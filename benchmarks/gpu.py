@@ -6,6 +6,7 @@ the time is spent are left out, and named.
 
 from __future__ import annotations
 
+import functools
 import time
 import traceback
 from collections.abc import Callable
@@ -24,17 +25,23 @@ SIZES: dict[str, tuple[int, ...]] = {
     "16x3x256x256": (16, 3, 256, 256),
     LARGE: (64, 4, 512, 512),
 }
-SECONDS = 400.0
+SECONDS = 240.0
 COMPILED = ("dpm3", "dpmpp2m_sde")
 TOLERANCE = 1e-4
 """Largest difference from the eager formulas in float32, relative to the largest value; their terms cancel in part."""
 
 
 class Parts:
-    """Runs parts until the time is spent; keeps what failed and what was left out."""
+    """Runs parts until the time is spent; keeps what failed and what was left out.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        seconds: the time for all parts. One that has begun is not cut short.
+        after: called after each part, to keep what there is.
+    """
+
+    def __init__(self, seconds: float, after: Callable[[], None] = lambda: None) -> None:
         self.end = time.perf_counter() + seconds
+        self.after = after
         self.failed: list[str] = []
         self.left_out: list[str] = []
 
@@ -52,6 +59,7 @@ class Parts:
             return None
         finally:
             torch.cuda.empty_cache()
+            self.after()
 
 
 def in_a_graph(work: timing.Work, calls: int) -> timing.Work:
@@ -77,9 +85,15 @@ def stage(
     sets = fused.rotation(nbytes, cache)
     case = fused.make_case(method, shape, network, device="cuda", sets=sets)
     works: dict[str, timing.Work] = {"eager": fused.baseline(case)}
+    note = None
     if compiled:
         torch.compiler.reset()
         works["compile"] = fused.baseline(case, compiled=True)
+        try:
+            works["compile"]()
+        except Exception as error:
+            del works["compile"]
+            note = f"torch.compile failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     differences = {}
     for name in backends:
         module = ops.load(name)
@@ -101,7 +115,7 @@ def stage(
         device = {name: s / calls for name, s in launched.median.items()}
     else:
         device = {}
-    return {
+    row: report.Data = {
         "method": method,
         "size": size,
         "network": str(network).removeprefix("torch."),
@@ -114,76 +128,99 @@ def stage(
         "gb_per_second": {name: case.bytes / s / 1e9 for name, s in seconds.items()},
         "differences": differences,
     }
+    return {**row, "note": note} if note else row
 
 
-def measure(quick: bool) -> report.Data:
-    """Everything, within `SECONDS`; the data's "failed" is not empty if a part failed."""
+def measure(
+    quick: bool, seconds: float = SECONDS, save: Callable[[report.Data], None] = lambda data: None
+) -> report.Data:
+    """Everything, within about `seconds`; the data's "failed" is not empty if a part failed or was interrupted.
+
+    Args:
+        quick: fewer rounds and methods.
+        save: given the data as they stand after each part, and at the end.
+    """
     start = time.perf_counter()
-    parts = Parts(90.0 if quick else SECONDS)
     data: report.Data = {
         "format": report.FORMAT,
         "device": "cuda",
         "quick": quick,
         "machine": report.machine(),
         "headline": LARGE,
+        "stages": [],
+        "noise": [],
+        "loops": [],
+        "graphs": [],
     }
+    parts = Parts(seconds, lambda: save(data))
     where = torch.device("cuda", torch.cuda.current_device())
-    backends, reasons = [], {}
+    backends, data["backends"] = [], {}
     for name in ("cuda", "triton"):
         module = ops.load(name)
         ok, why = module.available()
         if ok:
             ok, why = module.supports(where, torch.float32, torch.bfloat16)
-        reasons[name] = why
+        data["backends"][name] = why
         if ok:
             backends.append(name)
-    data["backends"] = reasons
-    rounds = 5 if quick else 11
+    try:
+        _measure(data, parts, backends, quick)
+    except KeyboardInterrupt:
+        parts.failed.append("interrupted: what follows was not measured")
+    data["targets"] = targets(data)
+    data["failed"] = parts.failed
+    data["wall_seconds"] = round(time.perf_counter() - start, 1)
+    data["notes"] = [f"{k} did not run: {why}" for k, why in data["backends"].items() if k not in backends]
+    for row in (*data["stages"], *data["loops"]):
+        if "note" in row:
+            what = row.get("method") if "size" in row else row.get("network")
+            data["notes"].append(f"{what}, {row.get('size') or row.get('batch')}: {row['note']}")
+    data["notes"] += [f"failed: {what}" for what in parts.failed]
+    if parts.left_out:
+        data["notes"].append(f"left out after {seconds:.0f} s: {', '.join(parts.left_out)}")
+    save(data)
+    return data
 
-    # What the goals need comes first.
+
+def _measure(data: report.Data, parts: Parts, backends: list[str], quick: bool) -> None:
+    """Fill in "stages", "noise", "loops" and "graphs"; what the goals need comes first."""
+    rounds = 5 if quick else 11
     order = [(m, LARGE, torch.float32) for m in ("dpm3", "ddpm", "dpmpp2m_sde")]
     every = [(m, s, d) for s in SIZES for d in (torch.float32, torch.bfloat16) for m in eager.METHODS]
     later = [job for job in every if job not in order and (not quick or job[0] == "dpm3")]
 
-    def stages(jobs: list[tuple[str, str, torch.dtype]]) -> list[report.Data]:
-        found = []
+    def stages(jobs: list[tuple[str, str, torch.dtype]], compiled: bool = False) -> None:
         for method, size, network in jobs:
-            compiled = method in COMPILED and network == torch.float32 and not quick
-            row = parts.run(
-                f"stage {method} {size} {network}",
-                lambda m=method, s=size, d=network, c=compiled: stage(m, s, d, backends, rounds, c),  # type: ignore[misc]
-            )
+            name = f"stage {method} {size} {str(network).removeprefix('torch.')}{' compiled' if compiled else ''}"
+            row = parts.run(name, functools.partial(stage, method, size, network, backends, rounds, compiled))
             if row is not None:
-                found.append(row)
-        return found
+                data["stages"].append(row)
 
-    data["stages"] = stages(order)
-    data["noise"] = [
-        row
-        for size in ("1x4x64x64", "32x3x512x512")
-        if (row := parts.run(f"noise {size}", lambda s=size: noise.measure(s, rounds, "cuda"))) is not None  # type: ignore[misc]
-    ]
-    data["loops"], data["graphs"] = [], []
-    for name, (_, _, batches) in gpu_loops.subjects().items():
-        for batch in batches:
-            # reduce-overhead compiles for a minute; once is enough to see it.
-            compiles = not quick and name == "DiT-B/2" and batch == 1
-            found = parts.run(
-                f"loop {name} batch {batch}",
-                lambda n=name, b=batch, c=compiles: gpu_loops.measure(n, b, rounds, c),  # type: ignore[misc]
-            )
+    def loops(subjects: list[tuple[str, int]], compiled: bool = False) -> None:
+        for name, batch in subjects:
+            full = f"loop {name} batch {batch}{' compiled' if compiled else ''}"
+            found = parts.run(full, functools.partial(gpu_loops.measure, name, batch, rounds, compiled))
             if found is not None:
                 data["loops"].append(found[0])
                 data["graphs"].append(found[1])
-    data["stages"] += stages(later)
-    data["targets"] = targets(data)
-    data["failed"] = parts.failed
-    data["wall_seconds"] = round(time.perf_counter() - start, 1)
-    data["notes"] = [f"{k} did not run: {why}" for k, why in reasons.items() if k not in backends]
-    data["notes"] += [f"failed: {what}" for what in parts.failed]
-    if parts.left_out:
-        data["notes"].append(f"left out for want of time: {len(parts.left_out)} parts, from {parts.left_out[0]!r} on")
-    return data
+
+    # A compilation takes seconds, that of a network up to a minute: rows of their own, of a few.
+    fused = [job for job in every if job[0] in COMPILED and job[2] == torch.float32 and not quick]
+    slow = [(name, 1) for name in ("action chunk", "DiT-B/2") if not quick]
+    both = [(name, batch) for name, (_, _, batches) in gpu_loops.subjects().items() for batch in batches]
+    stages([job for job in order if job not in fused])
+    stages([job for job in fused if job in order], True)
+    loops([job for job in both if job not in slow])
+    loops(slow[:1], True)
+    for size in SIZES:
+        measured = functools.partial(noise.measure, size, rounds, "cuda", shape=SIZES[size])
+        row = parts.run(f"noise {size}", measured)
+        if row is not None:
+            data["noise"].append(row)
+    stages([job for job in later if job[0] in ("dpm3", "dpmpp2m_sde") and job not in fused])
+    stages([job for job in fused if job not in order], True)
+    stages([job for job in later if job[0] not in ("dpm3", "dpmpp2m_sde")])
+    loops(slow[1:], True)
 
 
 def targets(data: report.Data) -> list[report.Data]:

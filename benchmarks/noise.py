@@ -11,12 +11,12 @@ from benchmarks import timing
 from benchmarks.fused import SIZES
 
 
-def measure(size: str, rounds: int, device: str = "cpu", backend: str | None = None) -> dict[str, Any]:
-    """Seconds and rates (normals a second) of both, for a fresh float32 tensor."""
-    shape = SIZES[size]
+def measure(size: str, rounds: int, device: str = "cpu", shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Seconds and rates (normals a second) of both, for a fresh float32 tensor; `shape` if `size` is not of SIZES."""
+    shape = shape or SIZES[size]
     works = {
         "torch": lambda: torch.randn(shape, device=device),
-        "fastdiff": lambda: fastdiff.randn(shape, seed=1, device=device, backend=backend),
+        "fastdiff": lambda: fastdiff.randn(shape, seed=1, device=device),
     }
     clock = timing.seconds if device == "cpu" else timing.device_seconds
     found = timing.interleaved(works, rounds, measure=clock).median

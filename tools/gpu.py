@@ -1,11 +1,29 @@
-"""Exit with the reason where there is no CUDA device that torch can use; name the device where there is one."""
+"""`make gpu`: exit with the reason where there is no CUDA device that torch can use; with --run, all tests in several
+processes, then the benchmarks, each in its time.
+
+What fails or takes too long keeps nothing else from running; the exit status is 1 if anything did.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 465.0
+"""For tests and benchmarks in all; eight minutes, less the start of Python and torch."""
+TEST_SECONDS = 225.0
+WRITING = 20.0
+"""Between the last measurement and the end: a part that has begun, tables, a picture."""
 
 
-def main() -> None:
+def check() -> None:
     try:
         import torch
     except ImportError as error:
@@ -17,5 +35,56 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, sm_{major}{minor}, torch {torch.__version__}, CUDA {torch.version.cuda}")
 
 
+def test_command(cores: int) -> list[str]:
+    """All tests: kernels are compiled and the rest computed on the CPU, so one process is not enough for the time."""
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-W", "default", "tests"]
+    if importlib.util.find_spec("xdist") is None:
+        return command
+    return [*command, "-n", str(max(1, min(12, cores - 2))), "--dist", "worksteal"]
+
+
+def bench_command(out: Path, seconds: float) -> list[str]:
+    return [sys.executable, "-m", "benchmarks", "--gpu", "--out", str(out), "--seconds", f"{seconds:.0f}"]
+
+
+def call(name: str, command: list[str], seconds: float) -> bool:
+    """Run a command; after `seconds` ask it to stop, as Ctrl-C does, and then make it. True if it succeeded."""
+    start = time.perf_counter()
+    # A session of its own, so that its workers end with it.
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    late = ""
+    for extra, ending in ((seconds, signal.SIGINT), (WRITING, signal.SIGKILL), (WRITING, None)):
+        try:
+            process.wait(extra)
+            break
+        except subprocess.TimeoutExpired:
+            late = f", stopped after {seconds:.0f} s"
+            if ending == signal.SIGINT:
+                process.send_signal(ending)
+            elif ending is not None:
+                os.killpg(process.pid, ending)
+    good = process.returncode == 0 and not late
+    took = time.perf_counter() - start
+    print(f"{name}: {'passed' if good else 'FAILED'} in {took:.0f} s{late}, status {process.returncode}", flush=True)
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="store_true", help="run the tests and the benchmarks")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results"), help="folder for the benchmarks' results"
+    )
+    args = parser.parse_args()
+    check()
+    if not args.run:
+        return 0
+    start = time.perf_counter()
+    tested = call("tests", test_command(os.cpu_count() or 1), TEST_SECONDS)
+    left = SECONDS - (time.perf_counter() - start)
+    measured = call("benchmarks", bench_command(args.out, min(240.0, left - 2 * WRITING)), left - WRITING)
+    return 0 if tested and measured else 1
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
