@@ -38,6 +38,13 @@ SLOT = type("SLOT", (), {"__repr__": lambda self: "SLOT"})()
 """Stands for a tensor among the other values of the keyword arguments."""
 
 
+class Refusal(NamedTuple):
+    """Why a run can have no graph; `asked`: since the call asks for work on the host, which needs no warning."""
+
+    why: str
+    asked: bool = False
+
+
 class Leaves(NamedTuple):
     """The tensors of the model's keyword arguments, and all else about them."""
 
@@ -160,6 +167,13 @@ def _identity(model: Any) -> Hashable | None:
         return None
 
 
+def _has_own_graphs(model: Any) -> bool:
+    """Whether it was compiled in a mode that makes CUDA graphs."""
+    asked = getattr(model, "get_compiler_config", None)
+    config = asked() if asked is not None else None
+    return bool(isinstance(config, dict) and config.get("triton.cudagraphs"))
+
+
 def _forget(dead: Any) -> None:
     _cache.drop(lambda key: key[0][0] is dead or key[0][0] == dead)
 
@@ -181,11 +195,11 @@ def _addresses(model: Any) -> tuple[int, ...]:
     return tuple(p.data_ptr() for p in _parameters(model))
 
 
-def signature(r: Run, start: torch.Tensor) -> Hashable | str:
-    """The key of a run's graph, or the reason (a sentence) why it cannot have one."""
+def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
+    """The key of a run's graph, or why it cannot have one."""
     model, hooks = r.network.model, r.hooks
     if start.device.type != CAPTURE.DEVICE:
-        return f"it needs a CUDA device, and this run is on {start.device}"
+        return Refusal(f"it needs a CUDA device, and this run is on {start.device}", True)
     asked = {
         "callback": hooks.callback,
         "return_trajectory": hooks.trajectory,
@@ -198,14 +212,18 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | str:
     }
     present = [name for name, value in asked.items() if value is not None]
     if present:
-        return f"{', '.join(present)} runs on the host between the network's calls"
+        return Refusal(f"{', '.join(present)} runs on the host between the network's calls", True)
     owner = _identity(model)
     if owner is None:
-        return f"a {type(model).__name__} cannot be weakly referenced, so its graph could outlive it"
+        return Refusal(f"a {type(model).__name__} cannot be weakly referenced, so its graph could outlive it")
+    if _has_own_graphs(model):
+        return Refusal(f"the model {_OWN_GRAPHS}")
     leaves = _leaves(r.network.kwargs)
     elsewhere = next((t.device for t in leaves.tensors if t.device != start.device), None)
     if elsewhere is not None:
-        return f"a tensor on {elsewhere} in model_kwargs or cond would be read once, when the graph is captured"
+        return Refusal(
+            f"a tensor on {elsewhere} in model_kwargs or cond would be read once, when the graph is captured"
+        )
     autocast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
     key = (
         owner,
@@ -235,7 +253,7 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | str:
     try:
         hash(key)
     except TypeError:
-        return "model_kwargs holds values that are neither tensors nor hashable"
+        return Refusal("model_kwargs holds values that are neither tensors nor hashable")
     return key
 
 
@@ -248,9 +266,11 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
     if mode is False or (mode == "auto" and start.device.type != CAPTURE.DEVICE):
         return _deliver(run(r, start), out)
     key = signature(r, start)
-    if isinstance(key, str):
+    if isinstance(key, Refusal):
         if mode is True:
-            raise RuntimeError(f"graph=True: {key}; use graph='auto' or graph=False")
+            raise RuntimeError(f"graph=True: {key.why}; use graph='auto' or graph=False")
+        if not key.asked and _cache.first_time((("refused",), key.why)):
+            warnings.warn(f"{_EAGERLY}{key.why}", stacklevel=4)
         return _deliver(run(r, start), out)
     entry = _cache.get(key)
     if entry is None:
@@ -267,11 +287,7 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
                 raise RuntimeError(f"graph=True: the model cannot be captured: {reason}") from error
         if entry is None:
             # Not in the handler, where the error's frames would still hold the memory of the attempt.
-            warnings.warn(
-                "the model cannot be captured in a CUDA graph, so its loop runs eagerly, with the same result: "
-                f"{reason}",
-                stacklevel=4,
-            )
+            warnings.warn(f"{_EAGERLY}{reason}", stacklevel=4)
             return _deliver(run(r, start), out)
     result = _replay(entry, r, start, out)
     if entry.addresses != _addresses(r.network.model):
@@ -379,6 +395,11 @@ def _no_autocast_cache() -> Iterator[None]:
         yield
 
 
+_EAGERLY = "the model cannot be captured in a CUDA graph, so its loop runs eagerly, with the same result: "
+_OWN_GRAPHS = (
+    'makes or replays CUDA graphs of its own, as torch.compile does with mode="reduce-overhead" or "max-autotune": '
+    "compile it in the default mode, or with graph=False"
+)
 _UNRECORDED = "it uses the device in a way that a capture cannot record (another stream, or a synchronisation)"
 _INVALIDATED = "failed due to a previous error during capture"
 
@@ -396,7 +417,7 @@ _CAUSES = (
     ("Offset increment outside graph capture", "it draws random numbers from a generator that the graph does not know"),
     ("Expected all tensors to be on the same device", "it holds CPU tensors"),
     ("CPU and CUDA", "it copies between the CPU and the device inside the loop"),
-    ("CUDAGraph", 'it makes or replays CUDA graphs of its own (torch.compile(mode="reduce-overhead")?)'),
+    ("CUDAGraph", f"it {_OWN_GRAPHS}"),
     ("out of memory", "there is not enough memory for a graph beside what is in use"),
 )
 

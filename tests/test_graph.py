@@ -233,6 +233,40 @@ def test_a_tensor_elsewhere_would_be_baked(fake, net) -> None:
         fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE, model_kwargs={"y": torch.ones(3, device="meta")})
 
 
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"])
+def test_networks_that_make_graphs_of_their_own_are_refused(fake, net, mode: str) -> None:
+    """torch.compile's mode tells, before anything is compiled."""
+    compiled = torch.compile(net, mode=mode)
+    if mode in ("default", "max-autotune-no-cudagraphs"):
+        assert not graph._has_own_graphs(compiled) and not graph._has_own_graphs(net)
+        return
+    with pytest.raises(RuntimeError, match=r"graph=True: the model makes or replays CUDA graphs of its own, .*mode="):
+        fastdiff.Sampler("dpm3", 4, graph=True)(compiled, shape=SHAPE)
+    assert fake.captures == 0
+
+
+def test_a_replay_on_another_stream_keeps_every_static_buffer(fake, net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator is told of each, so that none is given away before that replay is over."""
+    y = {"cond": {"y": torch.ones(3)}, "uncond": {"y": torch.zeros(3)}, "guidance_scale": 2.0}
+    fastdiff.Sampler("ddpm", 4, clip="dynamic", graph=True)(net, shape=SHAPE, **y)
+    (entry,) = graph._cache.entries.values()
+    told: list[tuple[int, object]] = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: told.append((id(self), stream)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "another")
+    entry.in_use()
+    assert not told
+    entry.stream = "another"
+    entry.in_use()
+    assert not told
+    entry.stream = "its own"
+    entry.in_use()
+    c = entry.coeffs
+    static = [entry.start, entry.clock, entry.probe, c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale]
+    assert {name for name, _ in told} == {id(t) for t in (*static, *entry.leaves.tensors)}
+    assert len(entry.leaves.tensors) == 1 and all(t is not None for t in static)
+    assert {stream for _, stream in told} == {"another"}
+
+
 def test_a_model_that_moves_its_buffers_is_refused(fake) -> None:
     class Moves(Net):
         def __init__(self) -> None:
@@ -277,8 +311,10 @@ def test_true_raises_with_the_reason(fake, net) -> None:
 def test_host_work_between_calls_is_refused_by_name(fake, net, call: dict, name: str) -> None:
     with pytest.raises(RuntimeError, match=f"graph=True: {name} runs on the host"):
         fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE, **call)
-    for _ in range(3):
-        fastdiff.Sampler("dpm3", 4, graph="auto")(net, shape=SHAPE, **call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            fastdiff.Sampler("dpm3", 4, graph="auto")(net, shape=SHAPE, **call)
     assert fake.captures == 0
 
 
@@ -286,8 +322,14 @@ def test_unhashable_arguments_are_refused(fake, net) -> None:
     def model(x, t, table):
         return net(x, t)
 
+    call = {"shape": SHAPE, "model_kwargs": {"table": {1, 2}}}
     with pytest.raises(RuntimeError, match="neither tensors nor hashable"):
-        fastdiff.Sampler("dpm3", 4, graph=True)(model, shape=SHAPE, model_kwargs={"table": {1, 2}})
+        fastdiff.Sampler("dpm3", 4, graph=True)(model, **call)
+    with pytest.warns(UserWarning, match="runs eagerly, with the same result: model_kwargs holds values"):
+        fastdiff.Sampler("dpm3", 4, graph="auto")(model, **call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastdiff.Sampler("dpm3", 4, graph="auto")(model, **call)
 
 
 def test_moved_weights_are_noticed(fake, net) -> None:
