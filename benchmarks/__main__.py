@@ -114,7 +114,8 @@ def main() -> int:
             report.save(data, args.out / f"cuda{'-quick' if args.quick else ''}.json")
 
         # What was measured until then is written, printed and drawn.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for ending in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(ending, signal.default_int_handler)
         data = gpu.measure(args.quick, args.seconds or (90.0 if args.quick else gpu.SECONDS), save)
     else:
         ok, why = ops.load("cpu").available()

@@ -20,6 +20,7 @@ from fastdiff.ops import reference
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
+import gpu as make_gpu  # noqa: E402
 import readme_table  # noqa: E402
 
 SHAPE = (2, 3, 8, 8)
@@ -242,6 +243,52 @@ def test_gpu_parts_go_on_after_a_failure_and_stop_in_time(monkeypatch: pytest.Mo
     parts.end = 0.0
     assert parts.run("late", lambda: 4) is None
     assert parts.left_out == ["late"]
+
+
+def test_what_was_measured_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(data: dict[str, Any], parts: gpu.Parts, backends: list[str], quick: bool) -> None:
+        data["noise"].append({"size": "a"})
+        parts.after()
+        parts.left_out.append("late")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "_measure", measured)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(ops.load("triton"), "available", lambda: (False, "not here"))
+    monkeypatch.setattr(ops.load("cuda"), "available", lambda: (False, "not here"))
+    saved: list[dict[str, Any]] = []
+    data = gpu.measure(True, 7.0, lambda data: saved.append(copy.deepcopy(data)))
+    assert [d["noise"] for d in saved] == [[{"size": "a"}]] * 2 and saved[-1] == data
+    assert data["failed"] == ["interrupted: what follows was not measured"]
+    assert data["notes"][0] == "cuda did not run: not here" and data["notes"][-1] == "left out after 7 s: late"
+    assert "left out after 7 s: late" in report.text({**data, "noise": [], "device": "cpu"})
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_make_gpu_runs_the_benchmarks_whatever_the_tests_gave(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(make_gpu, "check", lambda: None)
+    monkeypatch.setattr(make_gpu, "test_command", lambda cores: [sys.executable, "-c", f"raise SystemExit({status})"])
+    code = "import sys; print('measured', *sys.argv[1:])"
+    bench = make_gpu.bench_command
+    monkeypatch.setattr(
+        make_gpu, "bench_command", lambda out, seconds: [sys.executable, "-c", code, *bench(out, seconds)[3:]]
+    )
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--run", "--out", str(tmp_path)])
+    assert make_gpu.main() == (1 if status else 0)
+    assert f"measured --gpu --out {tmp_path} --seconds 240\n" in capfd.readouterr().out
+
+
+def test_make_gpu_stops_what_takes_too_long(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Asked first, so that it can write what it has; then made to."""
+    monkeypatch.setattr(make_gpu, "WRITING", 0.2)
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    assert not make_gpu.call("tests", [sys.executable, "-c", deaf], 1.0)
+    assert "tests: FAILED" in capfd.readouterr().out
+    polite = "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('written', flush=True)"
+    assert not make_gpu.call("tests", [sys.executable, "-c", polite], 1.0)
+    assert "written" in capfd.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

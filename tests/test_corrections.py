@@ -271,4 +271,4 @@ def test_corrections_are_refused_by_a_graph_by_name() -> None:
         sampler(wavy, X, correct_x0=lambda x0, t: x0, correct_xt=lambda x, t, step: x)
     finally:
         graph.CAPTURE.DEVICE, module.execute = device, execute
-    assert found == ["correct_x0, correct_xt runs on the host between the network's calls"]
+    assert found == [graph.Refusal("correct_x0, correct_xt runs on the host between the network's calls", asked=True)]
