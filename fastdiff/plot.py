@@ -39,8 +39,11 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
         lam = np.log(alpha) - np.log(sigma)
     right.plot(stages[np.isfinite(lam)], lam[np.isfinite(lam)], "s--", ms=3, color="tab:green", label="lambda")
     right.set_ylabel("lambda")
-    top.legend(handles=[*top.get_lines(), *right.get_lines()], loc="best", fontsize=8, frameon=False)
-    top.set_title(f"{plan.method}, {plan.steps} steps, {plan.nfe} evaluations, {plan.space} space", fontsize=11)
+    # Above the axes, where no curve can be.
+    handles = [*top.get_lines(), *right.get_lines()]
+    top.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, fontsize=8, frameon=False)
+    title = f"{plan.method}, {plan.steps} steps, {plan.nfe} evaluations, {plan.space} space"
+    top.set_title(title, loc="left", fontsize=11)
 
     next_u = np.array([s.next_u for s in plan.stages])
     next_x = np.array([s.next_x for s in plan.stages])
@@ -59,6 +62,9 @@ def plot_plan(plan: Plan, path: str | Path) -> None:
     else:
         bottom.set_ylabel("coefficient")
     bottom.set_xlabel("stage")
+    bottom.set_xlim(-0.5, len(stages) - 0.5)
+    # Stages are whole numbers, also where there are few.
+    bottom.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     bottom.legend(ncols=1, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(path, dpi=150)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,20 +36,26 @@ def test_a_trajectory_is_x_above_the_predicted_x0(tmp_path: Path) -> None:
     assert (pixels[1:3, 13:15, 0] == expected).all() and (pixels[4:6, 13:15, 0] == expected).all()
 
 
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are drawn."""
+    from matplotlib.figure import Figure
+
+    made: list[Any] = []
+
+    def keep(*args: object, **kwargs: object) -> Figure:
+        made.append(Figure(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(plot, "_pyplot", lambda: keep)
+    return made
+
+
 @pytest.mark.parametrize("method", ["pc", "ddpm", "unipc", "heun"])
 @pytest.mark.parametrize("steps", [1, 6])
 def test_registers_of_a_plan_have_their_own_colours(
-    method: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, steps: int, tmp_path: Path, figures: list[Any]
 ) -> None:
-    from matplotlib.figure import Figure
-
-    figures: list[Figure] = []
-
-    def keep(*args: object, **kwargs: object) -> Figure:
-        figures.append(Figure(*args, **kwargs))
-        return figures[-1]
-
-    monkeypatch.setattr(plot, "_pyplot", lambda: keep)
     plan = fastdiff.plan(method, steps)
     plot.plot_plan(plan, tmp_path / "p.png")
     lines = [line for line in figures[0].axes[1].get_lines() if line.get_label().startswith("u': ")]
@@ -56,6 +63,22 @@ def test_registers_of_a_plan_have_their_own_colours(
     assert [line.get_label()[4:] for line in lines] == [
         name for j, name in enumerate(plot.REGISTERS) if any(stage.next_u[j] for stage in plan.stages)
     ]
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [("ve", 20), ("ddpm", 1), ("ddpm", 2), ("ddpm", 5)])
+def test_a_plans_legends_cover_no_curve_and_its_stages_are_whole(
+    schedule: str, steps: int, tmp_path: Path, figures: list[Any]
+) -> None:
+    plan = fastdiff.plan("pc" if schedule == "ve" else "ddim", steps, schedule)
+    plot.plot_plan(plan, tmp_path / "p.png")
+    top, bottom, _ = figures[0].axes
+    for axes in (top, bottom):
+        assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
+    (title,) = top.findobj(lambda o: hasattr(o, "get_text") and o.get_text().startswith(plan.method))
+    assert not top.get_legend().get_window_extent().overlaps(title.get_window_extent())
+    low, high = bottom.get_xlim()
+    ticks = [t for t in bottom.get_xticks() if low <= t <= high]
+    assert ticks and all(t == round(t) for t in ticks) and low < 0 and high > len(plan.stages) - 1
 
 
 IMAGES = torch.zeros(2, 1, 4, 4)
