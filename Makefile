@@ -70,9 +70,7 @@ $(WHEEL): $(SETUP) $(PACKAGE_FILES)
 	@touch $@
 
 gpu:
-	@$(PYTHON) tools/gpu.py
-	$(PYTHON) -m pip --disable-pip-version-check install --editable . --no-build-isolation --no-deps
-	@$(PYTHON) tools/gpu.py --run --out $(OUT)
+	@$(PYTHON) tools/gpu.py --out $(OUT)
 
 clean:
 	rm -rf build dist *.egg-info .benchmarks .mypy_cache .pytest_cache .ruff_cache $(SETUP)

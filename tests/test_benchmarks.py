@@ -264,20 +264,32 @@ def test_what_was_measured_before_an_interruption_is_kept(monkeypatch: pytest.Mo
     assert "left out after 7 s: late" in report.text({**data, "noise": [], "device": "cpu"})
 
 
-@pytest.mark.parametrize("status", [0, 3])
-def test_make_gpu_runs_the_benchmarks_whatever_the_tests_gave(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("build", "tests"), [(0, 0), (0, 3), (2, 0)])
+def test_make_gpu_runs_the_benchmarks_whatever_the_rest_gave(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, build: int, tests: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(make_gpu, "check", lambda: None)
-    monkeypatch.setattr(make_gpu, "test_command", lambda cores: [sys.executable, "-c", f"raise SystemExit({status})"])
-    code = "import sys; print('measured', *sys.argv[1:])"
+    def python(code: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-c", code, *arguments]
+
     bench = make_gpu.bench_command
+    monkeypatch.setattr(make_gpu, "check", lambda: None)
     monkeypatch.setattr(
-        make_gpu, "bench_command", lambda out, seconds: [sys.executable, "-c", code, *bench(out, seconds)[3:]]
+        make_gpu, "build_command", lambda: python(f"import os; exit({build} if 'FASTDIFF_CUDA' in os.environ else 0)")
     )
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--run", "--out", str(tmp_path)])
-    assert make_gpu.main() == (1 if status else 0)
-    assert f"measured --gpu --out {tmp_path} --seconds 240\n" in capfd.readouterr().out
+    monkeypatch.setattr(make_gpu, "test_command", lambda cores: python(f"raise SystemExit({tests})"))
+    shown = "import sys; print('measured', *sys.argv[1:])"
+    monkeypatch.setattr(make_gpu, "bench_command", lambda out, seconds: python(shown, *bench(out, seconds)[3:]))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path)])
+    monkeypatch.delenv("FASTDIFF_CUDA", raising=False)
+    assert make_gpu.main() == (1 if build or tests else 0)
+    out = capfd.readouterr().out
+    assert f"measured --gpu --out {tmp_path} --seconds 240\n" in out
+    assert ("build of what can be built: passed" in out) == bool(build)
+
+
+def test_the_parts_of_make_gpu_fit_in_their_time() -> None:
+    both = make_gpu.TEST_SECONDS + make_gpu.WRITING + make_gpu.BENCH_SECONDS
+    assert both <= 8 * 60 and both + 60 <= make_gpu.SECONDS < 600
 
 
 def test_make_gpu_stops_what_takes_too_long(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

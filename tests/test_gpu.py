@@ -332,18 +332,31 @@ def test_a_graph_dropped_while_another_stream_replays_it(net: Net) -> None:
         del spoil
 
 
-def test_no_synchronisation_in_the_loop(net: Net) -> None:
+def test_no_synchronisation_in_the_loop(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own watch on synchronising calls, for the eager loop and for replays."""
     sampler = fastdiff.Sampler("unipc", 6, graph=False)
     replayed = fastdiff.Sampler("unipc", 6, graph=True)
     replayed(net, shape=SHAPE)
     state = sampler.begin(shape=SHAPE)
+    replay, replays = graph._replay, []
+
+    def watched(*arguments: object) -> torch.Tensor:
+        replays.append(arguments)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return replay(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
     torch.cuda.set_sync_debug_mode("error")
     try:
         while not state.done:
             state = sampler.step(state, net(state.input, state.time).detach())
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    monkeypatch.setattr(graph, "_replay", watched)
+    replayed(net, shape=SHAPE, seed=1)
+    assert len(replays) == 1
 
 
 SANITIZED = """

@@ -49,6 +49,7 @@ sys.exit(__main__.main())
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = {**inherited, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1", **environment}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )

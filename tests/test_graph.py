@@ -358,6 +358,16 @@ def test_least_recently_used_goes_first(fake, net, monkeypatch: pytest.MonkeyPat
     assert fake.captures == 4
 
 
+def test_the_graphs_of_one_model_share_a_pool(fake, net) -> None:
+    sampler, other = fastdiff.Sampler("dpm3", 4, graph=True), Net()
+    for model, batch in ((net, 1), (net, 2), (net.forward, 3), (other, 1)):
+        sampler(model, shape=(batch, 2, 5, 5))
+    one, two, method, another = (entry.pool for entry in graph._cache.entries.values())
+    assert one is two and one is not another
+    # A bound method has its owner's weights, but a key of its own.
+    assert method is not another and len(graph._cache.pools) == 3
+
+
 def test_a_dead_model_frees_its_graphs(fake, monkeypatch: pytest.MonkeyPatch) -> None:
     # The stand-in keeps its body, which a real graph does not.
     monkeypatch.setattr(fake, "capture", lambda self, body: body())
