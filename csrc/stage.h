@@ -22,13 +22,14 @@ enum Column {
   NEXT_X = NEXT_U + 13,
   S0 = NEXT_X + 13,
   S1,
+  QG,
   WIDTH = 40
 };
 
 // The same order as fastdiff/plan.py.
 enum Register { RX, RU, RM, RH1, RAUX = RH1 + 6, RZA, NREG = RZA + 3 };
 
-enum Convert { CONVERT_NONE, CONVERT_RAW, CONVERT_LINEAR, CONVERT_CLIP };
+enum Convert { CONVERT_NONE, CONVERT_RAW, CONVERT_LINEAR, CONVERT_CLIP, CONVERT_BLEND };
 
 enum DType { F16, BF16, F32, F64 };
 

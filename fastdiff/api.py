@@ -98,7 +98,9 @@ def sample(
         classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance
             (Dhariwal and Nichol 2021, arXiv 2105.05233). Kept in the wider of its dtype and the network's.
         classifier_form: how it acts: "score" adds it to the score (Algorithm 2), "mean" adds the step's variance times
-            it to the step's mean (Algorithm 1). Default: "mean" for ddpm, "score" for the rest.
+            it to the step's mean (Algorithm 1); "score_after_clip" shifts the x0 that was corrected and clipped, which
+            may then leave the bounds, as guided-diffusion's DDIM does (methods with one evaluation a step and no
+            history). Default: "mean" for ddpm, "score" for the rest.
         model_kwargs: keyword arguments for every call of the model.
         clip: None, (lo, hi) for the predicted x0, "dynamic" thresholding, or `fastdiff.Dynamic(quantile, max_value)`.
         dtype: of the state: torch.float32 or torch.float64.

@@ -23,7 +23,7 @@ Clip = None | str | Dynamic | tuple[float, float]
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 STATE_DTYPES = (torch.float32, torch.float64)
-CLASSIFIER_FORMS = ("score", "mean")
+CLASSIFIER_FORMS = ("score", "mean", "score_after_clip")
 
 
 def check_run(prediction: Any, dtype: Any, backend: Any, graph: Any) -> None:
@@ -113,6 +113,11 @@ def resolve_form(plan: Plan, gradient: Any, form: Any) -> str:
         raise ValueError(
             f"classifier_form='mean' shifts the mean of a reverse step by its variance, which method {plan.method!r} "
             "does not state: use method='ddpm', or classifier_form='score'"
+        )
+    if form == "score_after_clip" and any(s.push or s.next_u != s.next_x or not s.evaluate for s in plan.stages):
+        raise ValueError(
+            "classifier_form='score_after_clip' shifts the x0 of a step after its clip, which needs a method with one "
+            f"evaluation a step and no history, such as ddim, not {plan.method!r}: use classifier_form='score'"
         )
     return form or ("mean" if states else "score")
 

@@ -70,6 +70,8 @@ class Stage:
             element by element (the learned variances of Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15).
         variance: of the step's noise, by which the mean form of classifier guidance multiplies the gradient (Dhariwal
             and Nichol 2021, arXiv 2105.05233, Algorithm 1); with `spread`, times e². 0: no such form.
+        unclipped: w where x0 is clipped for (1 − w) of m alone, m = (1 − w)·clip(x0) + w·x0 in the "data" space: what a
+            step makes of the network's own eps. 0: all of m goes through the clip.
     """
 
     t: float
@@ -87,6 +89,7 @@ class Stage:
     norms: str = ""
     spread: tuple[float, ...] = ()
     variance: float = 0.0
+    unclipped: float = 0.0
 
 
 def _fail(where: str, message: str) -> None:
@@ -256,7 +259,9 @@ class Plan:
             _fail(where, f"variance got {s.variance}, expected a finite number, at least 0")
         if s.variance and not (s.evaluate and s.next_x == s.next_u):
             _fail(where, "variance needs a network evaluation, and a next_x equal to next_u")
-        for name in ("t", "model_time", "alpha", "sigma", "t_next", "in_scale"):
+        if s.unclipped and not s.evaluate:
+            _fail(where, "unclipped needs a network evaluation")
+        for name in ("unclipped", "t", "model_time", "alpha", "sigma", "t_next", "in_scale"):
             if not np.isfinite(getattr(s, name)):
                 _fail(where, f"{name} is not finite: {getattr(s, name)}")
         if s.alpha < 0 or s.sigma < 0 or s.alpha + s.sigma == 0:

@@ -19,18 +19,18 @@ PREVIOUS = "previous"
 
 # Columns of a table row; csrc/stage.h and triton_kernels/stage.py use the same order, and a test compares them.
 W1, W2, CU, CG, PU, PG, QU, QX, IN_SCALE, NEXT_U, NEXT_X = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9 + NREG
-S0, S1 = NEXT_X + NREG, NEXT_X + NREG + 1
+S0, S1, QG = NEXT_X + NREG, NEXT_X + NREG + 1, NEXT_X + NREG + 2
 WIDTH = 40
 
-# How m is made: not at all, m = g, m = cu·u + cg·g, or through the clipped x0.
-NONE, RAW, LINEAR, CLIP = 0, 1, 2, 3
+# How m is made: not at all, m = g, m = cu·u + cg·g, through the clipped x0, or that and qg·g, past the clip.
+NONE, RAW, LINEAR, CLIP, BLEND = 0, 1, 2, 3, 4
 
 
 class StageSpec(NamedTuple):
     """The structure of one stage: which streams are read and written. Hashable; kernels are specialised on it.
 
     Attributes:
-        convert: NONE, RAW, LINEAR or CLIP.
+        convert: NONE, RAW, LINEAR, CLIP or BLEND.
         guided: whether g = w1·out + w2·aux (else g = out).
         m_reads_u: whether m needs u (cu, pu or qu is not zero).
         u_mask, x_mask: bit j is set where next_u[j] (next_x[j]) is not zero, j indexing `plan.REGISTERS`. 0: not
@@ -48,6 +48,11 @@ class StageSpec(NamedTuple):
     x_mask: int
     copies: int
     spread: int = 0
+
+    @property
+    def clips(self) -> bool:
+        """Whether bounds of x0 are read."""
+        return self.convert in (CLIP, BLEND)
 
     @property
     def mask(self) -> int:
@@ -219,7 +224,8 @@ def bind(
         space: overrides the plan's space (the predicted-x0 probe uses "data").
         guidance_scale: s in g = s·out + (1 − s)·aux (Ho and Salimans 2022, eq. 6, with w = s − 1); None: no guidance.
         classifier: what aux = grad log p(y | u), already scaled, does: "": there is none; "score": it is added to the
-            score; "mean": times the step's variance to its mean (Dhariwal and Nichol 2021, Algorithms 2 and 1).
+            score; "score_after_clip": to the score that the clipped x0 stands for; "mean": times the step's variance to
+            its mean (Dhariwal and Nichol 2021, Algorithms 2 and 1).
         clip: whether m goes through the clamped x0.
         copies: how often the next network input is written (2 with batched guidance; 0 where the state serves as
             input).
@@ -279,6 +285,10 @@ def _bind_stage(
         u_mask |= 1 << AUX
     if not stage.evaluate:
         return row, StageSpec(NONE, False, False, u_mask, x_mask, 0)
+    if classifier == "score_after_clip":
+        shift = classifier_shift("x0" if space == "data" else "eps", stage.alpha, stage.sigma)
+        row[[NEXT_U + AUX, NEXT_X + AUX]] += shift * row[[NEXT_U + M, NEXT_X + M]]
+        u_mask |= 1 << AUX
     guided = classifier == "score" or guidance_scale is not None
     if guidance_scale is not None:
         row[W1], row[W2] = guidance_scale, 1.0 - guidance_scale
@@ -287,7 +297,13 @@ def _bind_stage(
     if clip:
         row[PU], row[PG] = _convert(stage, prediction, "data")
         row[QU], row[QX] = conversion("x0", space, stage.alpha, stage.sigma)
-        convert, reads_u = CLIP, bool(row[PU] or row[QU])
+        convert = CLIP
+        if w := stage.unclipped:
+            # The part of x0 that the clip leaves alone, written out in u and g.
+            row[[QU, QG]] += w * row[QX] * row[[PU, PG]]
+            row[QX] *= 1.0 - w
+            convert = BLEND
+        reads_u = bool(row[PU] or row[QU])
     else:
         row[CU], row[CG] = _convert(stage, prediction, space)
         convert, reads_u = (RAW if (row[CU], row[CG]) == (0.0, 1.0) else LINEAR), bool(row[CU])

@@ -8,7 +8,7 @@ import numpy as np
 from analytic import Array, Mixture
 
 from fastdiff.plan import AUX, H1, IDENTITY, MAX_DRAWS, NREG, ZA, M, Plan, Stage, U, X
-from fastdiff.table import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, W1, W2, bind
+from fastdiff.table import BLEND, CG, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QG, QU, QX, RAW, W1, W2, bind
 
 Model = Callable[[Array, Stage], Array]
 Noise = Callable[[int, Array], Array]
@@ -48,9 +48,10 @@ def run(
             if guidance:
                 registers[AUX] = guidance[1](net_in, stage)
                 g = row[W1] * g + row[W2] * registers[AUX]
-            if spec.convert == CLIP:
+            if spec.clips:
                 assert clip is not None
-                g = row[QU] * u + row[QX] * np.clip(row[PU] * u + row[PG] * g, *clip)
+                past = row[QG] * g if spec.convert == BLEND else 0.0
+                g = row[QU] * u + row[QX] * np.clip(row[PU] * u + row[PG] * g, *clip) + past
             elif spec.convert == LINEAR:
                 g = row[CU] * u + row[CG] * g
             else:

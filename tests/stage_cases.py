@@ -26,6 +26,7 @@ from fastdiff.ops import reference
 from fastdiff.ops.buffers import Buffers, Coeffs
 from fastdiff.plan import AUX, H1, MAX_DRAWS, MAX_HISTORY, NREG, ZA, M, U, X
 from fastdiff.table import (
+    BLEND,
     CLIP,
     CU,
     IN_SCALE,
@@ -88,7 +89,7 @@ class Case:
 
 def random_spec(rng: np.random.Generator) -> StageSpec:
     """Any structure that the contract allows."""
-    convert = int(rng.choice([NONE, RAW, LINEAR, CLIP], p=[0.1, 0.2, 0.3, 0.4]))
+    convert = int(rng.choice([NONE, RAW, LINEAR, CLIP, BLEND], p=[0.1, 0.2, 0.25, 0.25, 0.2]))
     guided = convert != NONE and bool(rng.random() < 0.4)
     history, noises = int(rng.integers(0, MAX_HISTORY + 1)), int(rng.integers(0, MAX_DRAWS + 1))
     allowed = [X, U, *range(H1, H1 + history), *range(ZA, ZA + noises)]
@@ -102,7 +103,7 @@ def random_spec(rng: np.random.Generator) -> StageSpec:
     return StageSpec(
         convert=convert,
         guided=guided,
-        m_reads_u=convert in (LINEAR, CLIP) and bool(rng.random() < 0.6),
+        m_reads_u=convert in (LINEAR, CLIP, BLEND) and bool(rng.random() < 0.6),
         u_mask=mask(),
         x_mask=mask() if rng.random() < 0.5 else 0,
         copies=int(rng.integers(0, 3)),
@@ -203,7 +204,7 @@ def _coeffs(rng: np.random.Generator, spec: StageSpec, state: torch.dtype, batch
     def on(array: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
 
-    clips = spec.convert == CLIP
+    clips = spec.clips
     return Coeffs(
         table=on(table, state),
         draws=on(rng.integers(0, 1000, (rows, MAX_DRAWS)), torch.int32),

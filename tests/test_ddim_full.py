@@ -43,24 +43,76 @@ def test_pf_euler_is_ddim(spacing) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("clip", [None, (-0.4, 0.6)])
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
-def test_the_papers_update_with_noise_of_the_clipped_x0(spacing, eta, clip, backend) -> None:
-    """Eqs. 12 and 16 written out, with betas; the noise is computed again from the clipped x0."""
+def test_the_papers_update_with_the_noise_of_either_x0(spacing, eta, clip, again, backend) -> None:
+    """Eqs. 12 and 16 written out, with betas; the noise is computed again from the clipped x0, or stays."""
     plan = fastdiff.plan("ddim", 7, spacing=spacing, eta=eta)
     x = X
     for i, (s, t) in enumerate(zip(plan.times, plan.times[1:], strict=False)):
         (a, sigma), (b, later) = levels(s), levels(t)
         x0 = (x - sigma * wavy(x, torch.full((4,), s, dtype=torch.float64))) / a
-        x0 = x0 if clip is None else x0.clamp(*clip)
         eps = (x - a * x0) / sigma
+        x0 = x0 if clip is None else x0.clamp(*clip)
+        eps = (x - a * x0) / sigma if again else eps
         std = eta * later / sigma * math.sqrt(1 - a**2 / b**2)
         x = b * x0 + math.sqrt(max(later**2 - std**2, 0.0)) * eps
         if std > 0:
             x = x + std * fastdiff.randn(X.shape, seed=1, draw=i, dtype=torch.float64, backend=backend)
     common = {"spacing": spacing, "clip": clip, "dtype": torch.float64, "backend": backend, "seed": 1}
-    got = fastdiff.sample(wavy, X, method="ddim", steps=7, eta=eta, **common)
+    got = fastdiff.sample(wavy, X, method="ddim", steps=7, eta=eta, use_clipped_model_output=again, **common)
+    torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "flow"])
+def test_a_kept_eps_with_guidance_of_every_prediction(prediction, dynamic, backend) -> None:
+    """One output, guided, gives x0, which is clipped, and eps, which is not."""
+    schedule = fastdiff.schedules.ddpm()
+
+    def network(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return wavy(x, t) + y.reshape(-1, 1)
+
+    labels = torch.tensor([0.1, -0.2, 0.3, 0.5], dtype=torch.float64)
+    plan = fastdiff.plan("ddim", 5)
+    x = X
+    for s, t in zip(plan.times, plan.times[1:], strict=False):
+        a, sigma = schedule.alpha(s), schedule.sigma(s)
+        b, later = (1.0, 0.0) if t < 0 else (schedule.alpha(t), schedule.sigma(t))
+        clock = torch.full((4,), s, dtype=torch.float64)
+        g = 3.0 * network(x, clock, labels) - 2.0 * network(x, clock, -labels)
+        x0 = {
+            "eps": (x - sigma * g) / a,
+            "x0": g,
+            "v": a * x - sigma * g,
+            "score": (x + sigma**2 * g) / a,
+            "flow": (x - sigma * g) / (a + sigma),
+        }[prediction]
+        eps = (x - a * x0) / sigma
+        if dynamic:
+            bound = torch.quantile(x0.abs(), 0.995, dim=1, keepdim=True).clamp(min=1.0)
+            x0 = torch.maximum(torch.minimum(x0, bound), -bound) / bound
+        else:
+            x0 = x0.clamp(-0.4, 0.6)
+        x = b * x0 + later * eps
+    got = fastdiff.sample(
+        network,
+        X,
+        method="ddim",
+        steps=5,
+        prediction=prediction,
+        clip="dynamic" if dynamic else (-0.4, 0.6),
+        use_clipped_model_output=False,
+        cond={"y": labels},
+        uncond={"y": -labels},
+        guidance_scale=3.0,
+        dtype=torch.float64,
+        backend=backend,
+    )
+    # From x0 to eps and back: rounding over sigma_0 = 0.01, of values up to 157.
     torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-9)
 
 

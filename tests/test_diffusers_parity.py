@@ -93,6 +93,7 @@ CASES = [
     ("DDIMScheduler", {"clip_sample": False, "steps_offset": 1}, {}),
     ("DDIMScheduler", {"clip_sample": False, "prediction_type": "v_prediction"}, {"prediction": "v"}),
     ("DDIMScheduler", {"clip_sample": False, "prediction_type": "sample"}, {"prediction": "x0"}),
+    ("DDIMScheduler", {"clip_sample": True}, {"clip": (-1, 1), "use_clipped_model_output": False}),
     ("DDIMScheduler", {"clip_sample": True}, {"clip": (-1, 1)}),
     ("DDPMScheduler", {"clip_sample": False}, {}),
     ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}, {"variance": "large"}),
@@ -115,7 +116,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "config", "ours"), CASES)
 def test_own_times_give_the_same_numbers(name: str, config: dict[str, Any], ours: dict[str, Any]) -> None:
-    step = {"use_clipped_model_output": True} if config.get("clip_sample") else {}
+    step = {"use_clipped_model_output": ours.get("use_clipped_model_output", True)} if "DDIM" in name else {}
     scheduler, want = theirs(name, step, **config)
     end = 0.0 if "final_sigmas_type" in config else -1.0
     # Heun's list has each time twice, one a call of the network.

@@ -49,6 +49,13 @@ DDIM = [
     (1.0, "10,15,20", False, False, 0.7412546318404907),
     (1.0, "10,15,20", False, True, 9.509440258836015),
 ]
+# (eta, spacing, clip_denoised, whether denoised_fn is given): ddim_sample_loop with cond_fn, which shifts x0 last.
+AFTER = [
+    (0.0, "ddim25", True, False, 18.287607358426577),
+    (0.5, "10,15,20", True, False, 17.608092042780335),
+    (1.0, "10,15,20", True, True, 11.040486108571976),
+    (0.0, "10,15,20", False, True, 20.919597984614363),
+]
 # (spacing, clip_denoised): ddim_reverse_sample at t = 0 … N − 2, from x = Z.
 REVERSE = [
     ("ddim25", False, 10.145089030434285),
@@ -108,6 +115,32 @@ def test_p_sample_loop(variance, spacing, clip, guided, expected, backend) -> No
 def test_ddim_sample_loop(eta, spacing, clip, guided, expected, backend) -> None:
     got = fastdiff.sample(EPS, Z, method="ddim", eta=eta, **shared(spacing, clip, guided, backend))
     assert numbers(got) == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("eta", "spacing", "clip", "denoised", "expected"), AFTER)
+def test_ddim_sample_loop_guided_after_the_clip(eta, spacing, clip, denoised, expected, backend) -> None:
+    common = shared(spacing, clip, True, backend)
+    correct = {"correct_x0": lambda x0, t: 0.9 * x0 + 0.05} if denoised else {}
+    got = fastdiff.sample(EPS, Z, method="ddim", eta=eta, classifier_form="score_after_clip", **correct, **common)
+    assert numbers(got) == pytest.approx(expected, rel=TOLERANCE)
+    # Guidance before the clip, the default, is another sample.
+    assert numbers(fastdiff.sample(EPS, Z, method="ddim", eta=eta, **correct, **common)) != pytest.approx(expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("method", "options"), [("pf_euler", {}), ("ddpm", {"classifier_form": "score"})])
+def test_guidance_after_a_clip_that_is_not_there(method, options, backend) -> None:
+    """Without a clip the two forms are one, in noise and in data space."""
+    common = {"method": method, **shared("10,15,20", False, True, backend)}
+    got = fastdiff.sample(EPS, Z, **{**common, "classifier_form": "score_after_clip"})
+    assert numbers(got) == pytest.approx(numbers(fastdiff.sample(EPS, Z, **common, **options)), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("method", ["dpm3", "dpmpp2m", "unipc", "heun"])
+def test_guidance_after_the_clip_needs_one_evaluation_a_step(method) -> None:
+    with pytest.raises(ValueError, match=f"score_after_clip.*such as ddim, not '{method}'.*classifier_form='score'"):
+        fastdiff.sample(EPS, Z, method=method, steps=4, classifier_grad=gradient, classifier_form="score_after_clip")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

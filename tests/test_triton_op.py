@@ -41,7 +41,7 @@ else:
     from fastdiff.ops import Buffers, Coeffs
     from fastdiff.ops import triton as backend
     from fastdiff.plan import AUX, H1, ZA, M, U, X
-    from fastdiff.table import CLIP, LINEAR, NONE, RAW, WIDTH, StageSpec
+    from fastdiff.table import BLEND, CLIP, LINEAR, NONE, RAW, WIDTH, StageSpec
 
     MAX_SEED = 2**63
 
@@ -82,8 +82,8 @@ else:
 
     def test_constants_are_those_of_the_table() -> None:
         """The kernel cannot import them: Triton reads only constexpr globals."""
-        names = ("W1", "W2", "CU", "CG", "PU", "PG", "QU", "QX", "IN_SCALE", "NEXT_U", "NEXT_X", "S0", "S1", "WIDTH")
-        for name in (*names, "NONE", "RAW", "LINEAR", "CLIP"):
+        names = ("W1", "W2", "CU", "CG", "PU", "PG", "QU", "QX", "IN_SCALE", "NEXT_U", "NEXT_X", "S0", "S1", "QG")
+        for name in (*names, "WIDTH", "NONE", "RAW", "LINEAR", "CLIP", "BLEND"):
             assert getattr(stage_module, name).value == getattr(table, name), name
         for name, number in {"X": X, "U": U, "M": M, "H1": H1, "AUX": AUX, "ZA": ZA}.items():
             assert getattr(stage_module, name).value == number, name
@@ -158,13 +158,13 @@ else:
     def test_stage(seed: int) -> None:
         check(backend, random_case(seed))
 
-    @pytest.mark.parametrize("convert", [NONE, RAW, LINEAR, CLIP])
+    @pytest.mark.parametrize("convert", [NONE, RAW, LINEAR, CLIP, BLEND])
     @pytest.mark.parametrize("copies", [0, 1, 2])
     @pytest.mark.parametrize("guided", [False, True])
     def test_structures(convert: int, copies: int, guided: bool) -> None:
         seed = 1000 + convert * 6 + copies * 2 + guided
         mask = 1 << X | 1 << U | (1 << M if convert else 0) | (1 << AUX if guided else 0)
-        spec = StageSpec(convert, guided and convert != NONE, convert in (LINEAR, CLIP), mask, 1 << X, copies)
+        spec = StageSpec(convert, guided and convert != NONE, convert in (LINEAR, CLIP, BLEND), mask, 1 << X, copies)
         check(backend, random_case(seed, spec=spec, shape=(2, 37)))
 
     @pytest.mark.parametrize("history", range(7))

@@ -21,6 +21,7 @@ NEXT_U = tl.constexpr(9)
 NEXT_X = tl.constexpr(22)
 S0 = tl.constexpr(35)
 S1 = tl.constexpr(36)
+QG = tl.constexpr(37)
 WIDTH = tl.constexpr(40)
 
 # How m is made, as in fastdiff/table.py.
@@ -28,6 +29,7 @@ NONE = tl.constexpr(0)
 RAW = tl.constexpr(1)
 LINEAR = tl.constexpr(2)
 CLIP = tl.constexpr(3)
+BLEND = tl.constexpr(4)
 
 # Registers, in the order of fastdiff/plan.py.
 X = tl.constexpr(0)
@@ -120,13 +122,13 @@ def _noise(
 def _model_value(
     row, u, g, sample, lo, hi, scale, CONVERT: tl.constexpr, M_READS_U: tl.constexpr
 ):  # fmt: skip
-    """m from the (guided) output g: the prediction in the solver's space, by way of the clamped x0 under CLIP."""
+    """m from the (guided) output g: the prediction in the solver's space, through the clamped x0 under CLIP, BLEND."""
     m = g
     if CONVERT == LINEAR:
         m = tl.load(row + CG) * g
         if M_READS_U:
             m = tl.fma(tl.load(row + CU), u, m)
-    if CONVERT == CLIP:
+    if CONVERT == CLIP or CONVERT == BLEND:
         x0 = tl.load(row + PG) * g
         if M_READS_U:
             x0 = tl.fma(tl.load(row + PU), u, x0)
@@ -136,6 +138,8 @@ def _model_value(
         m = tl.load(row + QX) * x0
         if M_READS_U:
             m = tl.fma(tl.load(row + QU), u, m)
+    if CONVERT == BLEND:
+        m = tl.fma(tl.load(row + QG), g, m)
     return m
 
 

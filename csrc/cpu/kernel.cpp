@@ -228,6 +228,11 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
         FD_LOOP
         for (int64_t i = 0; i < len; ++i) m[i] = clipped(c, T(0), g[i], lo, hi, scale);
       }
+      if (a.convert == CONVERT_BLEND) {
+        const T qg = row[QG];
+        FD_LOOP
+        for (int64_t i = 0; i < len; ++i) m[i] = multiply_add(qg, g[i], m[i]);
+      }
       r[RM] = m;
     }
   }

@@ -44,7 +44,7 @@ inline bool vectorizable(const StageArgs &a) {
 // a time.
 inline StageArgs flattened(StageArgs a) {
   const bool drawn = ((a.u_mask | a.x_mask) >> RZA) != 0;
-  if (!a.rows && !drawn && !a.spread && a.convert != CONVERT_CLIP) {
+  if (!a.rows && !drawn && !a.spread && a.convert < CONVERT_CLIP) {
     a.n *= a.batch;
     a.batch = 1;
   }

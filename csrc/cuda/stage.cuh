@@ -82,11 +82,16 @@ __global__ void __launch_bounds__(256, resident<T, HISTORY, NOISE>())
         const T cu = a.m_reads_u ? row[CU] : T(0), cg = row[CG];
 #pragma unroll
         for (int e = 0; e < 4; ++e) m[e] = a.m_reads_u ? linear(cu, at_u[e], cg, g[e]) : cg * g[e];
-      } else if (a.convert == CONVERT_CLIP) {
+      } else if (a.convert >= CONVERT_CLIP) {
         const T lo = static_cast<const T *>(a.lo)[b], hi = static_cast<const T *>(a.hi)[b];
         const T scale = static_cast<const T *>(a.scale)[b];
 #pragma unroll
         for (int e = 0; e < 4; ++e) m[e] = clipped(row, a.m_reads_u ? at_u[e] : T(0), g[e], lo, hi, scale);
+        if (a.convert == CONVERT_BLEND) {
+          const T qg = row[QG];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) m[e] = multiply_add(qg, g[e], m[e]);
+        }
       } else {
 #pragma unroll
         for (int e = 0; e < 4; ++e) m[e] = g[e];

@@ -11,8 +11,8 @@ from fastdiff.ops.rank import rank
 from fastdiff.philox import STEP
 from fastdiff.plan import AUX, H1, MAX_DRAWS, NREG, ZA, M, U, X
 from fastdiff.table import (
+    BLEND,
     CG,
-    CLIP,
     CU,
     IN_SCALE,
     LINEAR,
@@ -21,6 +21,7 @@ from fastdiff.table import (
     NONE,
     PG,
     PU,
+    QG,
     QU,
     QX,
     RAW,
@@ -90,7 +91,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
             if spec.m_reads_u:
                 assert buf.u is not None
                 m = coefficient(CU) * buf.u + m
-        elif spec.convert == CLIP:
+        elif spec.clips:
             assert coeffs.lo is not None and coeffs.hi is not None and coeffs.scale is not None
             x0 = coefficient(PG) * g
             if spec.m_reads_u:
@@ -103,6 +104,8 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
             if spec.m_reads_u:
                 assert buf.u is not None
                 m = coefficient(QU) * buf.u + m
+            if spec.convert == BLEND:
+                m = coefficient(QG) * g + m
     registers[M] = m
     if spec.spreads:
         assert v is not None

@@ -13,7 +13,7 @@ import torch
 from fastdiff.ops.buffers import Buffers, Coeffs
 from fastdiff.ops.rank import rank
 from fastdiff.plan import AUX, MAX_DRAWS, MAX_HISTORY, X
-from fastdiff.table import CLIP, NONE, StageSpec
+from fastdiff.table import NONE, StageSpec
 
 NAME = "triton"
 
@@ -147,7 +147,7 @@ def _structure(spec: StageSpec) -> _Structure:
         reads_h=tuple(spec.reads_h(i) for i in range(MAX_HISTORY)),
         reads_z=tuple(spec.reads_z(i) for i in range(MAX_DRAWS)),
         noises=spec.noises > 0,
-        clips=spec.convert == CLIP,
+        clips=spec.clips,
         constants=(
             spec.convert,
             int(spec.guided),

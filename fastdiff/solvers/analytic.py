@@ -23,7 +23,7 @@ from fastdiff.names import unknown
 from fastdiff.plan import Plan
 from fastdiff.schedule_base import NoiseSchedule, Point
 from fastdiff.solvers.base import ROW, Method, Option, Request, Row
-from fastdiff.solvers.ddim import chain, ddim_row, ddpm_row, posterior_std
+from fastdiff.solvers.ddim import CLIPPED_OUTPUT, chain, ddim_row, ddpm_row, keep_eps, posterior_std
 from fastdiff.solvers.gamma import Gamma
 
 BOUNDS = ("upper", "lower")
@@ -114,7 +114,7 @@ def optimal_chain(
     data_range: tuple[float, float] | None,
     clip_steps: int,
     clip_pixels: float,
-    own: dict[str, float],
+    own: Mapping[str, object],
 ) -> Plan:
     """The plan of a chain; `mean(s, t)` gives the mean of a step as a row without noise, and its lambda."""
     schedule = request.schedule
@@ -149,12 +149,14 @@ def build_analytic_ddpm(request: Request, **options: Any) -> Plan:
     return optimal_chain("analytic_ddpm", request, mean, own={}, **options)
 
 
-def build_analytic_ddim(request: Request, *, eta: float, **options: Any) -> Plan:
+def build_analytic_ddim(request: Request, *, eta: float, use_clipped_model_output: bool, **options: Any) -> Plan:
     def mean(s: Point, t: Point) -> tuple[Row, float]:
         form = ddim_row(s, t, eta)
         return form - (form @ ROW["za"]) * ROW["za"], eta * posterior_std(s, t)
 
-    return optimal_chain("analytic_ddim", request, mean, own={"eta": eta}, **options)
+    own = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
+    plan = optimal_chain("analytic_ddim", request, mean, own=own, **options)
+    return plan if use_clipped_model_output else keep_eps(plan, request)
 
 
 OPTIONS: dict[str, Option] = {
@@ -193,6 +195,7 @@ METHODS = (
         stochastic=True,
         options={
             "eta": Option(0.0, "DDIM's noise level, 0 to 1; eta = 1 is analytic_ddpm", minimum=0.0, maximum=1.0),
+            "use_clipped_model_output": CLIPPED_OUTPUT,
             **OPTIONS,
         },
     ),

@@ -8,11 +8,11 @@ clipping acts, and where a last step to sigma = 0 and a first one from alpha = 0
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 
-from fastdiff.plan import ZA, Plan
+from fastdiff.plan import ZA, M, Plan
 from fastdiff.schedule_base import Point
 from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
 
@@ -52,7 +52,7 @@ def ddpm_row(s: Point, t: Point, std: float) -> Row:
     return ratio * (t.sigma / s.sigma) ** 2 * ROW["x"] + t.alpha * fresh(s, t) * ROW["m"] + std * ROW["za"]
 
 
-def chain(name: str, request: Request, options: dict[str, object], row: Callable[[Point, Point], Row]) -> Plan:
+def chain(name: str, request: Request, options: Mapping[str, object], row: Callable[[Point, Point], Row]) -> Plan:
     """One stage a step; `row(s, t)` gives the coefficients."""
     points = request.points()
     rows = Recorder()
@@ -63,8 +63,17 @@ def chain(name: str, request: Request, options: dict[str, object], row: Callable
     return rows.plan(name, "data", 1, request, points, options)
 
 
-def build_ddim(request: Request, *, eta: float) -> Plan:
-    return chain("ddim", request, {"eta": eta}, lambda s, t: ddim_row(s, t, eta))
+def keep_eps(plan: Plan, request: Request) -> Plan:
+    """The same steps with the network's own eps beside a clipped x0: of m's coefficient alpha_t alone is that of x0;
+    the rest is eps, written in x and x0."""
+    pairs = zip(plan.stages, request.points()[1:], strict=True)
+    return replace(plan, stages=tuple(replace(s, unclipped=1.0 - t.alpha / s.next_u[M]) for s, t in pairs))
+
+
+def build_ddim(request: Request, *, eta: float, use_clipped_model_output: bool) -> Plan:
+    options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
+    plan = chain("ddim", request, options, lambda s, t: ddim_row(s, t, eta))
+    return plan if use_clipped_model_output else keep_eps(plan, request)
 
 
 def build_pf_euler(request: Request) -> Plan:
@@ -124,6 +133,11 @@ def build_ddpm(request: Request, *, variance: str) -> Plan:
 
 
 LEARNED = ("learned_range", "learned")
+CLIPPED_OUTPUT = Option(
+    True,
+    "whether eps is taken again from the clipped x0, so that the two still make up x; False: the network's eps stays, "
+    "as in diffusers (its default) and Analytic-DPM's program",
+)
 
 METHODS = (
     Method(
@@ -154,7 +168,10 @@ METHODS = (
         build=build_ddim,
         space="data",
         spacing="leading",
-        options={"eta": Option(0.0, "noise level, 0 to 1, in units of the posterior's", minimum=0.0, maximum=1.0)},
+        options={
+            "eta": Option(0.0, "noise level, 0 to 1, in units of the posterior's", minimum=0.0, maximum=1.0),
+            "use_clipped_model_output": CLIPPED_OUTPUT,
+        },
         # Euler's method on d(x/alpha)/d(sigma/alpha) = eps, the velocity's too, is this update to the last digit.
         aliases=("euler", "eulerdiscrete", "flowmatcheulerdiscrete", "ddimparallel"),
     ),
