@@ -124,7 +124,7 @@ BAD_OPTIONS = [
         r"unknown solver_type of method 'dpm3': 'tailor'; did you mean 'taylor'\?",
     ),
     ("dpm3", {"denoise_to_zero": 1}, TypeError, r"denoise_to_zero=1: method 'dpm3' expects True or False"),
-    ("unipc", {"order": 4}, ValueError, r"order=4: method 'unipc' accepts 1, 2, 3"),
+    ("unipc", {"order": 7}, ValueError, r"order=7: method 'unipc' accepts 1, 2, 3, 4, 5, 6"),
     ("unipc", {"order": 2.0}, ValueError, r"order=2.0: method 'unipc' accepts 1, 2, 3"),
     ("unipc", {"order": True}, ValueError, r"order=True: method 'unipc' accepts 1, 2, 3"),
     ("unipc", {"order": "2"}, ValueError, r"unknown order of method 'unipc': '2'"),

@@ -93,8 +93,8 @@ def test_exact_on_a_point_mass(method: str, name: str) -> None:
     "options",
     [
         {"variant": v, "order": p, "corrector": c, "prediction_type": s}
-        for v in ("bh1", "bh2")
-        for p in (1, 2, 3)
+        for v in ("bh1", "bh2", "vary_coeff")
+        for p in (1, 2, 3, 6)
         for c in (True, False)
         for s in ("data", "noise")
     ],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastdiff.phi import phi
-from fastdiff.plan import Plan
+from fastdiff.plan import MAX_HISTORY, Plan
 from fastdiff.schedule_base import Point
 from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
 from fastdiff.solvers.dpm_multistep import TO_ZERO
@@ -41,9 +41,10 @@ def update(
     if not ratios:
         return base
     hh = h if space == "noise" else -h
-    b = hh if variant == "bh1" else math.expm1(hh)
-    # With one difference the published code takes the limit 1/2, whatever B(h) is; that keeps the order.
-    rho = np.array([0.5]) if len(ratios) == 1 else weights(ratios, hh, b)
+    # With the weights of eq. 11 B(h) cancels. With one difference the published forms with a B(h) take its limit, 1/2,
+    # in their place, which keeps the order.
+    b = math.expm1(hh) if variant == "bh2" else hh
+    rho = np.array([0.5]) if len(ratios) == 1 and variant != "vary_coeff" else weights(ratios, hh, b)
     scale = -(t.sigma if space == "noise" else t.alpha) * b
     return base + sum((scale * c * d for c, d in zip(rho, differences, strict=True)), np.zeros_like(base))
 
@@ -54,6 +55,7 @@ def build(
     order: int,
     variant: str,
     corrector: bool,
+    split: bool,
     lower_order_final: bool,
     denoise_to_zero: bool,
     prediction_type: str,
@@ -68,20 +70,26 @@ def build(
         return min(order, i + 1, steps - i) if lower_order_final else min(order, i + 1)
 
     for i in range(steps):
-        base = ROW["x"]
+        base, newest = ROW["x"], (ROW["m"], *HISTORY)
         if corrector and i > 0:
             p = order_of(i - 1)
             base = update(space, variant, base, points[i - 1 :: -1][:p], HISTORY[:p], points[i], ROW["m"])
+        apart = split and corrector and i > 0
+        if apart:
+            # The last step's own end; from here on the value of this evaluation is h1.
+            rows.add(points[i], points[i], base, step=i - 1, push=True)
+            base, newest = ROW["x"], HISTORY
         p = order_of(i)
-        nodes = points[i::-1][:p]
-        predicted = update(space, variant, base, nodes, (ROW["m"], *HISTORY)[:p], points[i + 1], None)
+        predicted = update(space, variant, base, points[i::-1][:p], newest[:p], points[i + 1], None)
         # Without a further evaluation there is nothing left to correct: x' and u' are one.
         single = not corrector or i == steps - 1
-        rows.add(points[i], points[i + 1], predicted, None if single else base, step=i, push=True)
+        keeps = None if single else base
+        rows.add(points[i], points[i + 1], predicted, keeps, step=i, push=not apart, evaluate=not apart)
     options = {
         "order": order,
         "variant": variant,
         "corrector": corrector,
+        "split": split,
         "lower_order_final": lower_order_final,
         "denoise_to_zero": denoise_to_zero,
         "prediction_type": prediction_type,
@@ -94,16 +102,28 @@ def build(
 METHODS = (
     Method(
         name="unipc",
-        summary="UniPC: predictor of orders 1 to 3 and a corrector that costs no evaluation",
+        summary="UniPC: predictor of orders 1 to 6 and a corrector that costs no evaluation",
         paper="Zhao et al. 2023, arXiv 2302.04867",
         order=3,
         build=build,
         space="data",
         spacing="time_uniform",
         options={
-            "order": Option(3, "order of the predictor; the corrector adds one", choices=(1, 2, 3)),
-            "variant": Option("bh2", "B(h): 'bh1' is h, 'bh2' is e^h - 1", choices=("bh1", "bh2")),
+            "order": Option(
+                3,
+                "order of the predictor; the corrector adds one. Keeps that many earlier model values, without the "
+                "corrector one less",
+                choices=tuple(range(1, MAX_HISTORY + 1)),
+            ),
+            "variant": Option(
+                "bh2",
+                "B(h): 'bh1' is h, 'bh2' is e^h - 1; 'vary_coeff' has none: the exact weights with one difference too",
+                choices=("bh1", "bh2", "vary_coeff"),
+            ),
             "corrector": Option(True, "correct every step but the last with the value that the next step needs anyway"),
+            "split": Option(
+                False, "corrector and next predictor in stages of their own, for correct_xt; one more pass a step"
+            ),
             "lower_order_final": Option(True, "lower the order of the last steps, at any number of steps"),
             "denoise_to_zero": TO_ZERO,
             "prediction_type": Option("data", "space of the solver", choices=("data", "noise")),
