@@ -195,8 +195,7 @@ def vlb_loss(
     check_data(x0)
     chain = chain_of(schedule, steps, spacing, variance)
     k = chain.draw(len(x0), generator) if t is None else chain.find(t, len(x0))
-    x = diffuse(x0, normal(x0, noise, generator), chain.alpha[k], chain.sigma[k])
-    out, v = _halves(chain, evaluate(model, x, chain.model_time[k], model_kwargs, wide=chain.learned))
+    x, out, v = _evaluate(model, chain, k, x0, normal(x0, noise, generator), model_kwargs)
     term = _term(chain, k, x0, chain.predicted_x0(k, x, out, prediction), v, bins, cdf)
     return reduce(len(chain) * term if rescale else term, reduction)
 
@@ -245,18 +244,16 @@ def hybrid_loss(
         raise ValueError(f"vlb_weight={vlb_weight!r}: expected a number of at least 0, such as 0.001")
     chain = chain_of(schedule, steps, spacing, variance)
     k = chain.draw(len(x0), generator) if t is None else chain.find(t, len(x0))
-    alpha, sigma = chain.alpha[k], chain.sigma[k]
     eps = normal(x0, noise, generator)
-    x = diffuse(x0, eps, alpha, sigma)
-    out, v = _halves(chain, evaluate(model, x, chain.model_time[k], model_kwargs, wide=True))
+    x, out, v = _evaluate(model, chain, k, x0, eps, model_kwargs)
     frozen = chain.predicted_x0(k, x, out.detach(), prediction)
     term = _term(chain, k, x0, frozen, v, bins, cdf)
     if prediction == PREVIOUS:
         error = out - chain.mean(k, x, x0)
     else:
-        error = deviation(out, x0, eps, alpha, sigma, prediction)
+        error = deviation(out, x0, eps, chain.alpha[k], chain.sigma[k], prediction)
         if prediction == "score":
-            error = error * column(sigma, error)
+            error = error * column(chain.sigma[k], error)
     return reduce(per_sample(error.square()) + vlb_weight * len(chain) * term, reduction)
 
 
@@ -335,8 +332,7 @@ def variational_bound(
             drawn = randn(x0.shape, seed=seed, draw=i, first_sample=first_sample, dtype=x0.dtype, device=x0.device)
         else:
             drawn = normal(x0, noise(i, x0), None)
-        x = diffuse(x0, drawn, chain.alpha[k], chain.sigma[k])
-        out, v = _halves(chain, evaluate(model, x, chain.model_time[k], model_kwargs, wide=chain.learned))
+        x, out, v = _evaluate(model, chain, k, x0, drawn, model_kwargs)
         found = chain.predicted_x0(k, x, out, kind)
         if clip is not None:
             found = found.clamp(*clip)
@@ -351,12 +347,16 @@ def variational_bound(
     return VariationalBound(terms.sum(1) + prior, prior, terms, x0_mse, eps_mse, torch.from_numpy(chain.times.copy()))
 
 
-def _halves(chain: Chain, out: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The prediction, and v of a learned variance."""
+def _evaluate(
+    model: Model, chain: Chain, k: np.ndarray, x0: Tensor, eps: Tensor, model_kwargs: Mapping[str, Any] | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x_t of the steps at positions k, the prediction there, and v of a learned variance."""
+    x = diffuse(x0, eps, chain.alpha[k], chain.sigma[k])
+    out = evaluate(model, x, chain.model_time[k], model_kwargs, wide=chain.learned)
     if not chain.learned:
-        return out, None
+        return x, out, None
     first, second = out.chunk(2, dim=1)
-    return first, second
+    return x, first, second
 
 
 def _term(chain: Chain, k: np.ndarray, x0: Tensor, found: Tensor, v: Tensor | None, bins: int, cdf: str) -> Tensor:
