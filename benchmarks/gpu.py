@@ -45,9 +45,15 @@ class Parts:
         self.failed: list[str] = []
         self.left_out: list[str] = []
 
-    def run(self, name: str, part: Callable[[], Any]) -> Any:
-        if time.perf_counter() > self.end:
+    def time_for(self, name: str, seconds: float) -> bool:
+        """Whether that many seconds are left; where they are not, `name` is left out."""
+        if time.perf_counter() + seconds > self.end:
             self.left_out.append(name)
+            return False
+        return True
+
+    def run(self, name: str, part: Callable[[], Any]) -> Any:
+        if not self.time_for(name, 0.0):
             return None
         try:
             found = part()
@@ -191,20 +197,22 @@ def _measure(data: report.Data, parts: Parts, backends: list[str], quick: bool) 
 
     def stages(jobs: list[tuple[str, str, torch.dtype]], compiled: bool = False) -> None:
         for method, size, network in jobs:
-            name = f"stage {method} {size} {str(network).removeprefix('torch.')}{' compiled' if compiled else ''}"
-            row = parts.run(name, functools.partial(stage, method, size, network, backends, rounds, compiled))
+            name = f"stage {method} {size} {str(network).removeprefix('torch.')}"
+            also = compiled and parts.time_for(f"torch.compile of {name}", 15.0)
+            row = parts.run(name, functools.partial(stage, method, size, network, backends, rounds, also))
             if row is not None:
                 data["stages"].append(row)
 
     def loops(subjects: list[tuple[str, int]], compiled: bool = False) -> None:
         for name, batch in subjects:
-            full = f"loop {name} batch {batch}{' compiled' if compiled else ''}"
-            found = parts.run(full, functools.partial(gpu_loops.measure, name, batch, rounds, compiled))
+            full = f"loop {name} batch {batch}"
+            also = compiled and parts.time_for(f"torch.compile of {full}", 60.0)
+            found = parts.run(full, functools.partial(gpu_loops.measure, name, batch, rounds, also))
             if found is not None:
                 data["loops"].append(found[0])
                 data["graphs"].append(found[1])
 
-    # A compilation takes seconds, that of a network up to a minute: rows of their own, of a few.
+    # A compilation takes seconds, that of a network up to a minute: of a few, and of those only while there is time.
     fused = [job for job in every if job[0] in COMPILED and job[2] == torch.float32 and not quick]
     slow = [(name, 1) for name in ("action chunk", "DiT-B/2") if not quick]
     both = [(name, batch) for name, (_, _, batches) in gpu_loops.subjects().items() for batch in batches]
@@ -217,10 +225,10 @@ def _measure(data: report.Data, parts: Parts, backends: list[str], quick: bool) 
         row = parts.run(f"noise {size}", measured)
         if row is not None:
             data["noise"].append(row)
-    stages([job for job in later if job[0] in ("dpm3", "dpmpp2m_sde") and job not in fused])
-    stages([job for job in fused if job not in order], True)
-    stages([job for job in later if job[0] not in ("dpm3", "dpmpp2m_sde")])
     loops(slow[1:], True)
+    stages([job for job in later if job[0] in COMPILED and job not in fused])
+    stages([job for job in fused if job not in order], True)
+    stages([job for job in later if job[0] not in COMPILED])
 
 
 def targets(data: report.Data) -> list[report.Data]:

@@ -240,9 +240,10 @@ def test_gpu_parts_go_on_after_a_failure_and_stop_in_time(monkeypatch: pytest.Mo
     assert parts.run("good", lambda: 3) == 3
     assert parts.run("bad", lambda: 1 / 0) is None
     assert parts.failed == ["bad: ZeroDivisionError: division by zero"]
+    assert parts.time_for("short", 50.0) and not parts.time_for("long", 200.0)
     parts.end = 0.0
     assert parts.run("late", lambda: 4) is None
-    assert parts.left_out == ["late"]
+    assert parts.left_out == ["long", "late"]
 
 
 def test_what_was_measured_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
