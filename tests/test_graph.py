@@ -11,6 +11,7 @@ import gc
 import threading
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,6 +161,39 @@ def test_structure_makes_another_graph(fake, net) -> None:
     net.train(not net.training)
     pair(net, shape=SHAPE)
     assert fake.captures == len(calls) + 1
+
+
+class Picky(Net):
+    """Its arguments are a structure: a flag, tensors by name, tensors in a list of any length."""
+
+    def forward(self, x, t, flag=None, parts=(), **named):
+        h = super().forward(x, t)
+        if flag is not None:
+            h = h * {int: 0.5, bool: 0.75, float: 1.5}[type(flag)]
+        h = h + (0.25 if isinstance(parts, list) else 0.5) * sum(p.reshape(-1, 1, 1, 1) for p in parts)
+        return SimpleNamespace(sample=h - named["a"] if "a" in named else h + sum(named.values()))
+
+
+def test_the_structure_of_arguments_makes_another_graph_and_their_tensors_do_not(fake) -> None:
+    """A tree of tensors, names and plain values, by a model that answers as diffusers' do."""
+    torch.manual_seed(0)
+    model, one, two = Picky(), torch.ones(3), torch.full((3,), 2.0)
+    calls = [
+        *({"flag": flag} for flag in (1, True, 1.0)),
+        *({name: torch.full((1,), 0.5)} for name in "ab"),
+        *({"parts": parts} for parts in ([one, two], (one, two), [one])),
+    ]
+    for i, call in enumerate(calls):
+        ours, eager = pair(model, shape=SHAPE, model_kwargs=call)
+        assert torch.equal(ours, eager), call
+        assert fake.captures == i + 1, call
+    before = fake.captures
+    for parts in ([two, one], [one, one]):
+        ours, eager = pair(model, shape=SHAPE, model_kwargs={"parts": parts})
+        assert torch.equal(ours, eager)
+    ours, eager = pair(model, shape=SHAPE, model_kwargs={"a": torch.full((1,), -3.0)})
+    assert torch.equal(ours, eager)
+    assert fake.captures == before
 
 
 def test_auto_runs_eagerly_then_captures_then_replays(fake, net) -> None:
