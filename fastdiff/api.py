@@ -91,7 +91,8 @@ def sample(
             own.
         first_sample: global index of row 0, so that a batch can be split anywhere with the same result.
         noise: your own noise, (draw, like) -> tensor of like's shape, instead of the built-in; draw is -1 for the
-            prior.
+            prior, else 0, 1, ... in the order in which noise is needed. It counts draws, not steps: a step whose std is
+            0 draws nothing, others may draw twice; `plan.stages[i].draws` tells.
         guidance_scale, cond, uncond: classifier-free guidance uncond + scale·(cond − uncond) (Ho and Salimans 2022),
             with one call of the model on both halves; cond and uncond are dicts of keyword arguments with first
             dimension B.

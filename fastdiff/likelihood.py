@@ -23,12 +23,21 @@ from fastdiff.names import unknown
 from fastdiff.network import Network, placement, stated
 from fastdiff.ops.buffers import Coeffs
 from fastdiff.philox import STEP
+from fastdiff.report import span
 from fastdiff.sampler import _mode
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.table import CG, CU, PREDICTIONS, StageSpec
 
 TRACES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")
+
+LEAST_TOLERANCE = 8 * 2.0**-23
+"""Of rtol + atol, with a state in float32: about 1e-6.
+
+The result of a Dormand-Prince step is a sum of eight products, x and up to seven model values. Each is rounded as a
+product and as a term, by 2^-24 of the state: 8·2^-23 for a state of order 1, whatever the step's width. With less
+tolerance the control measures its own rounding.
+"""
 
 
 class LogLikelihood(NamedTuple):
@@ -45,6 +54,12 @@ class LogLikelihood(NamedTuple):
     bits_per_dim: torch.Tensor
     nfe: int
     latent: torch.Tensor
+
+    def __repr__(self) -> str:
+        return (
+            f"LogLikelihood({len(self.log_prob)} samples of shape {tuple(self.latent.shape[1:])}, "
+            f"log_prob {span(self.log_prob)}, bits_per_dim {span(self.bits_per_dim)}, nfe={self.nfe})"
+        )
 
 
 class Flow(Driver):
@@ -122,7 +137,7 @@ def log_likelihood(
     t_start: float | None = None,
     t_end: float | None = None,
     trace: str = "hutchinson",
-    probe: str = "rademacher",
+    probe: str | torch.Tensor = "rademacher",
     probes: int = 1,
     seed: int | Sequence[int] = 0,
     first_sample: int = 0,
@@ -148,20 +163,23 @@ def log_likelihood(
             with noise), and the schedule's last time.
         trace: "hutchinson", an unbiased estimate of the divergence from random probes, which are the same at all times;
             or "exact", with one backward pass for every element of a sample.
-        probe, probes: "rademacher" or "gaussian", and how many.
+        probe, probes: "rademacher" or "gaussian", and how many; or your own probes instead, a floating point tensor
+            (B, ...) or (probes, B, ...). Their elements should be uncorrelated, with mean 0 and variance 1.
         seed, first_sample: of the probes, as in `fastdiff.sample`.
-        rtol, atol, control, max_nfe: as of method "ode"; the integral is under the same control.
+        rtol, atol, control, max_nfe: as of method "ode"; the integral is under the same control. With a state in
+            float32 rtol + atol must be at least 1e-6. A network in float32 or less limits the result likewise.
         prior: x at `t_end` -> (B,) its log density; default: N(0, prior_std²) of the schedule there.
         bin_width: of the data, for bits per dimension: 2/256 for 8-bit images in [-1, 1] with uniform noise of that
             width.
         model_kwargs: keyword arguments for every call of the model.
-        dtype, device, backend, progress: as in `fastdiff.sample`.
+        dtype, device, backend, progress: as in `fastdiff.sample`: the state is float32 unless dtype=torch.float64 is
+            given, whatever x's dtype.
 
     Returns:
         `LogLikelihood`.
 
     Raises:
-        ValueError, TypeError: bad arguments, or a model without a derivative.
+        ValueError, TypeError: bad arguments, tolerances that float32 cannot hold, or a model without a derivative.
         RuntimeError: max_nfe reached, or a named back end that cannot run here.
     """
     check_x(x)
@@ -171,11 +189,14 @@ def log_likelihood(
         )
     if dtype not in STATE_DTYPES:
         raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float64")
-    for name, value, valid in (("trace", trace, TRACES), ("probe", probe, PROBES)):
-        if value not in valid:
-            raise ValueError(unknown(name, value, valid))
+    if trace not in TRACES:
+        raise ValueError(unknown("trace", trace, TRACES))
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise ValueError(f"probes={probes!r}: expected an integer of at least 1")
+    if isinstance(probe, torch.Tensor):
+        check_probe(probe, probes, trace, x)
+    elif probe not in PROBES:
+        raise ValueError(unknown("probe", probe, PROBES))
     if not (bin_width > 0 and math.isfinite(bin_width)):
         raise ValueError(f"bin_width={bin_width!r}: expected a positive number, such as 2/256")
     kind = prediction if prediction is not None else stated(model, "prediction") or "eps"
@@ -197,6 +218,11 @@ def log_likelihood(
         control=control,
         max_nfe=max_nfe,
     )
+    if dtype == torch.float32 and method.rtol + method.atol < LEAST_TOLERANCE:
+        raise ValueError(
+            f"rtol={method.rtol:g} and atol={method.atol:g} are less than float32 can hold, about "
+            f"{LEAST_TOLERANCE:.1g} together: give dtype=torch.float64 (and a network in float64), or larger ones"
+        )
     if method.forward:
         raise ValueError(f"t_start={method.start.t:g} is the data's time, and must lie below t_end={method.stop.t:g}")
     found, network_dtype = placement(model)
@@ -218,7 +244,12 @@ def log_likelihood(
             hooks,
         )
         driver.exact = trace == "exact"
-        driver.probes = units(start) if driver.exact else drawn(module, start, seeds, index, probe, probes)
+        if driver.exact:
+            driver.probes = units(start)
+        elif isinstance(probe, torch.Tensor):
+            driver.probes = list(probe.detach().to(start).reshape(-1, *start.shape))
+        else:
+            driver.probes = drawn(module, start, seeds, index, probe, probes)
         with progress_bar(method, hooks) if progress else contextlib.nullcontext():
             latent = driver.run()
         if prior is None:
@@ -236,6 +267,24 @@ def log_likelihood(
         log_prob = last + change + driver.integral
         bits = -log_prob / (size * math.log(2.0)) - math.log2(bin_width)
     return LogLikelihood(log_prob, bits, driver.nfe, latent)
+
+
+def check_probe(probe: torch.Tensor, probes: int, trace: str, x: torch.Tensor) -> None:
+    """The caller's own probes."""
+    if trace == "exact":
+        raise ValueError("trace='exact' uses no probes: leave probe out, or give trace='hutchinson'")
+    shape, size = tuple(probe.shape), tuple(x.shape)
+    if shape[-x.ndim :] != size or probe.ndim > x.ndim + 1 or not probe.numel():
+        raise ValueError(f"probe has shape {shape}; expected {size} as x, or (probes, *x.shape) for several")
+    count = 1 if probe.ndim == x.ndim else len(probe)
+    if probes not in (1, count):
+        raise ValueError(
+            f"probes={probes} does not go with a probe of shape {shape}, which holds {count}: leave it out"
+        )
+    if not probe.dtype.is_floating_point:
+        raise TypeError(f"probe has dtype {probe.dtype}; expected floating point: pass probe.float()")
+    if not bool(torch.isfinite(probe).all()):
+        raise ValueError("probe has NaN or Inf; expected finite values")
 
 
 def units(x: torch.Tensor) -> list[torch.Tensor]:

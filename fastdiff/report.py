@@ -26,6 +26,19 @@ class Trajectory(NamedTuple):
     x: torch.Tensor
     x0: torch.Tensor
 
+    def __repr__(self) -> str:
+        ends = " to ".join(f"{float(t):g}" for t in self.times[[0, -1]])
+        return (
+            f"Trajectory({len(self.x0)} predictions, times {ends}, x {tuple(self.x.shape)}, x0 {tuple(self.x0.shape)}, "
+            f"{self.x.dtype})"
+        )
+
+
+def span(values: torch.Tensor) -> str:
+    """The least and the greatest of a sample's figures, for a repr."""
+    low, high = (float(v) for v in values.aminmax())
+    return f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"
+
 
 @contextlib.contextmanager
 def progress_bar(plan: Plan, hooks: Hooks) -> Iterator[None]:

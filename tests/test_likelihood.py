@@ -124,6 +124,72 @@ def test_probes_come_from_the_built_in_noise() -> None:
     assert abs(float(signs.mean())) < 5 / math.sqrt(3000)
 
 
+# score_sde's get_likelihood_fn(sde, lambda v: (v + 1) / 2, hutchinson_type, rtol=atol=1e-12, eps=1e-3) in float64 on X
+# with one of these probes: (schedule, prediction, t_start, probe, bits per dimension).
+SIGNS = torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+NORMALS = torch.tensor([[0.3, -1.2], [1.7, 0.4], [-0.6, 0.9], [0.1, -1.5]], dtype=torch.float64)
+VE, LOW = schedules.ve(0.01, 50.0), 0.01 * 5e3**1e-3
+PUBLISHED = [
+    ("vp_linear", "eps", 1e-3, SIGNS, [9.174369150967657, 8.411820247942243, 7.814972206226876, 10.88254241017451]),
+    ("vp_linear", "eps", 1e-3, NORMALS, [8.120818983409604, 7.926497377035463, 8.338788275859638, 10.1590539923883]),
+    ("subvp", "eps", 1e-3, SIGNS, [9.174741143198382, 8.411927610344248, 7.814521904373543, 10.88658438421805]),
+    ("subvp", "eps", 1e-3, NORMALS, [8.12080087313649, 7.926379058895625, 8.338757631322364, 10.161675107365298]),
+    (VE, "score", LOW, SIGNS, [9.173906647401902, 8.415180569290499, 7.811682352078904, 10.8847756737496]),
+    (VE, "score", LOW, NORMALS, [9.446711173395599, 4.966658300105548, 10.677795607322006, 9.427458463293176]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schedule", "prediction", "t_start", "probe", "expected"), PUBLISHED)
+def test_your_own_probe_gives_the_published_number(schedule, prediction, t_start, probe, expected) -> None:
+    model = Score(schedule, prediction)
+    given = {"schedule": model.noise, "prediction": prediction, "t_start": t_start, "dtype": torch.float64}
+    got = log_likelihood(model, X, probe=probe, rtol=1e-10, atol=1e-10, bin_width=2 / 256, **given).bits_per_dim
+    # The published program applies the probe to the linear part of the drift too, -beta/2·|probe|² for -beta/2·d, whose
+    # integral is log alpha. The same for signs.
+    ends = [model.noise.log_alpha(t) for t in (t_start, model.noise.t_max)]
+    published = got - (ends[1] - ends[0]) * (probe.square().mean(1) - 1) / math.log(2)
+    # 1e-10 a step, over about a hundred.
+    torch.testing.assert_close(published, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+def test_several_probes_of_your_own_are_averaged() -> None:
+    given = {"schedule": "vp_linear", "t_start": 0.1, "t_end": 0.6, "rtol": 1e-9, "atol": 1e-9, "dtype": torch.float64}
+    one, other = (log_likelihood(Score("vp_linear"), X, probe=p, **given).log_prob for p in (SIGNS, NORMALS))
+    both = log_likelihood(Score("vp_linear"), X, probe=torch.stack([SIGNS, NORMALS]), **given).log_prob
+    # The three runs choose their steps apart: 1e-9 a step, over about fifty.
+    torch.testing.assert_close(both, 0.5 * (one + other), rtol=0, atol=1e-7)
+    # The unit vectors, times sqrt(2): the mean of their squares is the trace.
+    units = math.sqrt(2) * torch.eye(2, dtype=torch.float64)[:, None].expand(2, 4, 2)
+    exact = log_likelihood(Score("vp_linear"), X, trace="exact", **given).log_prob
+    got = log_likelihood(Score("vp_linear"), X, probe=units, probes=2, **given).log_prob
+    torch.testing.assert_close(got, exact, rtol=0, atol=1e-12)
+
+
+def test_the_state_is_float32_whatever_x_is_as_in_sample() -> None:
+    given = {"schedule": "vp_linear", "trace": "exact", "rtol": 1e-5, "atol": 1e-5}
+    narrow, wide = (log_likelihood(lambda x, t: 0.1 * x, x, **given) for x in (X.float(), X))
+    assert wide.latent.dtype == torch.float32 and torch.equal(wide.log_prob, narrow.log_prob)
+
+
+def test_float32_holds_tolerances_down_to_the_bound() -> None:
+    """At the bound the error is still that of the tolerance; see the errors below for what lies under it."""
+    model = Score("vp_linear")
+
+    def single(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return model(x.double(), t.double()).float()
+
+    given = {"schedule": "vp_linear", "trace": "exact", "rtol": 5e-7, "atol": 5e-7}
+    got = log_likelihood(single, X, prior=lambda z: model.log_prob(z.double(), 1.0), **given)
+    # As in float64 above: 5e-7 a step, over about twenty.
+    torch.testing.assert_close(got.log_prob, model.log_prob(X, model.noise.t_floor), rtol=0, atol=1e-5)
+
+
+def test_repr_is_one_line() -> None:
+    got = log_likelihood(lambda x, t: 0.1 * x, X.repeat(500, 1), schedule="vp_linear")
+    assert repr(got).startswith("LogLikelihood(2000 samples of shape (2,), log_prob -") and len(repr(got)) < 150
+    assert f"nfe={got.nfe}" in repr(got) and f"{float(got.bits_per_dim.max()):.5g}" in repr(got)
+
+
 def test_a_sample_does_not_depend_on_its_batch() -> None:
     common = {"schedule": "vp_linear", "seed": 2, "control": "sample", "dtype": torch.float64}
     whole = log_likelihood(Score("vp_linear"), X, **common).log_prob
@@ -159,6 +225,12 @@ def test_modules_in_float32_and_grad_modes() -> None:
     [
         ({"trace": "exactly"}, ValueError, "unknown trace 'exactly'; did you mean 'exact'"),
         ({"probe": "normal"}, ValueError, "unknown probe 'normal'.*rademacher, gaussian"),
+        ({"probe": X[:3]}, ValueError, r"probe has shape \(3, 2\); expected \(4, 2\) as x, or \(probes, \*x.shape\)"),
+        ({"probe": X, "probes": 2}, ValueError, r"probes=2 does not go with a probe of shape \(4, 2\), which holds 1"),
+        ({"probe": X.long()}, TypeError, "probe has dtype torch.int64; expected floating point"),
+        ({"probe": X / 0}, ValueError, "probe has NaN or Inf"),
+        ({"probe": X, "trace": "exact"}, ValueError, "trace='exact' uses no probes"),
+        ({"rtol": 1e-7, "atol": 1e-7}, ValueError, r"rtol=1e-07 and atol=1e-07 .* float32.*dtype=torch.float64"),
         ({"probes": 0}, ValueError, "probes=0: expected an integer of at least 1"),
         ({"bin_width": 0.0}, ValueError, "bin_width=0.0: expected a positive number"),
         ({"prediction": "noise"}, ValueError, "unknown prediction 'noise'"),
