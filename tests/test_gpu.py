@@ -163,6 +163,20 @@ def test_dynamic_thresholding_and_autocast_are_captured(net: Net) -> None:
         assert torch.equal(got, want)
 
 
+def test_autocast_casts_the_weights_inside_the_graph(net: Net) -> None:
+    """A copy that autocast had kept from before the capture would be stale, and its memory another's."""
+    sampler, eager = fastdiff.Sampler("dpm3", 4, graph=True), fastdiff.Sampler("dpm3", 4, graph=False)
+    for factor in (1.0, 0.5, 3.0):
+        with torch.no_grad():
+            net.conv.weight.mul_(factor)
+        results = []
+        for run in (sampler, eager):
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                results.append(run(net, shape=SHAPE))
+        assert torch.equal(*results), factor
+    assert len(graph._cache.entries) == 1
+
+
 def test_compiled_network_is_captured(net: Net) -> None:
     compiled = torch.compile(net)
     got = fastdiff.Sampler("dpm3", 4, graph=True)(compiled, shape=SHAPE)

@@ -61,7 +61,20 @@ def test_the_tests_for_a_gpu(tmp_path: Path) -> None:
     sanitizer.write_text(SANITIZER.format(python=sys.executable))
     sanitizer.chmod(0o755)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PATH", "")])
-    options = ["-q", "-p", "cuda_on_cpu", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark", "-rs"]
+    options = [
+        "-q",
+        "-W",
+        "default",
+        "-p",
+        "cuda_on_cpu",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:benchmark",
+        "-rs",
+    ]
     done = run("-m", "pytest", *options, "tests/test_gpu.py", PATH=path, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " skipped" not in done.stdout, done.stdout[-3000:]
