@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import fastdiff
 from fastdiff import schedules
@@ -277,8 +278,11 @@ def test_files(tmp_path: Path) -> None:
             Gamma.load(tmp_path / name)
     with pytest.raises(ValueError, match=r"expected one ending in .json or .safetensors"):
         gamma.save(tmp_path / "g.pt")
-    with pytest.raises(FileNotFoundError):
+    missing = r"no file '.*none.json'; expected .*estimate_gamma\(model, data, path='.*none.json'\)"
+    with pytest.raises(FileNotFoundError, match=missing):
         Gamma.load(tmp_path / "none.json")
+    with pytest.raises(FileNotFoundError, match=missing):
+        fastdiff.sample(eps_of, shape=(1, 2), method="analytic_ddpm", gamma=str(tmp_path / "none.json"))
 
 
 def test_interpolation_in_lambda() -> None:
@@ -353,6 +357,20 @@ def test_labels_follow_their_data() -> None:
     more = {**arguments, "samples_per_time": 700}
     assert estimate_gamma(labelled, loader, **more).count == 700
     assert estimate_gamma(eps_of, TensorDataset(x0), **arguments) == estimate_gamma(eps_of, x0, **arguments)
+
+
+def test_a_loader_of_pairs_with_labels_needs_a_collate_fn() -> None:
+    """The one of docs/analytic.md."""
+    page = (Path(__file__).parents[1] / "docs" / "analytic.md").read_text(encoding="utf-8")
+    code = page[page.index("def with_labels") : page.index("loader = DataLoader(")]
+    names: dict[str, Any] = {"default_collate": default_collate}
+    exec(code, names)
+    x0 = torch.arange(300.0)[:, None].expand(300, 3).contiguous()
+    data = [(x0[i], i) for i in range(300)]
+    arguments = {"times": [0], "samples_per_time": 300, "batch_size": 300, "progress": False}
+    loader = DataLoader(data, batch_size=300, collate_fn=names["with_labels"])
+    got = estimate_gamma(labelled, loader, **arguments)
+    assert got == estimate_gamma(labelled, iter([(x0, {"y": torch.arange(300)})]), **arguments) and got.count == 300
 
 
 def once() -> Iterator[torch.Tensor]:

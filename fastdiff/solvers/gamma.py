@@ -182,7 +182,14 @@ def write(path: str | Path, arrays: Arrays, meta: Mapping[str, str]) -> None:
 
 def read(path: str | Path) -> tuple[Arrays, dict[str, str]]:
     """The inverse of `write`. ValueError where the content is of another kind."""
-    kind, content = ending(path), Path(path).read_bytes()
+    kind = ending(path)
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no file {str(path)!r}; expected one that Gamma.save wrote, or "
+            f"fastdiff.analytic.estimate_gamma(model, data, path={str(path)!r})"
+        ) from None
     arrays: Arrays = {}
     try:
         if kind == ".json":
