@@ -143,6 +143,30 @@ def test_every_value_may_change_between_replays(fake, net) -> None:
     assert all(not torch.equal(seen[0], s) for s in seen[1:-1])
 
 
+def test_a_replay_writes_into_nothing_that_is_the_caller_s(fake, net) -> None:
+    """Samplers that share a graph keep their tables and times, and what one call was given is not the next one's."""
+    samplers = [fastdiff.Sampler("ddim", 4, schedule=s, clip=(-1, 1), graph=True) for s in ("ddpm", "cosine")]
+    eager = [fastdiff.Sampler("ddim", 4, schedule=s, clip=(-1, 1), graph=False) for s in ("ddpm", "cosine")]
+    given = [{"y": torch.full((3,), float(i))} for i in range(2)]
+    starts = [torch.full(SHAPE, 0.5 - i) for i in range(2)]
+    for i in (0, 1, 0, 1):
+        ours = samplers[i](net, starts[i], model_kwargs=given[i])
+        assert torch.equal(ours, eager[i](net, starts[i], model_kwargs=given[i])), i
+    assert fake.captures == 1
+    assert all(torch.equal(g["y"], torch.full((3,), float(i))) for i, g in enumerate(given))
+    assert all(torch.equal(x, torch.full(SHAPE, 0.5 - i)) for i, x in enumerate(starts))
+    for i in range(2):
+        (ours,), (want,) = samplers[i]._bound.values(), eager[i]._bound.values()
+        assert torch.equal(ours.clock, want.clock) and torch.equal(ours.values, want.values)
+
+
+def test_two_quantiles_make_two_graphs(fake, net) -> None:
+    """The quantile is a launch argument, which a graph keeps."""
+    for i, q in enumerate((0.5, 0.9)):
+        ours, eager = pair(net, method="dpmpp2m", build={"clip": fastdiff.Dynamic(q, 0.01)}, shape=SHAPE)
+        assert torch.equal(ours, eager) and fake.captures == i + 1
+
+
 def test_structure_makes_another_graph(fake, net) -> None:
     calls = [
         ({}, {"shape": SHAPE}),
@@ -462,6 +486,35 @@ def test_threads_share_a_graph(fake, net) -> None:
     for thread in threads:
         thread.join()
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_threads_that_come_first_together_capture_once(fake, net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others miss the graph too, and find it when their turn comes."""
+    sampler, asked = fastdiff.Sampler("ddpm", 4, graph=True), threading.Barrier(3)
+    get = graph._cache.get
+
+    def together(key):
+        entry = get(key)
+        if not asked.broken and threading.current_thread() in waiting:
+            waiting.discard(threading.current_thread())
+            asked.wait(10)
+        return entry
+
+    monkeypatch.setattr(graph._cache, "get", together)
+    got: list[torch.Tensor | None] = [None] * 3
+
+    def work(i: int) -> None:
+        got[i] = sampler(net, shape=SHAPE, seed=i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    waiting = set(threads)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    eager = fastdiff.Sampler("ddpm", 4, graph=False)
+    assert all(torch.equal(x, eager(net, shape=SHAPE, seed=i)) for i, x in enumerate(got))
+    assert (fake.captures, fake.replays) == (1, 3)
 
 
 def test_without_cuda_true_says_why(net) -> None:
