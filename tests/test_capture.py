@@ -136,3 +136,41 @@ def test_a_failed_warm_up_is_waited_for(cuda: Cuda) -> None:
     with pytest.raises(RuntimeError, match="not permitted"):
         made.warm_up(fails)
     assert cuda.current.waited == [made.stream] and made.stream.waited == [cuda.current]
+
+
+def test_uses_of_a_pool_wait_for_each_other(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device, whichever stream they are on: each waits for what the last one recorded, also where it failed."""
+
+    class Event:
+        def record(self, stream: Stream) -> None:
+            cuda.calls.append(("record", stream))
+
+    waits = lambda self, event: cuda.calls.append(("wait", self))  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(Stream, "wait_event", waits, raising=False)
+    pool, streams = capture.Pool(DEVICE), [Stream() for _ in range(3)]
+    for i, stream in enumerate(streams):
+        with contextlib.suppress(ZeroDivisionError), cuda.stream(stream), pool.turn():
+            cuda.calls.append(i)
+            _ = 1 // i
+    a, b, c = streams
+    assert cuda.calls == [0, ("record", a), ("wait", b), 1, ("record", b), ("wait", c), 2, ("record", c)]
+
+
+def test_a_capture_is_recorded_on_its_stream_and_leaves_other_threads_alone(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything before it is done, and the workspaces of libraries are taken anew in it and after it."""
+    given: list[tuple[object, str]] = []
+    made = torch.cuda.graph
+
+    class Watched(made):  # type: ignore[valid-type, misc]
+        def __init__(self, graph, pool=None, stream=None, capture_error_mode="global") -> None:
+            given.append((stream, capture_error_mode))
+            super().__init__(graph, pool, stream, capture_error_mode)
+
+    monkeypatch.setattr(torch.cuda, "graph", Watched)
+    one = capture.CudaCapture(DEVICE, capture.Pool(DEVICE))
+    one.capture(lambda: cuda.calls.append("body") or torch.ones(1))
+    assert cuda.calls == [("synchronize", DEVICE), "clear", "begin", "body", "end", "clear"]
+    assert given == [(one.stream, "thread_local")]

@@ -145,8 +145,9 @@ def test_every_value_may_change_between_replays(fake, net) -> None:
 
 def test_a_replay_writes_into_nothing_that_is_the_caller_s(fake, net) -> None:
     """Samplers that share a graph keep their tables and times, and what one call was given is not the next one's."""
-    samplers = [fastdiff.Sampler("ddim", 4, schedule=s, clip=(-1, 1), graph=True) for s in ("ddpm", "cosine")]
-    eager = [fastdiff.Sampler("ddim", 4, schedule=s, clip=(-1, 1), graph=False) for s in ("ddpm", "cosine")]
+    options = ({"schedule": "ddpm"}, {"schedule": "cosine", "spacing": "trailing"})
+    samplers = [fastdiff.Sampler("ddim", 4, clip=(-1, 1), graph=True, **o) for o in options]
+    eager = [fastdiff.Sampler("ddim", 4, clip=(-1, 1), graph=False, **o) for o in options]
     given = [{"y": torch.full((3,), float(i))} for i in range(2)]
     starts = [torch.full(SHAPE, 0.5 - i) for i in range(2)]
     for i in (0, 1, 0, 1):
