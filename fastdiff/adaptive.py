@@ -17,6 +17,7 @@ import torch
 
 from fastdiff.adaptive_lanes import Binding, Lane
 from fastdiff.adaptive_report import Hooks, Info, fraction
+from fastdiff.corrections import corrected
 from fastdiff.langevin import lengths
 from fastdiff.loop import _gradient
 from fastdiff.network import Network
@@ -110,7 +111,8 @@ class Driver:
         times = np.array([[s.model_time for s in lanes] for lanes in stages])
         repeats = (1 + self.network.guided) * (1 if self.each else self.batch)
         self.times = torch.as_tensor(np.tile(times, (1, repeats))).to(device=like.device, dtype=self.clock)
-        if self.binding.threshold is not None:
+        self.moments = [[s.t for s in lanes] for lanes in stages]
+        if self.binding.threshold is not None or self.binding.corrects:
             data = [self.binding.x0_rows(lanes) for lanes in stages]
             self.probe = torch.as_tensor(np.concatenate([v for v, _ in data])).to(c.table), [s for _, s in data]
         return [(k * len(self.lanes), spec) for k, (_, spec) in enumerate(bound)]
@@ -153,24 +155,30 @@ class Driver:
             buf.out = out
             if self.binding.gradient is not None:
                 buf.out, buf.aux = _gradient(self.binding.gradient, u, self.times[k].clone(), out)
-        if self.binding.threshold is not None:
-            self.bound(k, buf)
+        if self.binding.threshold is not None or self.binding.corrects:
+            self.look(k, buf)
         return buf
 
     def call(self, k: int, given: torch.Tensor) -> torch.Tensor:
         # A copy, since networks scale their times in place.
         return self.network(given, self.times[k].clone())
 
-    def bound(self, k: int, buf: Buffers) -> None:
-        """Dynamic thresholding: bounds of this evaluation's predicted x0."""
+    def look(self, k: int, buf: Buffers) -> None:
+        """This evaluation's predicted x0: corrected, in the place of the output, and dynamic thresholding's bounds of
+        it."""
         values, specs = self.probe
         c = self.coeffs
         x0 = torch.empty_like(self.x)
         rows = self.row_sets[k] if self.each else None
         data = Coeffs(values, c.draws, c.seeds, c.index, rows=rows)
         self.backend.stage(specs[k], k * len(self.lanes), data, Buffers(u=buf.u, out=buf.out, aux=buf.aux, u_out=x0))
-        assert self.binding.threshold is not None
-        self.binding.threshold(x0, c)
+        if self.hooks.correct_x0 is not None:
+            moments: list[float] = self.moments[k]
+            t = torch.tensor(moments, dtype=torch.float64, device=x0.device) if self.each else moments[0]
+            x0 = corrected("correct_x0", self.hooks.correct_x0(x0, t), self.x)
+            buf.out, buf.aux = x0, None
+        if self.binding.threshold is not None:
+            self.binding.threshold(x0, c)
 
     def admit(self, dtype: torch.dtype) -> None:
         ok, why = self.backend.supports(self.x.device, self.x.dtype, dtype)

@@ -18,18 +18,25 @@ Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass
 class Binding:
-    """How model outputs become model values: what `table.bind` takes."""
+    """How model outputs become model values: what `table.bind` takes.
+
+    Attributes:
+        corrects: whether the user corrects x0, which then takes the place of the network's output, guided or not.
+    """
 
     prediction: str
     guidance_scale: float | None = None
     gradient: Gradient | None = None
     clip: bool = False
     threshold: Callable[[torch.Tensor, Coeffs], None] | None = None
+    corrects: bool = False
 
     def rows(self, stages: Sequence[Stage], space: str, copies: int) -> tuple[np.ndarray, StageSpec]:
         """The table rows of one stage, of each lane, and the structure that holds all of them."""
-        form = "" if self.gradient is None else "score"
-        pairs = [_bind_stage(s, self.prediction, space, self.guidance_scale, form, self.clip) for s in stages]
+        form, given, scale = "" if self.gradient is None else "score", self.prediction, self.guidance_scale
+        if self.corrects:
+            form, given, scale = "", "x0", None
+        pairs = [_bind_stage(s, given, space, scale, form, self.clip) for s in stages]
         values = np.stack([row for row, _ in pairs])
         values[:, IN_SCALE] = 1.0
         first = pairs[0][1]
@@ -44,8 +51,8 @@ class Binding:
         return values, spec
 
     def x0_rows(self, stages: Sequence[Stage]) -> tuple[np.ndarray, StageSpec]:
-        """Rows that give the predicted x0 of those stages, not clipped."""
-        values, spec = replace(self, clip=False).rows(stages, "data", 0)
+        """Rows that give the predicted x0 of those stages, neither corrected nor clipped."""
+        values, spec = replace(self, clip=False, corrects=False).rows(stages, "data", 0)
         values[:, NEXT_U : NEXT_X + NREG] = 0.0
         values[:, NEXT_U + M] = 1.0
         return values, spec._replace(u_mask=1 << M, x_mask=0)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastdiff.corrections import CorrectX0
 from fastdiff.schedule_base import Point
 from fastdiff.solvers.embedded import Embedded
 
@@ -33,12 +34,13 @@ class Info(NamedTuple):
 
 @dataclass
 class Hooks:
-    """What a run reports: every accepted step."""
+    """What a run reports, every accepted step; and the user's correction of every evaluation's x0."""
 
     callback: Callable[[int, float, torch.Tensor, torch.Tensor], None] | None = None
     trajectory: list[tuple[float, torch.Tensor, torch.Tensor]] | None = None
     progress: Callable[[float], None] | None = None
     finite: bool = False
+    correct_x0: CorrectX0 | None = None
 
 
 def fraction(method: Embedded, p: Point) -> float:
@@ -56,7 +58,9 @@ def progress_bar(method: Embedded, hooks: Hooks) -> Iterator[None]:
     """A tqdm bar that counts percent of the way to the end, in log-SNR."""
     from tqdm.auto import tqdm
 
-    with tqdm(total=100, desc=method.method, unit="%") as bar:
+    # Neither the count nor its rate: percent a second of a way that is not walked evenly say nothing.
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with tqdm(total=100, desc=method.method, bar_format=form) as bar:
 
         def report(part: float) -> None:
             bar.update(round(100 * part) - bar.n)

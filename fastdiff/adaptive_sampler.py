@@ -16,12 +16,14 @@ from fastdiff.adaptive_report import Hooks, progress_bar
 from fastdiff.arguments import (
     Clip,
     Gradient,
+    check_callables,
     check_clip,
     check_guidance,
     check_out,
     check_run,
     resolve_shape,
 )
+from fastdiff.corrections import CorrectX0, CorrectXt, check_calls
 from fastdiff.history import Noise
 from fastdiff.loop import State
 from fastdiff.network import Network, placement, stated
@@ -133,20 +135,27 @@ class AdaptiveSampler(Sampler):
         return_trajectory: bool = False,
         return_info: bool = False,
         check_finite: bool = False,
-        correct_x0: Any = None,
-        correct_xt: Any = None,
+        correct_x0: CorrectX0 | None = None,
+        correct_xt: CorrectXt | None = None,
         out: torch.Tensor | None = None,
     ) -> Any:
         """Sample. See `fastdiff.sample`; returns a fresh tensor (B, ...), or a tuple of it, `Trajectory` and `Info`, as
         asked.
 
-        `callback(step, time, x, x0)` is called at the start and after every accepted step.
+        `callback(step, time, x, x0)` is called at the start and after every accepted step. `correct_x0` is called at
+        every evaluation, also of steps that are then rejected; with control="sample" its t is a (B,) float64 tensor, a
+        time for each sample, and what it makes of a sample that has arrived is not used.
         """
         check_guidance(guidance_scale, cond, uncond, classifier_grad)
-        self._check(classifier_grad, classifier_form, correct_x0, correct_xt, callback is not None or return_trajectory)
+        check_callables(noise, callback)
+        check_calls(correct_x0, correct_xt)
+        self._check(classifier_grad, classifier_form, correct_xt, callback is not None or return_trajectory)
         self._check_stated(model)
         prediction = self.prediction or stated(model, "prediction") or "eps"
         method = self._method(prediction)
+        if correct_x0 is not None:
+            # It stands in for the output: where x0 says nothing of the noise, at sigma = 0, the run cannot pass.
+            method = self._method("x0")
         if x is None and not method.forward:
             raise ValueError(
                 f"from t_start={method.start.t:g} to t_end={method.stop.t:g} method {method.method!r} runs from data "
@@ -160,9 +169,9 @@ class AdaptiveSampler(Sampler):
             check_out(out, start)
             network = Network(model, len(start), model_kwargs, cond, uncond)
             coeffs, binding = Coeffs(start, start, seeds, index), Binding(prediction, guidance_scale, classifier_grad)
-            binding.clip = self.clip is not None
+            binding.clip, binding.corrects = self.clip is not None, correct_x0 is not None
             binding.threshold = set_bounds(self.clip, coeffs, start, backend)
-            hooks = Hooks(callback, [] if return_trajectory else None, finite=check_finite)
+            hooks = Hooks(callback, [] if return_trajectory else None, finite=check_finite, correct_x0=correct_x0)
             driver = Driver(method, backend, network, network_dtype or self.dtype, binding, coeffs, start, hooks)
             with progress_bar(method, hooks) if progress else contextlib.nullcontext():
                 result = driver.run()
@@ -176,17 +185,18 @@ class AdaptiveSampler(Sampler):
                 more.append(driver.info())
             return (result, *more) if more else result
 
-    def _check(self, gradient: Any, form: Any, correct_x0: Any, correct_xt: Any, observed: bool) -> None:
+    def _check(self, gradient: Any, form: Any, correct_xt: Any, observed: bool) -> None:
         name = self._named.method
         if form is not None and (gradient is None or form != "score"):
             raise ValueError(
                 f"classifier_form={form!r}: method {name!r} is an ODE, and takes classifier_grad in the form 'score' "
                 "alone"
             )
-        if correct_x0 is not None or correct_xt is not None:
+        if correct_xt is not None:
             raise ValueError(
-                f"correct_x0 and correct_xt do not go with adaptive methods: method {name!r} would take the correction "
-                "for an error of its step; use clip=..., or a method with a plan"
+                f"correct_xt does not go with adaptive methods: the next step of method {name!r} and its error start "
+                "from values of the state before the correction, and the times at which it were called would depend on "
+                "the tolerances; use correct_x0=..., or a method with a plan"
             )
         if observed and self._named.control == "sample":
             raise ValueError(

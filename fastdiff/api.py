@@ -115,11 +115,13 @@ def sample(
         check_finite: raise FloatingPointError at the first NaN or Inf of the network, naming step and sample; costs a
             synchronisation per evaluation.
         correct_x0: (x0, t) -> x0: your correction of the predicted x0, (B, ...) of dtype `dtype`, before it is used
-            (and before `clip`); t is the schedule's time. Costs one more pass over x and the output, and your own work,
-            per evaluation.
+            (and before `clip`, after guidance); t is the schedule's time. Costs one more pass over x and the output,
+            and your own work, per evaluation. Adaptive methods call it for the evaluations of rejected steps too; with
+            control="sample" t is then a (B,) float64 tensor, each sample's own time.
         correct_xt: (x, t, step) -> x: your correction of the state after step number `step`, 1 to steps, which led to
             the schedule's time t. Costs two more passes over x a step. Neither is called twice for one step, and
-            neither can be captured into a CUDA graph.
+            neither can be captured into a CUDA graph. Not with adaptive methods; with "unipc" and its corrector,
+            give split=True.
         out: (B, ...) tensor of dtype `dtype`, contiguous, on the device: written and returned instead of a fresh one.
         **method_options: options of the method and the spacing; unknown ones are errors that list the valid.
 

@@ -58,8 +58,9 @@ def moves(plan: Plan, table: Table) -> tuple[Move, ...]:
             u_to, after = (u if u != x else 1 - u), x
         else:
             after = x_to = x if u != x else 1 - u
-        # The first evaluation of its step: churn may open a step with a stage that has none.
-        begins = stage.evaluate and stage.step != begun
+        # The first evaluation of its step: churn may open a step with a stage that has none. Or one that ends a step
+        # and is kept, for the next step to begin with: a corrector's, in a stage of its own.
+        begins = stage.evaluate and (stage.step != begun or (stage.push and stage.t_next == stage.t))
         begun = stage.step if stage.evaluate else begun
         ends = k + 1 == len(stages) or stages[k + 1].step != stage.step
         spec = table.specs[k + 1]

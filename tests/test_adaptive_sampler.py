@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from analytic import mixture
 from models import BACKENDS, MIXTURE, Field, X, simple, wavy
 
 import fastdiff
@@ -101,6 +102,124 @@ def test_networks_and_states_of_every_dtype(method: str) -> None:
             assert float((got.double() - exact).abs().max()) < (0.02 if dtype == torch.float32 else 0.3)
 
 
+def bent(x0: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
+    """Depends on the time of the batch, or of each sample."""
+    return 0.8 * x0 + 0.1 * torch.sin(x0 + 0.001 * torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1))
+
+
+@pytest.mark.parametrize("control", ["batch", "sample"])
+@pytest.mark.parametrize("clip", [None, (-0.5, 0.7), "dynamic"])
+@pytest.mark.parametrize("options", [{"method": "ode"}, {"method": "ode", "form": "noise"}, {"method": "dpm_adaptive"}])
+def test_correct_x0_is_a_network_that_predicts_the_corrected_x0(options, clip, control) -> None:
+    """A network that gives x0 and bends it itself must lead to the same sample, with the same steps."""
+    x0 = Field(MIXTURE, "ddpm", "x0")
+    common = {"clip": clip, "control": control, "denoise_to_zero": True, "dtype": torch.float64, "return_info": True}
+    for backend in BACKENDS:
+        common |= {"backend": backend, **options}
+        got, info = fastdiff.sample(Field(MIXTURE, "ddpm"), X, correct_x0=bent, **common)
+        want, same = fastdiff.sample(lambda x, t: bent(x0(x, t), t), X, prediction="x0", **common)
+        # The same in another order, over 1/alpha_T = 160. Where all is clipped an ode step's error is round-off, and so
+        # is the next step's width: apart by what the tolerance allows, 2e-5.
+        tolerance = 2e-5 if clip is not None and options["method"] == "ode" else 1e-9
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+        if tolerance < 1e-6:
+            assert info.nfe == same.nfe and torch.equal(info.rejected, same.rejected)
+        plain, _ = fastdiff.sample(Field(MIXTURE, "ddpm"), X, **common)
+        assert not torch.allclose(got, plain, atol=1e-3)
+
+
+PUBLISHED = [
+    ("vp_linear", "dpmsolver", 0.05, 0.0078, (0.9171247050136704, -0.9427729193499367), 38),
+    ("vp_linear", "taylor", 1e-3, 1e-4, (0.9196329211571097, -0.9450499846659859), 116),
+    ("ddpm", "dpmsolver", 1e-3, 1e-4, (0.9198343920174439, -0.9450779045128905), 115),
+]
+
+
+@pytest.mark.parametrize(("schedule", "form", "rtol", "atol", "expected", "nfe"), PUBLISHED)
+def test_correct_x0_of_the_published_adaptive_solver(schedule, form, rtol, atol, expected, nfe) -> None:
+    """DPM_Solver(algorithm_type="dpmsolver++", correcting_x0_fn=f).sample(method="adaptive", order=3,
+    denoise_to_zero=True) of LuChengTHU/dpm-solver in float64; the first of three samples, which share their steps."""
+    dist = mixture([0.3, 0.5, 0.2], [[-1.2, 0.4], [0.8, -0.6], [0.3, 1.5]], [0.25, 0.4, 0.3])
+    z = torch.tensor([[0.5, -1.1], [1.0, 0.3], [-1.7, -0.2]], dtype=torch.float64)
+    result, info = fastdiff.sample(
+        Field(dist, schedule),
+        z,
+        method="dpm_adaptive",
+        algorithm_type="dpmsolver++",
+        solver_type=form,
+        rtol=rtol,
+        atol=atol,
+        denoise_to_zero=True,
+        schedule=schedule,
+        correct_x0=lambda x0, t: 0.9 * x0 + 0.1 * torch.sin(2 * x0),
+        dtype=torch.float64,
+        return_info=True,
+    )
+    # The two agree to 1e-12; the widths of steps carry the rounding of each step's error.
+    np.testing.assert_allclose(result[0].numpy(), expected, rtol=0, atol=1e-10)
+    assert info.nfe == nfe
+
+
+@pytest.mark.parametrize("control", ["batch", "sample"])
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_correct_x0_sees_what_guidance_made_and_the_time(method: str, control: str) -> None:
+    times: list[float | torch.Tensor] = []
+    calls = 0
+
+    def keep(x0: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
+        times.append(t)
+        return x0
+
+    def model(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | float = 0.0) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return simple(x + y, t)
+
+    half = torch.ones(4, 3, dtype=torch.float64)
+    common = {"method": method, "control": control, "dtype": torch.float64}
+    for guided in (
+        {"guidance_scale": 2.5, "cond": {"y": half}, "uncond": {"y": -0.3 * half}},
+        {"classifier_grad": lambda x, t: 0.3 * torch.tanh(x)},
+    ):
+        times, calls = [], 0
+        got = fastdiff.sample(model, X, correct_x0=keep, **guided, **common)
+        assert len(times) == calls > 0
+        if control == "batch":
+            assert all(type(t) is float for t in times)
+        else:
+            assert all(t.shape == (4,) and t.dtype == torch.float64 for t in times)
+            # The schedule's times, each sample's own.
+            assert any(len(set(t.tolist())) > 1 for t in times)
+        torch.testing.assert_close(got, fastdiff.sample(model, X, **guided, **common), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_corrected_samples_do_not_depend_on_their_batch(method: str) -> None:
+    def correct(x0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x0 / (1.0 + x0 * x0 * 0.25 * (t.reshape(-1, 1) > 300))
+
+    common = {"method": method, "control": "sample", "correct_x0": correct}
+    together = fastdiff.sample(simple, X.float(), **common)
+    for b in range(len(X)):
+        assert torch.equal(fastdiff.sample(simple, X[b : b + 1].float(), **common)[0], together[b])
+
+
+def test_a_corrected_x0_does_not_pass_sigma_zero() -> None:
+    """A flow network alone runs to sigma = 0; the corrected x0 ends the run at `t_floor`, as x0 networks do."""
+    flow, x0 = Field(MIXTURE, "flow", "flow"), Field(MIXTURE, "flow", "x0")
+    common = {"method": "ode", "schedule": "flow", "dtype": torch.float64, "return_info": True}
+    got, info = fastdiff.sample(flow, X, prediction="flow", correct_x0=lambda x0, t: 0.9 * x0, **common)
+    want, same = fastdiff.sample(lambda x, t: 0.9 * x0(x, t), X, prediction="x0", **common)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    assert len(info.times[0]) == len(same.times[0]) and info.times[0][-2] == schedules.resolve("flow").t_floor
+
+
+def test_the_bar_counts_percent_without_a_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    fastdiff.sample(simple, X, method="ode", progress=True)
+    shown = capsys.readouterr().err
+    assert "ode: 100%|" in shown and "%/s" not in shown and "it/s" not in shown
+
+
 def test_hooks_and_outputs() -> None:
     seen, out = [], torch.empty(4, 3, dtype=torch.float64)
     got, path, info = fastdiff.sample(
@@ -146,7 +265,10 @@ def test_habits_of_models(method: str) -> None:
         ({"graph": True}, RuntimeError, "graph=True: method 'ode' chooses each step from the error of the last"),
         ({"max_nfe": 20, "rtol": 1e-9}, RuntimeError, r"max_nfe=20: at t=.* rejected steps.*raise max_nfe"),
         ({"control": "sample", "return_trajectory": True}, ValueError, "control='sample' each sample has its own"),
-        ({"correct_x0": lambda x0, t: x0}, ValueError, "do not go with adaptive methods"),
+        ({"correct_xt": lambda x, t, step: x}, ValueError, "correct_xt does not go with adaptive .* use correct_x0="),
+        ({"correct_x0": lambda x0: x0}, TypeError, r"called as correct_x0\(x0, t\).*takes \(x0\): wrap it"),
+        ({"correct_x0": lambda x0, t: x0[:1]}, ValueError, "correct_x0 returned .*expected a tensor of shape"),
+        ({"callback": 3}, TypeError, r"callback must be callable as callback\(stage, time, x, x0\), got int"),
         ({"method": "dpm_adaptive", "t_start": 0.0, "t_end": 9.0}, ValueError, "method='ode' runs either way"),
         ({"method": "dpm_adaptive", "order": 4}, ValueError, "order=4: method 'dpm_adaptive' accepts 2, 3"),
         ({"method": "dpm_adaptive", "theta": 0.0}, ValueError, "theta=0: .*expects a number above"),

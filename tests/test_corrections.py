@@ -220,6 +220,21 @@ def test_score_form_is_the_classifier_shift() -> None:
         ),
         ({"correct_x0": lambda x0, t: None}, ValueError, "correct_x0 returned NoneType"),
         (
+            {"correct_x0": lambda x0: x0},
+            TypeError,
+            r"correct_x0 is called as correct_x0\(x0, t\), and the function given takes \(x0\): wrap it, "
+            r"correct_x0=lambda x0, t: f\(x0\)$",
+        ),
+        ({"correct_x0": torch.nn.Identity()}, TypeError, r"takes \(input.*: wrap it, .*lambda x0, t: f\(x0\)$"),
+        ({"correct_x0": lambda: X}, TypeError, r"takes \(\): wrap it, correct_x0=lambda x0, t: f\(\)$"),
+        ({"correct_x0": lambda x0, t, s: X}, TypeError, r"wrap it, correct_x0=lambda x0, t: f\(x0, t, \.\.\.\)$"),
+        (
+            {"correct_xt": lambda x, t: x},
+            TypeError,
+            r"called as correct_xt\(x, t, step\), and the function given takes \(x, t\): wrap it, "
+            r"correct_xt=lambda x, t, step: f\(x, t\)$",
+        ),
+        (
             {"correct_xt": lambda x, t, step: None},
             ValueError,
             "correct_xt returned NoneType; .*return its first argument",
@@ -227,7 +242,7 @@ def test_score_form_is_the_classifier_shift() -> None:
         (
             {"correct_xt": lambda x, t, step: x, "method": "unipc"},
             ValueError,
-            "does not go with method 'unipc'.*corrector=False",
+            "does not go with this plan of method 'unipc'.* give split=True .*, or corrector=False",
         ),
         ({"classifier_form": "mean"}, ValueError, "classifier_form='mean' without a classifier: give classifier_grad"),
         (
@@ -245,6 +260,63 @@ def test_score_form_is_the_classifier_shift() -> None:
 def test_errors(arguments, error, words) -> None:
     with pytest.raises(error, match=words):
         fastdiff.sample(lambda x, t, **kwargs: x, X, **arguments)
+
+
+def test_functions_that_fit_pass_and_those_without_a_signature() -> None:
+    # torch.mul has no signature.
+    for correct in (torch.mul, lambda *a: a[0], lambda x0, t, s=0: x0):
+        assert fastdiff.sample(wavy, X, steps=2, correct_x0=correct).shape == X.shape
+
+
+UNIPC = [
+    (9, {"order": 3, "variant": "bh2"}, (0.7686199502628326, -0.6907296238006155)),
+    (
+        8,
+        {"order": 2, "variant": "bh1", "prediction_type": "noise", "denoise_to_zero": True},
+        (0.6872854898809062, -0.528673480352958),
+    ),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("steps", "options", "expected"), UNIPC)
+def test_correct_xt_of_the_published_unipc(steps, options, expected, backend) -> None:
+    """UniPC(correcting_xt_fn=f) of wl-zhao/UniPC in float64, f leaving x_T (step 0) alone: the first of three
+    samples."""
+    dist = mixture([0.3, 0.5, 0.2], [[-1.2, 0.4], [0.8, -0.6], [0.3, 1.5]], [0.25, 0.4, 0.3])
+    z = torch.tensor([[0.5, -1.1], [1.0, 0.3], [-1.7, -0.2]], dtype=torch.float64)
+    calls = []
+
+    def correct(x: torch.Tensor, t: float, step: int) -> torch.Tensor:
+        calls.append((t, step))
+        return 0.95 * x + 0.02 * torch.sin(x + step)
+
+    common = {"method": "unipc", "steps": steps, "split": True, "dtype": torch.float64, "backend": backend, **options}
+    got, path = fastdiff.sample(Exact(dist), z, correct_xt=correct, return_trajectory=True, **common)
+    # Rounding, over 1/alpha_T = 160.
+    torch.testing.assert_close(got[0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-11)
+    times = fastdiff.plan("unipc", steps, **options).times
+    assert calls == [(t, k + 1) for k, t in enumerate(times[1:])]
+    assert len(path.x) == len(times) == len(path.x0) + 1
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("options", [{}, {"order": 6, "prediction_type": "noise"}, {"denoise_to_zero": True}])
+def test_split_unipc_is_unipc(options, guided) -> None:
+    def model(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | float = 0.0) -> torch.Tensor:
+        return wavy(x + y, t)
+
+    half = {"guidance_scale": 2.0, "cond": {"y": X}, "uncond": {"y": 0.5 * X}} if guided else {}
+    common = {"method": "unipc", "steps": 12, "dtype": torch.float64, "return_trajectory": True, **options, **half}
+    one, path = fastdiff.sample(model, X, **common)
+    two, other = fastdiff.sample(model, X, split=True, **common)
+    same, third = fastdiff.sample(model, X, split=True, correct_xt=lambda x, t, step: x, **common)
+    assert torch.equal(two, same) and torch.equal(other.x0, third.x0)
+    # The state at each evaluation, and its x0, are the same where corrector and predictor are one stage.
+    for a, b in ((one, two), (path.x, other.x), (path.x0, other.x0)):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+    p = fastdiff.plan("unipc", 12, split=True, **options)
+    assert p.nfe == fastdiff.plan("unipc", 12, **options).nfe and len(p.stages) == p.nfe + 11
 
 
 def test_unipc_without_corrector_takes_corrections() -> None:
