@@ -6,6 +6,7 @@ and 16. The chain is the plan of method "ddpm": the same times, means and varian
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +36,15 @@ from fastdiff.forward import (
 )
 from fastdiff.names import unknown
 from fastdiff.network import stated
-from fastdiff.plan import M, X
+from fastdiff.plan import ZA, M, X
+from fastdiff.report import span
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.solvers.analytic import x0_variance
+from fastdiff.solvers.gamma import Gamma
 from fastdiff.table import PREDICTIONS, PREVIOUS, conversion, previous_conversion
 
 VARIANCES = ("small", "large", "learned_range", "learned")
+ANALYTIC = "analytic"
 CDFS = ("exact", "tanh")
 ALL = (*PREDICTIONS, PREVIOUS)
 NATS_PER_BIT = math.log(2.0)
@@ -49,7 +54,8 @@ class Chain:
     """The steps of a DDPM chain from the noisiest time, as arrays over them (N,), in float64.
 
     Attributes:
-        times: schedule times; model_time: what the network is given; alpha, sigma: of the schedule there.
+        grid: schedule times with the clean end; times: without it, those that the network is evaluated at.
+        model_time: what the network is given; alpha, sigma: of the schedule there.
         of_x, of_x0: the coefficients of the posterior's mean, of_x·x_t + of_x0·x0 (Ho et al. 2020, eq. 7).
         log_posterior: its log-variance; in the last step, where that is −inf, that of the step before.
         spread: (N, 2): the model's log-variance is 2·(c0 + c1·v), v the second half of the network's channels.
@@ -80,6 +86,7 @@ class Chain:
                 "data: leave t_end and the last time to the schedule"
             )
         self.stages = own.stages
+        self.grid = own.times
         self.times = np.array(own.times[:-1])
         self.model_time, self.alpha, self.sigma = (
             np.array([getattr(s, name) for s in own.stages]) for name in ("model_time", "alpha", "sigma")
@@ -97,6 +104,13 @@ class Chain:
 
     def __len__(self) -> int:
         return len(self.times)
+
+    def with_variances(self, log_variance: np.ndarray) -> Chain:
+        """The same steps with these log-variances (N,); where one is NaN, it stays as it is."""
+        made = copy.copy(self)
+        fixed = np.stack([0.5 * log_variance, np.zeros(len(self))], axis=1)
+        made.spread = np.where(np.isnan(fixed), self.spread, fixed)
+        return made
 
     def find(self, t: Any, batch: int) -> np.ndarray:
         """(B,) positions of the schedule times `t` in the chain; ValueError for any other time."""
@@ -276,6 +290,12 @@ class VariationalBound(NamedTuple):
     eps_mse: Tensor
     times: Tensor
 
+    def __repr__(self) -> str:
+        return (
+            f"VariationalBound({len(self.total)} samples, {len(self.times)} steps, total {span(self.total)} bits per "
+            f"dimension, of it prior {span(self.prior)})"
+        )
+
 
 @torch.no_grad()
 def variational_bound(
@@ -285,6 +305,8 @@ def variational_bound(
     *,
     prediction: str | None = None,
     variance: str = "small",
+    gamma: Gamma | Mapping[float, float] | str | None = None,
+    decoder_variance: float | None = None,
     clip: tuple[float, float] | None = (-1.0, 1.0),
     steps: int | None = None,
     spacing: str | Sequence[float] | None = None,
@@ -303,12 +325,16 @@ def variational_bound(
 
     Args:
         schedule, prediction: default: what the model states, else "ddpm" and "eps".
+        variance: as in `vlb_loss`, or "analytic": the optimal one of method "analytic_ddpm" with this `gamma` (Bao et
+            al. 2022, arXiv 2201.06503, Theorem 1), without `clip_steps`; for the last step that of x0 given x_1.
+        gamma: for "analytic": what `fastdiff.analytic.estimate_gamma` returns, its file, {time: Gamma}, or a bound.
+        decoder_variance: of the last step, p(x0 | x_1), instead of the chain's own.
         clip: bounds of the predicted x0, (low, high), or None.
         noise: noise(k, like) -> a tensor like `like`, for the k-th step from the noisiest; default: the built-in
             normals, `fastdiff.randn(..., seed=seed, draw=k, first_sample=first_sample)`.
         seed, first_sample: of the built-in normals, as in `fastdiff.sample`: results do not depend on the batch.
         progress: show a bar.
-        model, x0, variance, steps, spacing, bins, cdf, model_kwargs: as in `vlb_loss`.
+        model, x0, steps, spacing, bins, cdf, model_kwargs: as in `vlb_loss`.
 
     Returns:
         `VariationalBound`.
@@ -324,7 +350,20 @@ def variational_bound(
         raise ValueError(f"clip={clip!r}: expected (low, high), such as (-1.0, 1.0), or None")
     noted = schedule if schedule is not None else stated(model, "schedule")
     known = resolve("ddpm" if noted is None else noted)
-    chain = chain_of(known, steps, spacing, variance)
+    if (variance == ANALYTIC) != (gamma is not None):
+        raise ValueError(
+            f"got variance={variance!r} and gamma={gamma!r}, which go together: variance='analytic', "
+            "gamma=fastdiff.analytic.estimate_gamma(model, data)"
+        )
+    if variance not in (*VARIANCES, ANALYTIC):
+        raise ValueError(unknown("variance", variance, (*VARIANCES, ANALYTIC)))
+    chain = chain_of(known, steps, spacing, "small" if variance == ANALYTIC else variance)
+    if gamma is not None:
+        chain = _analytic(chain, known, gamma)
+    if decoder_variance is not None:
+        if not (math.isfinite(decoder_variance) and decoder_variance > 0):
+            raise ValueError(f"decoder_variance={decoder_variance!r}: expected a number above 0, such as 1e-4")
+        chain = chain.with_variances(np.array([math.nan] * (len(chain) - 1) + [math.log(decoder_variance)]))
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     for i in tqdm(range(len(chain)), desc="variational bound", disable=not progress):
         k = np.full(len(x0), i)
@@ -345,6 +384,16 @@ def variational_bound(
     square = 0.5 * (math.expm1(excess) - excess + (chain.alpha[0] / std * wide).square())
     prior = per_sample(square) / NATS_PER_BIT
     return VariationalBound(terms.sum(1) + prior, prior, terms, x0_mse, eps_mse, torch.from_numpy(chain.times.copy()))
+
+
+def _analytic(chain: Chain, schedule: NoiseSchedule, gamma: Gamma | Mapping[float, float] | str) -> Chain:
+    """The chain with Analytic-DPM's variances, for data in [−1, 1]."""
+    known = solvers.find("analytic_ddpm").check_options({"gamma": gamma})["gamma"]
+    stages = solvers.plan("analytic_ddpm", None, schedule, chain.grid, gamma=known, clip_steps=0).stages
+    # The last step's mean is x0 itself, and it draws nothing: all of its variance is x0's, if any is left.
+    last = x0_variance(known, schedule, schedule.at(float(chain.times[-1])), (-1.0, 1.0))
+    variances = np.array([*(s.next_u[ZA] ** 2 for s in stages[:-1]), last or math.nan])
+    return chain.with_variances(np.log(variances))
 
 
 def _evaluate(

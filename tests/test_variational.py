@@ -123,6 +123,45 @@ def test_calc_bpd_loop(schedule, spacing, prediction, variance, clip, expected) 
     assert got.terms.shape == got.x0_mse.shape == (3, len(got.times)) and got.times[0] > got.times[-1] == 0
 
 
+# Numbers of baofff/Analytic-DPM's nelbo_ms_eps_ddpm and nelbo_naive_ddpm (core/inference/ll/elbo.py) in float64, in
+# nats and summed as above: 18 of 50 steps, X0, the network `mean` and draw(0), draw(1), … from the noisiest step. Its
+# last variance is always beta-tilde of the two cleanest times of the full chain.
+BETAS = np.linspace(0.002, 0.4, 50)
+GAMMA = {float(t): g for t, g in enumerate([*np.linspace(0.05, 0.98, 50)[:46], *[1.02] * 4])}
+NELBO = [
+    ({"variance": "analytic", "gamma": GAMMA}, True, 63.457002432130935),
+    ({"variance": "small"}, True, 195.00907166744915),
+    ({"variance": "small"}, False, 195.15721056371174),
+    ({"variance": "large"}, True, 62.99014438257213),
+    ({"variance": "large"}, False, 63.13814351123139),
+]
+
+
+@pytest.mark.parametrize(("options", "clip", "expected"), NELBO)
+def test_nelbo_of_analytic_dpm(options, clip, expected) -> None:
+    schedule = fastdiff.schedules.discrete(betas=BETAS)
+    times = [float(round(k * 49 / 17)) for k in reversed(range(18))]
+    decoder_variance = fastdiff.plan("ddpm", schedule=schedule, spacing=[1.0, 0.0, -1.0]).stages[0].variance
+    given = {"cdf": "tanh", "noise": draw, "clip": (-1.0, 1.0) if clip else None, "decoder_variance": decoder_variance}
+    got = variational_bound(mean, X0, schedule, spacing=[*times, -1.0], **given, **options)
+    # Of 2 elements, in nats.
+    assert number(2 * math.log(2) * got.total) == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_lower_bound_of_gamma_is_the_small_variance() -> None:
+    small, lower = (
+        variational_bound(mean, X0, spacing="10", **v)
+        for v in ({"variance": "small"}, {"variance": "analytic", "gamma": "lower"})
+    )
+    np.testing.assert_allclose(lower.terms.numpy(), small.terms.numpy(), rtol=1e-12, atol=1e-15)
+
+
+def test_repr_of_a_bound_is_one_line() -> None:
+    got = variational_bound(mean, X0, spacing="50")
+    assert repr(got).startswith("VariationalBound(3 samples, 50 steps, total ") and len(repr(got)) < 150
+    assert f"{float(got.total.max()):.5g} bits per dimension" in repr(got)
+
+
 # The decoder.
 
 
@@ -212,8 +251,13 @@ def test_bound_is_the_likelihood_of_gaussian_data(schedule: str, chain: dict[str
     # Five standard errors; and what the bins' width, 1/20 of the last sigma, takes: (1/20)²/24 nats an element.
     error = gap.std().item() / math.sqrt(len(gap))
     assert error < 0.02 and abs(gap.mean().item()) < 5 * error + 2e-4
+    # Analytic-DPM's optimal variance, from Gamma = E|eps|²/d alone, is the same one.
+    mean_only: Any = lambda x, t: model(x, t).chunk(2, 1)[0]  # noqa: E731
+    gamma = {t: s**2 / ((a * STD) ** 2 + s**2) for t, a, s in zip(steps.times, steps.alpha, steps.sigma, strict=True)}
+    optimal = variational_bound(mean_only, x0, known, variance="analytic", gamma=gamma, **given)
+    np.testing.assert_allclose(optimal.total.numpy(), (gap + truth).numpy(), rtol=1e-8)
     # A fixed variance is worse by what the closed form says: 0.5·(r − 1 − log r), r the ratio of the variances.
-    small = variational_bound(lambda x, t: model(x, t).chunk(2, 1)[0], x0, known, variance="small", **given)
+    small = variational_bound(mean_only, x0, known, variance="small", **given)
     assert (small.total - truth).mean().item() > 0.05
 
 
@@ -303,6 +347,11 @@ def wrong_noise(k: int, like: torch.Tensor) -> torch.Tensor:
         (lambda: vlb_loss(mean, X0, spacing=[900.0, 500.0, 100.0]), r"the chain ends at t=100, where noise is left"),
         (lambda: hybrid_loss(mean, X0, variance="small"), r"variance='small'.*ddpm_loss\(model, x0, schedule\)"),
         (lambda: hybrid_loss(with_range, X0, vlb_weight=-1.0), r"vlb_weight=-1.0: expected a number of at least 0"),
+        (lambda: variational_bound(mean, X0, variance="analytic"), r"go together: .*estimate_gamma\(model, data\)"),
+        (lambda: variational_bound(mean, X0, gamma="lower"), "variance='small' and gamma='lower', which go together"),
+        (lambda: variational_bound(mean, X0, variance="big"), "unknown variance 'big'.*learned, analytic"),
+        (lambda: variational_bound(mean, X0, variance="analytic", gamma="uper"), "'uper'; did you mean 'upper'"),
+        (lambda: variational_bound(mean, X0, decoder_variance=0.0), "decoder_variance=0.0: expected a number above 0"),
         (lambda: variational_bound(mean, X0, clip=(1.0, -1.0)), r"clip=\(1.0, -1.0\): expected \(low, high\)"),
         (lambda: variational_bound(mean, X0, spacing="5", noise=wrong_noise), "noise has shape, dtype and device"),
     ],
