@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from fastdiff import solvers
 from fastdiff.api import randn
+from fastdiff.decoder import check_decoder, decoder_log_prob
 from fastdiff.forward import (
     Model,
     check_data,
@@ -45,7 +46,6 @@ from fastdiff.table import PREDICTIONS, PREVIOUS, conversion, previous_conversio
 
 VARIANCES = ("small", "large", "learned_range", "learned")
 ANALYTIC = "analytic"
-CDFS = ("exact", "tanh")
 ALL = (*PREDICTIONS, PREVIOUS)
 NATS_PER_BIT = math.log(2.0)
 
@@ -205,7 +205,7 @@ def vlb_loss(
         TypeError, ValueError: bad arguments, times outside the chain, or an output of the wrong shape.
     """
     check_names(prediction, reduction, ALL)
-    _check_decoder(bins, cdf)
+    check_decoder(bins, cdf)
     check_data(x0)
     chain = chain_of(schedule, steps, spacing, variance)
     k = chain.draw(len(x0), generator) if t is None else chain.find(t, len(x0))
@@ -247,7 +247,7 @@ def hybrid_loss(
         TypeError, ValueError: bad arguments, times outside the chain, or an output that has not twice the channels.
     """
     check_names(prediction, reduction, ALL)
-    _check_decoder(bins, cdf)
+    check_decoder(bins, cdf)
     check_data(x0)
     if variance not in VARIANCES[2:]:
         raise ValueError(
@@ -344,7 +344,7 @@ def variational_bound(
     """
     kind = prediction if prediction is not None else stated(model, "prediction") or "eps"
     check_names(kind, "mean", ALL)
-    _check_decoder(bins, cdf)
+    check_decoder(bins, cdf)
     check_data(x0)
     if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
         raise ValueError(f"clip={clip!r}: expected (low, high), such as (-1.0, 1.0), or None")
@@ -426,37 +426,3 @@ def _term(chain: Chain, k: np.ndarray, x0: Tensor, found: Tensor, v: Tensor | No
         log_p = decoder_log_prob(x0[last].double(), found[last].double(), 0.5 * log_variance[last].double(), bins, cdf)
         bits = bits.index_copy(0, last, (per_sample(-log_p) / NATS_PER_BIT).to(bits.dtype))
     return bits
-
-
-def decoder_log_prob(x0: Tensor, mean: Tensor, log_std: Tensor, bins: int, cdf: str) -> Tensor:
-    """log of the probability that a normal variable lies in x0's bin of [−1, 1] (Ho et al. 2020, eq. 13).
-
-    The outermost bins reach to infinity.
-    """
-    half, scale = 1.0 / (bins - 1), torch.exp(-log_std)
-    # Bins are 2·half apart; values within half a half of an end are taken for it.
-    lowest, highest = x0 < -1.0 + 0.25 * half, x0 > 1.0 - 0.25 * half
-    if cdf == "tanh":
-        below, above = (_tanh_cdf(scale * (x0 - mean + side)) for side in (-half, half))
-        inside = torch.where(lowest, above, torch.where(highest, 1.0 - below, above - below))
-        return inside.clamp(min=1e-12).log()
-    # An inner bin is mirrored to the lower side of the mean, where probabilities keep their digits.
-    middle = -(x0 - mean).abs()
-    upper = torch.special.log_ndtr(scale * (middle + half))
-    lower = torch.special.log_ndtr(scale * (middle - half))
-    # The bound keeps the gradient finite where the bin is too narrow for float64 to see it.
-    inner = upper + torch.log(-torch.expm1(-(upper - lower).clamp(min=1e-300)))
-    outer = torch.special.log_ndtr(scale * (torch.where(lowest, x0 - mean, mean - x0) + half))
-    return torch.where(lowest | highest, outer, inner)
-
-
-def _tanh_cdf(x: Tensor) -> Tensor:
-    """The normal distribution to about 3e-4 (Page 1977; in Ho et al.'s code)."""
-    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def _check_decoder(bins: int, cdf: str) -> None:
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
-        raise ValueError(f"bins={bins!r}: expected the number of values of an element, at least 2, such as 256")
-    if cdf not in CDFS:
-        raise ValueError(unknown("cdf", cdf, CDFS))
