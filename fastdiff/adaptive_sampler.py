@@ -76,6 +76,7 @@ class AdaptiveSampler(Sampler):
                 "itself may replay a graph of its own)"
             )
         self.schedule = resolve("ddpm" if schedule is None else schedule)
+        solvers.warn_of_unit_times(self.schedule, t_start, t_end)
         self.clip = check_clip(clip)
         self._arguments = chosen, steps, self.schedule, spacing, t_start, t_end
         self._options = method_options

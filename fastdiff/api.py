@@ -86,7 +86,9 @@ def sample(
         prediction: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the mean of the next,
             cleaner state of the steps taken. Default: `model.prediction`, else "eps".
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
-        t_start, t_end: schedule times to begin and end at.
+        t_start, t_end: schedule times to begin and end at. Of a discrete schedule of N times these are its indices, 0
+            to N − 1, and not DPM-Solver's t in (0, 1], whose index is t·N − 1: a float t_start in (0, 1] gives a
+            UserWarning there; the integer 1 is the index 1.
         seed: an int: sample b of the batch is sample `first_sample + b` of that seed; or B ints: each sample has its
             own.
         first_sample: global index of row 0, so that a batch can be split anywhere with the same result.

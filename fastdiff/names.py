@@ -8,13 +8,19 @@ from collections.abc import Iterable
 SYNONYMS = {
     "epsilon": "eps",
     "noise": "eps",
+    "noise_prediction": "eps",
     "sample": "x0",
+    "x_start": "x0",
+    "start_x": "x0",
+    "data_prediction": "x0",
     "v_prediction": "v",
     "flow_prediction": "flow",
+    "previous_x": "previous",
     "linear": "ddpm",
     "squaredcos_cap_v2": "cosine",
 }
-"""What diffusers calls predictions and beta schedules. In messages only."""
+"""What diffusers, dpm-solver and guided-diffusion call predictions and beta schedules, in lower case. In messages
+only."""
 
 ELSEWHERE = {
     "algorithm_type": "the method's name says it: 'dpm2' (dpmsolver), 'dpmpp2m' (dpmsolver++), 'dpmpp2m_sde'",
@@ -49,16 +55,16 @@ CONDITIONING = ("encoder_hidden_states", "class_labels", "y", "added_cond_kwargs
 """What networks are commonly conditioned on: arguments of the model, not of `sample`."""
 
 
-def unknown(kind: str, got: object, valid: Iterable[str]) -> str:
-    """The message of an error about a name: what was got, the nearest valid name, and all valid names.
+def unknown(kind: str, got: object, valid: Iterable[str], guess: bool = True) -> str:
+    """The message of an error about a name: what was got, the nearest valid name (with `guess`), and all valid names.
 
     >>> unknown("spacing", "karas", ["karras", "logsnr"])
     "unknown spacing 'karas'; did you mean 'karras'? Valid: karras, logsnr"
     """
     names = list(valid)
     folded = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(got.lower(), folded, n=1) if isinstance(got, str) else []
-    synonym = SYNONYMS.get(got) if isinstance(got, str) else None
+    near = difflib.get_close_matches(got.lower(), folded, n=1) if guess and isinstance(got, str) else []
+    synonym = SYNONYMS.get(got.lower()) if isinstance(got, str) else None
     nearest = synonym if synonym in names else folded[near[0]] if near else None
     hint = f"; did you mean '{nearest}'?" if nearest else "."
     listed = ", ".join(names) if names else "none"
@@ -71,7 +77,8 @@ def unknown_option(method: str, got: str, valid: Iterable[str]) -> str:
     >>> unknown_option("ddim", "use_karras_sigmas", ["eta"])
     "unknown option of method 'ddim': 'use_karras_sigmas'. Valid: eta. Here that is spacing='karras'"
     """
-    message = unknown(f"option of method {method!r}:", got, valid)
+    # A name that is known to be another library's is no misspelling.
+    message = unknown(f"option of method {method!r}:", got, valid, guess=got not in ELSEWHERE)
     if got in ELSEWHERE:
         return f"{message}. Here that is {ELSEWHERE[got]}"
     if got in CONDITIONING:

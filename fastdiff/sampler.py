@@ -66,7 +66,8 @@ class Sampler:
         prediction: what the network gives: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the
             mean of the next, cleaner state of the steps taken. Default: `model.prediction`, else "eps".
         spacing: a spacing's name, or the `steps + 1` times themselves. Default: the method's own.
-        t_start, t_end: the schedule's times to begin and end at. Default: its whole range.
+        t_start, t_end: the schedule's times to begin and end at, of discrete schedules indices (see `fastdiff.sample`).
+            Default: its whole range.
         clip: None, bounds (lo, hi) of the predicted x0, "dynamic" (Saharia et al. 2022, arXiv 2205.11487, Section 2.3:
             the 99.5% quantile of |x0| of each sample, at least 1, bounds x0, which is then divided by it), or
             `fastdiff.Dynamic` with another quantile or least bound.

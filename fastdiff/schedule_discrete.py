@@ -176,7 +176,11 @@ def ddpm(
     zero_terminal_snr: bool = False,
     time_scale: float = 1.0,
 ) -> Discrete:
-    """betas linear from `beta_start` to `beta_end` (Ho et al. 2020, arXiv 2006.11239, section 4)."""
+    """betas linear from `beta_start` to `beta_end` (Ho et al. 2020, arXiv 2006.11239, section 4).
+
+    The same two betas for every `num_train`. guided-diffusion's "linear" schedule divides both by N/1000, which keeps
+    alpha at the end nearly the same: of N != 1000 times it is ddpm(N, 0.1 / N, 20 / N).
+    """
     betas = np.linspace(beta_start, beta_end, _count(num_train))
     return discrete(betas, zero_terminal_snr=zero_terminal_snr, time_scale=time_scale, label="ddpm")
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,7 @@ from fastdiff.solvers import (
 )
 from fastdiff.solvers.base import Method, Option, Request
 
-__all__ = ["ADAPTIVE", "METHODS", "Method", "Option", "adaptive", "find", "methods", "plan"]
+__all__ = ["ADAPTIVE", "METHODS", "Method", "Option", "adaptive", "find", "methods", "plan", "warn_of_unit_times"]
 
 METHODS: dict[str, Method] = {
     m.name: m
@@ -116,6 +119,32 @@ def methods() -> dict[str, dict[str, Any]]:
     }
 
 
+PACKAGE = str(Path(__file__).parents[1])
+
+
+def warn_of_unit_times(schedule: NoiseSchedule, t_start: Any, t_end: Any) -> None:
+    """A UserWarning, at the caller's line outside this package, where times of DPM-Solver's scale, from 0 to 1, seem to
+    be meant as indices of a discrete schedule: for a float 0 < t_start <= 1, unless t_end lies above 1. The integer 1
+    is the index."""
+    count = schedule.num_train
+    if count is None or count <= 10 or not isinstance(t_start, float | np.floating) or not 0 < t_start <= 1:
+        return
+    given, call = f"t_start={float(t_start)}", f"t_start={max(t_start * count - 1, 0):g}"
+    if t_end is not None:
+        if not isinstance(t_end, int | float | np.number) or t_end > 1:
+            return
+        given, call = f"{given}, t_end={t_end}", f"{call}, t_end={max(t_end * count - 1, 0):g}"
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    warnings.warn(
+        f"{given}: times of {schedule!r} are indices from 0 to {count - 1}, and this run starts beside the data; the "
+        f"index of DPM-Solver's time t from 0 to 1 is t*{count} - 1: {call} (the integer t_start=1 is the index 1, "
+        "without this warning)",
+        stacklevel=level,
+    )
+
+
 def adaptive(
     method: Method,
     steps: Any,
@@ -196,7 +225,8 @@ def plan(
         schedule: a `NoiseSchedule` or a name, such as "ddpm".
         spacing: a spacing's name, respacing such as "ddim25", or the `steps + 1` schedule times themselves; default:
             the method's own.
-        t_start, t_end: schedule times; default: the schedule's range for this spacing.
+        t_start, t_end: schedule times; default: the schedule's range for this spacing. Of discrete schedules these are
+            indices 0 … N − 1: DPM-Solver's t in (0, 1] is t·N − 1 (a float t_start up to 1 there warns).
         invert: the same times upwards, from data to noise (DDIM, Song et al. 2021, arXiv 2010.02502, section 4.3), for
             a deterministic method; without `denoise_to_zero`, and from the lowest time with noise (`Request.points`).
         **options: the method's options, and the spacing's (`rho`, `steps_offset`, `final`).
@@ -212,6 +242,7 @@ def plan(
             f"fastdiff.sample(model, method={chosen.name!r}, return_info=True) tells them"
         )
     resolved = resolve(schedule)
+    warn_of_unit_times(resolved, t_start, t_end)
     if spacing is None:
         spacing = default_spacing(chosen.spacing, resolved, t_start)
     named = spacing if isinstance(spacing, str) else own_times(spacing)
