@@ -31,6 +31,14 @@ class Info(NamedTuple):
     rejected: torch.Tensor
     times: tuple[tuple[float, ...], ...]
 
+    def __repr__(self) -> str:
+        def span(counts: torch.Tensor) -> str:
+            low, high = int(counts.min()), int(counts.max())
+            return str(low) if low == high else f"{low} to {high}"
+
+        steps = f"{span(self.accepted)} accepted and {span(self.rejected)} rejected steps"
+        return f"Info({len(self.accepted)} samples, {steps} each, nfe={self.nfe})"
+
 
 @dataclass
 class Hooks:

@@ -83,6 +83,13 @@ class AdaptiveSampler(Sampler):
         self._own_schedule = schedule is None
         self.prediction, self.dtype, self.backend, self.graph = prediction, dtype, backend, graph
         self._named = self._method(prediction or "eps")
+        rtol, atol = self._named.rtol, self._named.atol
+        # One rounding of a state of order 1: below it a step's error is noise, and steps shrink without end.
+        if dtype == torch.float32 and rtol + atol < 2.0**-23:
+            raise ValueError(
+                f"rtol={rtol:g}, atol={atol:g} are below what a state in float32 can show, 1.2e-07 together: give "
+                "dtype=torch.float64 (and a network in float64), or larger ones"
+            )
 
     def _method(self, prediction: str) -> Embedded:
         check_previous(prediction, self._arguments[0].name)

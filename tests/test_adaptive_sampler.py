@@ -257,6 +257,11 @@ def test_habits_of_models(method: str) -> None:
         ({"spacing": "logsnr"}, ValueError, "spacing='logsnr' does not apply"),
         ({"rtl": 1e-3}, ValueError, "unknown option of method 'ode': 'rtl'; did you mean 'rtol'"),
         ({"rtol": -1.0}, ValueError, "rtol=-1.0: method 'ode' accepts"),
+        (
+            {"rtol": 1e-8, "atol": 1e-9},
+            ValueError,
+            "rtol=1e-08, atol=1e-09 are below what a state in float32 can show.*dtype=torch.float64",
+        ),
         ({"rtol": 0.0, "atol": 0.0}, ValueError, "rtol=0 and atol=0: method 'ode' needs one of them above 0"),
         ({"control": "each"}, ValueError, "unknown control of method 'ode': 'each'.*Valid: batch, sample"),
         ({"t_start": 5.0, "t_end": 5.0}, ValueError, "the same time"),
@@ -280,11 +285,14 @@ def test_errors(arguments, error, words) -> None:
         fastdiff.sample(simple, X, **{"method": "ode", **arguments})
 
 
-def test_tolerances_that_cannot_be_reached() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"the step fell to .*below rounding.*loosen rtol and atol, use dtype=torch.float64"
-    ):
-        fastdiff.sample(lambda x, t: torch.randn_like(x), X, method="ode", rtol=1e-18, atol=1e-18)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tolerances_that_cannot_be_reached(dtype: torch.dtype) -> None:
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return 1e12 * torch.randn_like(x)
+
+    wider = ", use dtype=torch.float64" if dtype == torch.float32 else ""
+    with pytest.raises(RuntimeError, match=f"the step fell to .*below rounding.*loosen rtol and atol{wider}, or look"):
+        fastdiff.sample(model, X, method="ode", rtol=1e-6, atol=1e-6, dtype=dtype)
 
 
 @pytest.mark.parametrize("control", ["batch", "sample"])

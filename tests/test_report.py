@@ -23,3 +23,11 @@ def test_repr_of_a_trajectory_is_one_line(method: str) -> None:
     )
     times, x, x0 = run
     assert isinstance(run, tuple) and torch.equal(x, run.x) and x0 is run.x0 and times is run.times
+
+
+def test_repr_of_an_adaptive_runs_info_is_one_line() -> None:
+    _, info = fastdiff.sample(lambda x, t: 0.1 * x, shape=(3, 4), method="ode", return_info=True)
+    accepted, rejected = int(info.accepted[0]), int(info.rejected[0])
+    assert repr(info) == f"Info(3 samples, {accepted} accepted and {rejected} rejected steps each, nfe={info.nfe})"
+    mixed = info._replace(accepted=torch.tensor([4, 9, 5]))
+    assert repr(mixed).startswith(f"Info(3 samples, 4 to 9 accepted and {rejected} rejected steps each")
