@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +304,23 @@ def test_make_gpu_stops_what_takes_too_long(monkeypatch: pytest.MonkeyPatch, cap
     polite = "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('written', flush=True)"
     assert not make_gpu.call("tests", [sys.executable, "-c", polite], 1.0)
     assert "written" in capfd.readouterr().out
+
+
+def test_make_gpu_leaves_nothing_running_after_ctrl_c(tmp_path: Path) -> None:
+    """What it runs is in a session of its own, which Ctrl-C does not reach."""
+    begun, alive = tmp_path / "begun", tmp_path / "alive"
+    touch = "pathlib.Path({!r}).touch()"
+    child = "\n".join(["import pathlib, time", touch.format(str(begun)), "time.sleep(2)", touch.format(str(alive))])
+    command = [sys.executable, "-c", child]
+    code = f"import sys; sys.path.insert(0, 'tools'); import gpu; gpu.call('tests', {command!r}, 60.0)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not begun.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) != 0 and begun.exists()
+    time.sleep(2.5)
+    assert not alive.exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -68,6 +68,11 @@ def call(name: str, command: list[str], seconds: float, **environment: str) -> b
                 process.send_signal(ending)
             elif ending is not None:
                 os.killpg(process.pid, ending)
+        except KeyboardInterrupt:
+            # Ctrl-C does not reach another session.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
     good = process.returncode == 0 and not late
     took = time.perf_counter() - start
     print(f"{name}: {'passed' if good else 'FAILED'} in {took:.0f} s{late}, status {process.returncode}", flush=True)
