@@ -26,12 +26,22 @@ def decoder_log_prob(x0: Tensor, mean: Tensor, log_std: Tensor, bins: int, cdf: 
         return inside.clamp(min=1e-12).log()
     # An inner bin is mirrored to the lower side of the mean, where probabilities keep their digits.
     middle = -(x0 - mean).abs()
-    upper = torch.special.log_ndtr(scale * (middle + half))
-    lower = torch.special.log_ndtr(scale * (middle - half))
+    upper, lower = (_log_cdf(scale * (middle + side)) for side in (half, -half))
     # The bound keeps the gradient finite where the bin is too narrow for float64 to see it.
     inner = upper + torch.log(-torch.expm1(-(upper - lower).clamp(min=1e-300)))
-    outer = torch.special.log_ndtr(scale * (torch.where(lowest, x0 - mean, mean - x0) + half))
+    outer = _log_cdf(scale * (torch.where(lowest, x0 - mean, mean - x0) + half))
     return torch.where(lowest | highest, outer, inner)
+
+
+def _log_cdf(x: Tensor) -> Tensor:
+    """log of the normal distribution, float64.
+
+    torch's gradient is exp(−x²/2 − log_ndtr(x)), whose exponent has no digits left from −1e8 down: from −1e4 on the
+    asymptotic series, to x^−4.
+    """
+    far = x.clamp(max=-1e4)
+    tail = -0.5 * far.square() - torch.log(-far) - 0.5 * math.log(2.0 * math.pi) - far.pow(-2)
+    return torch.where(x < -1e4, tail, torch.special.log_ndtr(x.clamp(min=-1e4)))
 
 
 def _tanh_cdf(x: Tensor) -> Tensor:

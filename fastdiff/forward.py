@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.names import unknown
-from fastdiff.network import Network
+from fastdiff.network import Network, placement
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.table import PREDICTIONS
 
@@ -46,7 +46,13 @@ def q_sample(
     check_data(x0)
     known = resolve(schedule)
     times = check_times(t, len(x0), known)
-    return diffuse(x0, normal(x0, noise, generator), known.alpha(times), known.sigma(times))
+    eps = normal(x0, noise, generator)
+    return diffuse(full(x0), full(eps), known.alpha(times), known.sigma(times)).to(x0.dtype)
+
+
+def full(x: Tensor) -> Tensor:
+    """x in float32 where it is in half precision, in which alpha rounds to 1 and squares lose their sum."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def diffuse(x0: Tensor, eps: Tensor, alpha: Array, sigma: Array) -> Tensor:
@@ -54,15 +60,21 @@ def diffuse(x0: Tensor, eps: Tensor, alpha: Array, sigma: Array) -> Tensor:
 
 
 def evaluate(
-    model: Model, x: Tensor, model_time: Array, model_kwargs: Mapping[str, Any] | None, wide: bool = False
+    model: Model,
+    x: Tensor,
+    dtype: torch.dtype,
+    model_time: Array,
+    model_kwargs: Mapping[str, Any] | None,
+    wide: bool = False,
 ) -> Tensor:
-    """The network's output at x, (B, ...), twice the channels where `wide`; at least float32."""
+    """The network's output at x, (B, ...), twice the channels where `wide`; at least float32.
+
+    The network is given x in the dtype of its parameters, as in sampling; where it has none, in `dtype`.
+    """
     clock = torch.from_numpy(model_time).to(
         device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32
     )
-    out = Network(model, len(x), model_kwargs, wide=wide)(x, clock)
-    # Under autocast the network ends in half precision; squares are summed in float32.
-    return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+    return full(Network(model, len(x), model_kwargs, wide=wide)(x.to(placement(model)[1] or dtype), clock))
 
 
 def deviation(out: Tensor, x0: Tensor, eps: Tensor, alpha: Array, sigma: Array, prediction: str) -> Tensor:

@@ -25,6 +25,7 @@ from fastdiff.forward import (
     deviation,
     diffuse,
     evaluate,
+    full,
     normal,
     per_sample,
     q_sample,
@@ -73,9 +74,9 @@ def ddpm_loss(
     ("flow"); a score, whose target −eps/sigma has no bound, is compared times sigma: its loss is the one of eps.
 
     Args:
-        model: callable (x, t, **model_kwargs) as in `fastdiff.sample`; t is (B,) model times, float32, or float64 where
-            x0 is.
-        x0: (B, ...) data, floating point.
+        model: callable (x, t, **model_kwargs) as in `fastdiff.sample`; x is in the dtype of its parameters, of x0 where
+            it has none; t is (B,) model times, float32, or float64 where x0 is.
+        x0: (B, ...) data, floating point. The loss is in float32 at least.
         schedule: a discrete schedule or its name.
         kind: "l2" for squares, "l1" for absolute values.
         prediction: what the model gives: "eps", "x0", "v", "score" or "flow"; or "previous", whose target is the mean
@@ -106,8 +107,9 @@ def ddpm_loss(
     if prediction == PREVIOUS:
         chain = chain_of(schedule)
         k = chain.find(times, len(x0))
-        x = diffuse(x0, normal(x0, noise, generator), chain.alpha[k], chain.sigma[k])
-        error = evaluate(model, x, chain.model_time[k], model_kwargs) - chain.mean(k, x, x0)
+        clean, eps = full(x0), full(normal(x0, noise, generator))
+        x = diffuse(clean, eps, chain.alpha[k], chain.sigma[k])
+        error = evaluate(model, x, x0.dtype, chain.model_time[k], model_kwargs) - chain.mean(k, x, clean)
     else:
         alpha, sigma = known.alpha(times), known.sigma(times)
         error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, generator, model_kwargs)
@@ -239,15 +241,15 @@ def _error(
     generator: torch.Generator | None,
     model_kwargs: Mapping[str, Any] | None,
 ) -> Tensor:
-    """Output minus target, (B, ...), in the dtype of x0 or, where it is wider, of the output."""
+    """Output minus target, (B, ...), in the wider dtype of x0 and the output, at least float32."""
     if prediction == PREVIOUS:
         raise ValueError(
             "prediction='previous' is the mean of a step of a DDPM chain, which only ddpm_loss, vlb_loss and "
             "hybrid_loss know"
         )
-    eps = normal(x0, noise, generator)
-    out = evaluate(model, diffuse(x0, eps, alpha, sigma), model_time, model_kwargs)
-    return deviation(out, x0, eps, alpha, sigma, prediction)
+    clean, eps = full(x0), full(normal(x0, noise, generator))
+    out = evaluate(model, diffuse(clean, eps, alpha, sigma), x0.dtype, model_time, model_kwargs)
+    return deviation(out, clean, eps, alpha, sigma, prediction)
 
 
 def _factor(prediction: str, alpha: Array, sigma: Array) -> Array:

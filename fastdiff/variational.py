@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from fastdiff import solvers
 from fastdiff.api import randn
+from fastdiff.arguments import check_clip
 from fastdiff.decoder import check_decoder, decoder_log_prob
 from fastdiff.forward import (
     Model,
@@ -29,6 +30,7 @@ from fastdiff.forward import (
     deviation,
     diffuse,
     evaluate,
+    full,
     normal,
     per_sample,
     reduce,
@@ -43,6 +45,7 @@ from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.analytic import x0_variance
 from fastdiff.solvers.gamma import Gamma
 from fastdiff.table import PREDICTIONS, PREVIOUS, conversion, previous_conversion
+from fastdiff.threshold import Dynamic
 
 VARIANCES = ("small", "large", "learned_range", "learned")
 ANALYTIC = "analytic"
@@ -125,8 +128,10 @@ class Chain:
             )
         return self._order[near]
 
-    def draw(self, batch: int, generator: torch.Generator | None) -> np.ndarray:
-        """(B,) positions, uniform."""
+    def draw(self, batch: int, generator: torch.Generator | None, prediction: str) -> np.ndarray:
+        """(B,) positions, uniform; ValueError where one of them has no x0 of that prediction."""
+        # Only the noisiest can be without: in the first call, rather than when it is first drawn.
+        self._to_x0(0, prediction)
         return np.floor(len(self) * uniform(batch, generator)).astype(np.int64)
 
     def mean(self, k: np.ndarray, x: Tensor, x0: Tensor) -> Tensor:
@@ -134,14 +139,14 @@ class Chain:
         return column(self.of_x[k], x) * x + column(self.of_x0[k], x) * x0
 
     def predicted_x0(self, k: np.ndarray, x: Tensor, out: Tensor, prediction: str) -> Tensor:
-        pairs = [
-            previous_conversion(self.stages[i])
-            if prediction == PREVIOUS
-            else conversion(prediction, "data", float(self.alpha[i]), float(self.sigma[i]))
-            for i in k
-        ]
-        of_x, of_out = np.array(pairs).T
+        of_x, of_out = np.array([self._to_x0(i, prediction) for i in k]).T
         return column(of_x, out) * x + column(of_out, out) * out
+
+    def _to_x0(self, i: int, prediction: str) -> tuple[float, float]:
+        """a and b of x0 = a·x + b·out at position i."""
+        if prediction == PREVIOUS:
+            return previous_conversion(self.stages[i])
+        return conversion(prediction, "data", float(self.alpha[i]), float(self.sigma[i]))
 
 
 def chain_of(
@@ -208,9 +213,10 @@ def vlb_loss(
     check_decoder(bins, cdf)
     check_data(x0)
     chain = chain_of(schedule, steps, spacing, variance)
-    k = chain.draw(len(x0), generator) if t is None else chain.find(t, len(x0))
-    x, out, v = _evaluate(model, chain, k, x0, normal(x0, noise, generator), model_kwargs)
-    term = _term(chain, k, x0, chain.predicted_x0(k, x, out, prediction), v, bins, cdf)
+    k = chain.draw(len(x0), generator, prediction) if t is None else chain.find(t, len(x0))
+    clean, eps = full(x0), full(normal(x0, noise, generator))
+    x, out, v = _evaluate(model, chain, k, clean, eps, x0.dtype, model_kwargs)
+    term = _term(chain, k, clean, chain.predicted_x0(k, x, out, prediction), v, bins, cdf)
     return reduce(len(chain) * term if rescale else term, reduction)
 
 
@@ -257,15 +263,15 @@ def hybrid_loss(
     if not (math.isfinite(vlb_weight) and vlb_weight >= 0):
         raise ValueError(f"vlb_weight={vlb_weight!r}: expected a number of at least 0, such as 0.001")
     chain = chain_of(schedule, steps, spacing, variance)
-    k = chain.draw(len(x0), generator) if t is None else chain.find(t, len(x0))
-    eps = normal(x0, noise, generator)
-    x, out, v = _evaluate(model, chain, k, x0, eps, model_kwargs)
+    k = chain.draw(len(x0), generator, prediction) if t is None else chain.find(t, len(x0))
+    clean, eps = full(x0), full(normal(x0, noise, generator))
+    x, out, v = _evaluate(model, chain, k, clean, eps, x0.dtype, model_kwargs)
     frozen = chain.predicted_x0(k, x, out.detach(), prediction)
-    term = _term(chain, k, x0, frozen, v, bins, cdf)
+    term = _term(chain, k, clean, frozen, v, bins, cdf)
     if prediction == PREVIOUS:
-        error = out - chain.mean(k, x, x0)
+        error = out - chain.mean(k, x, clean)
     else:
-        error = deviation(out, x0, eps, chain.alpha[k], chain.sigma[k], prediction)
+        error = deviation(out, clean, eps, chain.alpha[k], chain.sigma[k], prediction)
         if prediction == "score":
             error = error * column(chain.sigma[k], error)
     return reduce(per_sample(error.square()) + vlb_weight * len(chain) * term, reduction)
@@ -346,8 +352,9 @@ def variational_bound(
     check_names(kind, "mean", ALL)
     check_decoder(bins, cdf)
     check_data(x0)
-    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
-        raise ValueError(f"clip={clip!r}: expected (low, high), such as (-1.0, 1.0), or None")
+    bounds = check_clip(clip)
+    if isinstance(bounds, Dynamic):
+        raise ValueError(f"clip={clip!r}: expected the data's bounds, (low, high), such as (-1.0, 1.0), or None")
     noted = schedule if schedule is not None else stated(model, "schedule")
     known = resolve("ddpm" if noted is None else noted)
     if (variance == ANALYTIC) != (gamma is not None):
@@ -364,20 +371,21 @@ def variational_bound(
         if not (math.isfinite(decoder_variance) and decoder_variance > 0):
             raise ValueError(f"decoder_variance={decoder_variance!r}: expected a number above 0, such as 1e-4")
         chain = chain.with_variances(np.array([math.nan] * (len(chain) - 1) + [math.log(decoder_variance)]))
+    clean = full(x0)
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     for i in tqdm(range(len(chain)), desc="variational bound", disable=not progress):
         k = np.full(len(x0), i)
         if noise is None:
-            drawn = randn(x0.shape, seed=seed, draw=i, first_sample=first_sample, dtype=x0.dtype, device=x0.device)
+            drawn = randn(x0.shape, seed=seed, draw=i, first_sample=first_sample, dtype=clean.dtype, device=x0.device)
         else:
-            drawn = normal(x0, noise(i, x0), None)
-        x, out, v = _evaluate(model, chain, k, x0, drawn, model_kwargs)
+            drawn = full(normal(x0, noise(i, x0), None))
+        x, out, v = _evaluate(model, chain, k, clean, drawn, x0.dtype, model_kwargs)
         found = chain.predicted_x0(k, x, out, kind)
-        if clip is not None:
-            found = found.clamp(*clip)
+        if bounds is not None:
+            found = found.clamp(*bounds)
         eps = (x - column(chain.alpha[k], x) * found) / column(chain.sigma[k], x)
-        term = _term(chain, k, x0, found, v, bins, cdf)
-        columns.append((term, per_sample((found - x0).square()), per_sample((eps - drawn).square())))
+        term = _term(chain, k, clean, found, v, bins, cdf)
+        columns.append((term, per_sample((found - clean).square()), per_sample((eps - drawn).square())))
     terms, x0_mse, eps_mse = (torch.stack(list(c), dim=1).double() for c in zip(*columns, strict=True))
     wide, std = x0.double(), known.prior_std(float(chain.times[0]))
     excess = 2.0 * math.log(chain.sigma[0] / std)
@@ -397,11 +405,17 @@ def _analytic(chain: Chain, schedule: NoiseSchedule, gamma: Gamma | Mapping[floa
 
 
 def _evaluate(
-    model: Model, chain: Chain, k: np.ndarray, x0: Tensor, eps: Tensor, model_kwargs: Mapping[str, Any] | None
+    model: Model,
+    chain: Chain,
+    k: np.ndarray,
+    x0: Tensor,
+    eps: Tensor,
+    dtype: torch.dtype,
+    model_kwargs: Mapping[str, Any] | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """x_t of the steps at positions k, the prediction there, and v of a learned variance."""
     x = diffuse(x0, eps, chain.alpha[k], chain.sigma[k])
-    out = evaluate(model, x, chain.model_time[k], model_kwargs, wide=chain.learned)
+    out = evaluate(model, x, dtype, chain.model_time[k], model_kwargs, wide=chain.learned)
     if not chain.learned:
         return x, out, None
     first, second = out.chunk(2, dim=1)

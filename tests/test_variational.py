@@ -193,6 +193,24 @@ def test_decoder_in_many_digits(bins: int, std: float, mu: float) -> None:
     np.testing.assert_allclose(got.numpy(), want, rtol=1e-12, atol=slack)
 
 
+@pytest.mark.parametrize("std", [1e-2, 1e-6, 1e-9])
+def test_the_decoders_gradient_far_from_the_mean(std: float) -> None:
+    """d log p/d mu = −(phi(b) − phi(a))/(Phi(b) − Phi(a))/std, a and b the bin's ends; b goes down to −1e9."""
+    x0, mu = torch.tensor([0.25, -1.0], dtype=torch.float64), torch.tensor([1.25, 1.25], dtype=torch.float64)
+    mu.requires_grad_(True)
+    decoder_log_prob(x0, mu, torch.full_like(x0, math.log(std)), 256, "exact").sum().backward()
+    assert mu.grad is not None
+    with mp.workdps(40):
+        for value, got in zip(x0.tolist(), mu.grad.tolist(), strict=True):
+            b = (mpf(value) + mpf(1) / 255 - mpf(1.25)) / mpf(std)
+            a = b - mpf(2) / 255 / mpf(std)
+            # Below both ends, phi(a) and Phi(a) are beyond every digit of phi(b) and Phi(b): by exp(−1e2) at least.
+            assert a**2 - b**2 > 150
+            ratio = mpmath.npdf(b) / mpmath.ncdf(b)
+            # log(std) is rounded to 20·1e-16, and torch's own gradient to x²/2·1e-16 where x is above −1e4.
+            assert got == pytest.approx(float(-ratio / std), rel=1e-8)
+
+
 def test_decoder_sums_to_one() -> None:
     """Over all values of an element, for both distributions; the tanh one is close to the exact one."""
     x0 = torch.linspace(-1, 1, 256, dtype=torch.float64)
@@ -325,6 +343,62 @@ def test_networks_in_half_precision_and_float32() -> None:
     np.testing.assert_allclose(single.numpy(), double.numpy(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_data_in_half_precision(dtype: torch.dtype) -> None:
+    """x_t, targets and terms are in float32: a network that knows eps or v exactly has no loss, at every time."""
+    t = torch.tensor([0, 5, 20, 100, 250, 500])
+    x0, noise = X0[:2].repeat(3, 1, 1).to(dtype), draw(0, X0[:2].repeat(3, 1, 1)).to(dtype)
+    schedule = fastdiff.schedules.ddpm()
+    alpha, sigma = (torch.from_numpy(f(t.numpy())).reshape(-1, 1, 1).float() for f in (schedule.alpha, schedule.sigma))
+    given: dict[str, Any] = {"t": t, "noise": noise, "reduction": "none"}
+
+    def exact(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == dtype and t.dtype == torch.float32
+        return noise.float()
+
+    terms = vlb_loss(exact, x0, variance="small", **given)
+    # The last step is the decoder's own. Elsewhere x0 is known but for float32's rounding, times 1/std, at most 1e2.
+    assert terms.dtype == torch.float32 and terms[1:].max() < (1e2 * 2.0**-22) ** 2
+    v = alpha * noise.float() - sigma * x0.float()
+    assert ddpm_loss(lambda x, t: v, x0, prediction="v", **given).max() < 2.0**-44
+    flow = noise.float() - x0.float()
+    assert ddpm_loss(lambda x, t: flow, x0, prediction="flow", **given).max() == 0
+
+
+def test_a_network_in_half_precision_has_inputs_of_its_own_dtype() -> None:
+    """As in sampling: the data stay as they are."""
+    net = torch.nn.Conv1d(2, 4, 1).bfloat16()
+    inputs: list[torch.dtype] = []
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            inputs.append(x.dtype)
+            return self.net(x)
+
+    hybrid_loss(Model(), X0.float(), generator=torch.Generator().manual_seed(0)).backward()
+    assert net.weight.grad is not None and torch.isfinite(net.weight.grad).all()
+    given: dict[str, Any] = {"spacing": "5", "variance": "learned_range"}
+    found = variational_bound(Model(), X0.float(), **given)
+    assert set(inputs) == {torch.bfloat16}
+    # A function, whose dtype nothing tells, is given x in that of the data.
+    assert torch.equal(found.total, variational_bound(lambda x, t: net(x.bfloat16()), X0.float(), **given).total)
+
+
+def test_at_zero_terminal_snr_the_first_call_says_that_eps_will_not_do() -> None:
+    """And not the first that happens to draw the noisiest time."""
+    schedule = fastdiff.schedules.ddpm(zero_terminal_snr=True)
+    for loss, model in ((vlb_loss, mean), (hybrid_loss, with_range)):
+        for prediction in ("eps", "score"):
+            with pytest.raises(ValueError, match="zero terminal SNR the network must predict"):
+                loss(model, X0, schedule, prediction=prediction, generator=torch.Generator().manual_seed(0))
+        assert torch.isfinite(loss(model, X0, schedule, prediction="eps", t=998))
+        assert torch.isfinite(loss(model, X0, schedule, prediction="v", t=999))
+
+
 # Errors.
 
 
@@ -353,7 +427,9 @@ def wrong_noise(k: int, like: torch.Tensor) -> torch.Tensor:
         (lambda: variational_bound(mean, X0, variance="big"), "unknown variance 'big'.*learned, analytic"),
         (lambda: variational_bound(mean, X0, variance="analytic", gamma="uper"), "'uper'; did you mean 'upper'"),
         (lambda: variational_bound(mean, X0, decoder_variance=0.0), "decoder_variance=0.0: expected a number above 0"),
-        (lambda: variational_bound(mean, X0, clip=(1.0, -1.0)), r"clip=\(1.0, -1.0\): expected \(low, high\)"),
+        (lambda: variational_bound(mean, X0, clip=(1.0, -1.0)), r"clip=\(1.0, -1.0\): expected finite bounds"),
+        (lambda: variational_bound(mean, X0, clip=1), r"clip=1: expected None.*bounds such as \(-1, 1\)"),
+        (lambda: variational_bound(mean, X0, clip="dynamic"), r"clip='dynamic': expected the data's bounds"),
         (lambda: variational_bound(mean, X0, spacing="5", noise=wrong_noise), "noise has shape, dtype and device"),
     ],
 )
