@@ -195,7 +195,7 @@ def log_likelihood(
         raise ValueError(f"probes={probes!r}: expected an integer of at least 1")
     if isinstance(probe, torch.Tensor):
         check_probe(probe, probes, trace, x)
-    elif probe not in PROBES:
+    elif not isinstance(probe, str) or probe not in PROBES:
         raise ValueError(unknown("probe", probe, PROBES))
     if not (bin_width > 0 and math.isfinite(bin_width)):
         raise ValueError(f"bin_width={bin_width!r}: expected a positive number, such as 2/256")

@@ -57,7 +57,8 @@ class LossSecondMoment:
     def sample(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """`batch` times and their weights 1/(N p(t)), (B,) int64 and (B,) float32, on the host."""
         p = torch.from_numpy(self.probabilities())
-        t = torch.multinomial(p, batch, replacement=True, generator=generator)
+        where = p if generator is None else p.to(generator.device)
+        t = torch.multinomial(where, batch, replacement=True, generator=generator).cpu()
         return t, (1.0 / (len(p) * p[t])).float()
 
     def update(self, t: Tensor | ArrayLike, losses: Tensor) -> None:

@@ -225,6 +225,7 @@ def test_modules_in_float32_and_grad_modes() -> None:
     [
         ({"trace": "exactly"}, ValueError, "unknown trace 'exactly'; did you mean 'exact'"),
         ({"probe": "normal"}, ValueError, "unknown probe 'normal'.*rademacher, gaussian"),
+        ({"probe": X.numpy()}, ValueError, "(?s)unknown probe array.*rademacher, gaussian"),
         ({"probe": X[:3]}, ValueError, r"probe has shape \(3, 2\); expected \(4, 2\) as x, or \(probes, \*x.shape\)"),
         ({"probe": X, "probes": 2}, ValueError, r"probes=2 does not go with a probe of shape \(4, 2\), which holds 1"),
         ({"probe": X.long()}, TypeError, "probe has dtype torch.int64; expected floating point"),
