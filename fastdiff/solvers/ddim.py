@@ -135,8 +135,8 @@ def build_ddpm(request: Request, *, variance: str) -> Plan:
 LEARNED = ("learned_range", "learned")
 CLIPPED_OUTPUT = Option(
     True,
-    "whether eps is taken again from the clipped x0, so that the two still make up x; False: the network's eps stays, "
-    "as in diffusers (its default) and Analytic-DPM's program",
+    "whether eps is taken again from the clipped x0, so that the two still make up x; False: the network's eps stays "
+    "(with correct_x0, that of the corrected x0), as in diffusers (its default) and Analytic-DPM's program",
 )
 
 METHODS = (
