@@ -78,7 +78,7 @@ def evaluate(
 
 
 def deviation(out: Tensor, x0: Tensor, eps: Tensor, alpha: Array, sigma: Array, prediction: str) -> Tensor:
-    """Output minus target."""
+    """Output minus target; ValueError for a score where sigma = 0."""
     if prediction == "eps":
         return out - eps
     if prediction == "x0":
@@ -86,6 +86,8 @@ def deviation(out: Tensor, x0: Tensor, eps: Tensor, alpha: Array, sigma: Array, 
     if prediction == "v":
         return out - (column(alpha, x0) * eps - column(sigma, x0) * x0)
     if prediction == "score":
+        if np.any(sigma == 0.0):
+            raise ValueError("prediction='score' got a time t where sigma is 0 and no score exists; expected t >= 0")
         return out + eps / column(sigma, x0)
     return out - (eps - x0)
 

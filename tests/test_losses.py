@@ -402,6 +402,7 @@ def test_one_generator_is_one_result() -> None:
         (lambda x, n: ddpm_loss(wavy, x, kind="l3"), ValueError, "unknown kind 'l3'.*l2, l1"),
         (lambda x, n: ddpm_loss(wavy, x, prediction="epsilon"), ValueError, "unknown prediction 'epsilon'.*eps"),
         (lambda x, n: ddpm_loss(wavy, x, reduction="sum"), ValueError, "unknown reduction 'sum'"),
+        (lambda x, n: ddpm_loss(wavy, x, prediction="score", t=-1), ValueError, "a time t where sigma is 0"),
         (lambda x, n: ddpm_loss(wavy, x, "vp_linear"), ValueError, r"no integer times.*sde_loss\(model"),
         (lambda x, n: sde_loss(wavy, x, "ddpm"), ValueError, r"ddpm_loss\(model"),
         (lambda x, n: sde_loss(wavy, x, "flow"), ValueError, "expected a continuous VP, sub-VP or VE schedule"),
