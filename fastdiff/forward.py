@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.names import unknown
-from fastdiff.network import Network, placement
+from fastdiff.network import Network, placement, stated
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.table import PREDICTIONS
 
@@ -90,6 +90,14 @@ def deviation(out: Tensor, x0: Tensor, eps: Tensor, alpha: Array, sigma: Array, 
             raise ValueError("prediction='score' got a time t where sigma is 0 and no score exists; expected t >= 0")
         return out + eps / column(sigma, x0)
     return out - (eps - x0)
+
+
+def as_stated(model: Any, name: str, given: Any, default: Any) -> Any:
+    """A `schedule` or `prediction`: as given, else as the model states it, else the default."""
+    if given is not None:
+        return given
+    noted = stated(model, name)
+    return default if noted is None else noted
 
 
 def column(values: Array, like: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import threading
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -24,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fastdiff.capture import CudaCapture
 from fastdiff.history import recycles
 from fastdiff.loop import Run, run
+from fastdiff.names import warn
 from fastdiff.ops.buffers import Coeffs
 
 MAX_GRAPHS = 16
@@ -270,7 +270,7 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
         if mode is True:
             raise RuntimeError(f"graph=True: {key.why}; use graph='auto' or graph=False")
         if not key.asked and _cache.first_time((("refused",), key.why)):
-            warnings.warn(f"{_EAGERLY}{key.why}", stacklevel=4)
+            warn(f"{_EAGERLY}{key.why}")
         return _deliver(run(r, start), out)
     entry = _cache.get(key)
     if entry is None:
@@ -287,7 +287,7 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
                 raise RuntimeError(f"graph=True: the model cannot be captured: {reason}") from error
         if entry is None:
             # Not in the handler, where the error's frames would still hold the memory of the attempt.
-            warnings.warn(f"{_EAGERLY}{reason}", stacklevel=4)
+            warn(f"{_EAGERLY}{reason}")
             return _deliver(run(r, start), out)
     result = _replay(entry, r, start, out)
     if entry.addresses != _addresses(r.network.model):

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastdiff.forward import (
     Array,
     Model,
+    as_stated,
     check_data,
     check_names,
     check_times,
@@ -57,10 +58,10 @@ KINDS = ("l2", "l1")
 def ddpm_loss(
     model: Model,
     x0: Tensor,
-    schedule: str | NoiseSchedule = "ddpm",
+    schedule: str | NoiseSchedule | None = None,
     *,
     kind: str = "l2",
-    prediction: str = "eps",
+    prediction: str | None = None,
     reduce_mean: bool = True,
     t: Tensor | ArrayLike | None = None,
     noise: Tensor | None = None,
@@ -77,10 +78,10 @@ def ddpm_loss(
         model: callable (x, t, **model_kwargs) as in `fastdiff.sample`; x is in the dtype of its parameters, of x0 where
             it has none; t is (B,) model times, float32, or float64 where x0 is.
         x0: (B, ...) data, floating point. The loss is in float32 at least.
-        schedule: a discrete schedule or its name.
+        schedule: a discrete schedule or its name; default: `model.schedule`, else "ddpm".
         kind: "l2" for squares, "l1" for absolute values.
         prediction: what the model gives: "eps", "x0", "v", "score" or "flow"; or "previous", whose target is the mean
-            of q(x_{t−1} | x_t, x0) (Ho et al. 2020, eq. 7).
+            of q(x_{t−1} | x_t, x0) (Ho et al. 2020, eq. 7). Default: `model.prediction`, else "eps".
         reduce_mean: mean over a sample's elements; False: half their sum, as score_sde has it.
         t: (B,) times; default: indices 0 to N − 1, drawn uniformly.
         noise: (B, ...) standard normal eps; default: drawn.
@@ -91,6 +92,10 @@ def ddpm_loss(
     Raises:
         TypeError, ValueError: bad arguments, a schedule that is not discrete, or an output of the wrong shape.
     """
+    schedule, prediction = (
+        as_stated(model, "schedule", schedule, "ddpm"),
+        as_stated(model, "prediction", prediction, "eps"),
+    )
     check_names(prediction, reduction, ALL)
     if kind not in KINDS:
         raise ValueError(unknown("kind", kind, KINDS))
@@ -123,7 +128,7 @@ def smld_loss(
     x0: Tensor,
     sigmas: ArrayLike | str | NoiseSchedule,
     *,
-    prediction: str = "score",
+    prediction: str | None = None,
     reduce_mean: bool = True,
     t: Tensor | ArrayLike | None = None,
     noise: Tensor | None = None,
@@ -141,7 +146,8 @@ def smld_loss(
             else sigma itself.
         x0: (B, ...) data, floating point.
         sigmas: a schedule of discrete levels, as `schedules.smld(...)`, or its name; or (N,) positive levels.
-        prediction: what the model gives; the loss is that of the score it stands for.
+        prediction: what the model gives; the loss is that of the score it stands for. Default:
+            `model.prediction`, else "score".
         reduce_mean: mean instead of half the sum over a sample's elements.
         t: (B,) indices of the levels, 0 to N − 1; default: drawn uniformly.
         noise, generator, model_kwargs, reduction: as in `ddpm_loss`.
@@ -149,6 +155,7 @@ def smld_loss(
     Raises:
         TypeError, ValueError: bad arguments, levels that are not positive, or an output of the wrong shape.
     """
+    prediction = as_stated(model, "prediction", prediction, "score")
     check_names(prediction, reduction, ALL)
     check_data(x0)
     table, labels = _levels(sigmas)
@@ -172,7 +179,7 @@ def sde_loss(
     likelihood_weighting: bool = False,
     reduce_mean: bool = True,
     eps: float = 1e-5,
-    prediction: str = "eps",
+    prediction: str | None = None,
     t: Tensor | ArrayLike | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -193,13 +200,15 @@ def sde_loss(
         likelihood_weighting: weight g(t)² instead of sigma(t)².
         reduce_mean: mean over a sample's elements, as score_sde trains; False: half their sum, as in the paper.
         eps: smallest time that is drawn; positive, since the score of the data itself need not exist.
-        prediction: what the model gives; the loss is that of the score it stands for.
+        prediction: what the model gives; the loss is that of the score it stands for. Default:
+            `model.prediction`, else "eps".
         t: (B,) public times (sigma for VE), with noise in them; default: drawn.
         noise, generator, model_kwargs, reduction: as in `ddpm_loss`.
 
     Raises:
         TypeError, ValueError: bad arguments, a schedule without such an SDE, or an output of the wrong shape.
     """
+    prediction = as_stated(model, "prediction", prediction, "eps")
     check_names(prediction, reduction, ALL)
     check_data(x0)
     known = resolve(schedule)

@@ -1,9 +1,14 @@
-"""Messages for names that are not known."""
+"""Messages for names that are not known, and warnings at the user's own line."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import sys
+import warnings
 from collections.abc import Iterable
+
+PACKAGE = os.path.dirname(__file__) + os.sep
 
 SYNONYMS = {
     "epsilon": "eps",
@@ -84,3 +89,11 @@ def unknown_option(method: str, got: str, valid: Iterable[str]) -> str:
     if got in CONDITIONING:
         return f"{message}. What the model is given goes in model_kwargs={{{got!r}: ...}}"
     return message
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line, outside this package, that called into it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -18,8 +18,13 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def stated(model: Any, name: str) -> Any:
-    """What a model states of itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`)."""
-    return getattr(model, name, None)
+    """What a model states of itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`).
+
+    A wrapper such as DistributedDataParallel, which keeps the model as `module`, says what the model says.
+    """
+    value = getattr(model, name, None)
+    inner = getattr(model, "module", None) if isinstance(model, torch.nn.Module) else None
+    return stated(inner, name) if value is None and isinstance(inner, torch.nn.Module) else value
 
 
 def sample_shape(model: Any) -> tuple[int, ...] | None:

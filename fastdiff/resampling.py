@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,13 +76,15 @@ class LossSecondMoment:
             )
         if np.any(times != np.rint(times)) or np.any((times < 0) | (times >= len(self._seen))):
             raise ValueError(f"t got {times.tolist()}; expected integers from 0 to {len(self._seen) - 1}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"losses got {values[~np.isfinite(values)][0]} at time {times[~np.isfinite(values)][0]:g}")
         pairs = list(zip(times.astype(int).tolist(), values.tolist(), strict=True))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             everyone: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(everyone, pairs)
             pairs = [pair for own in everyone for pair in own]
+        # After the gathering, so that every process raises and none waits for another.
+        for time, loss in pairs:
+            if not math.isfinite(loss):
+                raise ValueError(f"losses got {loss} at time {time}; expected finite losses")
         for time, loss in pairs:
             self._losses[time, self._seen[time] % self._losses.shape[1]] = loss
             self._seen[time] += 1

@@ -286,6 +286,8 @@ def _bind_stage(
     if not stage.evaluate:
         return row, StageSpec(NONE, False, False, u_mask, x_mask, 0)
     if classifier == "score_after_clip":
+        if stage.alpha == 0:
+            raise ValueError("classifier_form='score_after_clip' needs alpha > 0: start at an earlier t_start")
         shift = classifier_shift("x0" if space == "data" else "eps", stage.alpha, stage.sigma)
         row[[NEXT_U + AUX, NEXT_X + AUX]] += shift * row[[NEXT_U + M, NEXT_X + M]]
         u_mask |= 1 << AUX

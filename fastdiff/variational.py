@@ -24,6 +24,7 @@ from fastdiff.arguments import check_clip
 from fastdiff.decoder import check_decoder, decoder_log_prob
 from fastdiff.forward import (
     Model,
+    as_stated,
     check_data,
     check_names,
     column,
@@ -38,7 +39,6 @@ from fastdiff.forward import (
     vector,
 )
 from fastdiff.names import unknown
-from fastdiff.network import stated
 from fastdiff.plan import ZA, M, X
 from fastdiff.report import span
 from fastdiff.schedules import NoiseSchedule, resolve
@@ -156,6 +156,8 @@ def chain_of(
     variance: str = "small",
 ) -> Chain:
     """The chain, kept from call to call: training asks for the same one in every step."""
+    if not isinstance(variance, str):
+        raise TypeError(f"variance must be a name, one of {', '.join(VARIANCES)}; got {type(variance).__name__}")
     times = spacing if spacing is None or isinstance(spacing, str) else tuple(float(t) for t in spacing)
     return _chain(schedule, steps, times, variance)
 
@@ -170,9 +172,9 @@ def _chain(
 def vlb_loss(
     model: Model,
     x0: Tensor,
-    schedule: str | NoiseSchedule = "ddpm",
+    schedule: str | NoiseSchedule | None = None,
     *,
-    prediction: str = "eps",
+    prediction: str | None = None,
     variance: str = "small",
     rescale: bool = False,
     steps: int | None = None,
@@ -193,8 +195,9 @@ def vlb_loss(
     Args:
         model: callable (x, t, **model_kwargs) as in `fastdiff.sample`.
         x0: (B, ...) data in [−1, 1], floating point.
-        schedule: a `NoiseSchedule` or its name.
-        prediction: what the model gives: "eps", "x0", "v", "score", "flow", or "previous", the mean of x_{t−1}.
+        schedule: a `NoiseSchedule` or its name; default: `model.schedule`, else "ddpm".
+        prediction: what the model gives: "eps", "x0", "v", "score", "flow", or "previous", the mean of x_{t−1};
+            default: `model.prediction`, else "eps".
         variance: of p, as for method "ddpm": "small", "large", or "learned_range" or "learned", where the network gives
             twice the channels.
         rescale: times the number of steps, which makes it an unbiased estimate of the whole bound (without the prior's
@@ -209,6 +212,10 @@ def vlb_loss(
     Raises:
         TypeError, ValueError: bad arguments, times outside the chain, or an output of the wrong shape.
     """
+    schedule, prediction = (
+        as_stated(model, "schedule", schedule, "ddpm"),
+        as_stated(model, "prediction", prediction, "eps"),
+    )
     check_names(prediction, reduction, ALL)
     check_decoder(bins, cdf)
     check_data(x0)
@@ -223,9 +230,9 @@ def vlb_loss(
 def hybrid_loss(
     model: Model,
     x0: Tensor,
-    schedule: str | NoiseSchedule = "ddpm",
+    schedule: str | NoiseSchedule | None = None,
     *,
-    prediction: str = "eps",
+    prediction: str | None = None,
     variance: str = "learned_range",
     vlb_weight: float = 1e-3,
     steps: int | None = None,
@@ -252,6 +259,10 @@ def hybrid_loss(
     Raises:
         TypeError, ValueError: bad arguments, times outside the chain, or an output that has not twice the channels.
     """
+    schedule, prediction = (
+        as_stated(model, "schedule", schedule, "ddpm"),
+        as_stated(model, "prediction", prediction, "eps"),
+    )
     check_names(prediction, reduction, ALL)
     check_decoder(bins, cdf)
     check_data(x0)
@@ -260,7 +271,7 @@ def hybrid_loss(
             f"variance={variance!r}: hybrid_loss trains a learned variance, 'learned_range' or 'learned'; for a fixed "
             "one call ddpm_loss(model, x0, schedule)"
         )
-    if not (math.isfinite(vlb_weight) and vlb_weight >= 0):
+    if not (isinstance(vlb_weight, int | float) and math.isfinite(vlb_weight) and vlb_weight >= 0):
         raise ValueError(f"vlb_weight={vlb_weight!r}: expected a number of at least 0, such as 0.001")
     chain = chain_of(schedule, steps, spacing, variance)
     k = chain.draw(len(x0), generator, prediction) if t is None else chain.find(t, len(x0))
@@ -348,15 +359,14 @@ def variational_bound(
     Raises:
         TypeError, ValueError: bad arguments, noise of the wrong shape, or an output of the wrong shape.
     """
-    kind = prediction if prediction is not None else stated(model, "prediction") or "eps"
+    kind = as_stated(model, "prediction", prediction, "eps")
     check_names(kind, "mean", ALL)
     check_decoder(bins, cdf)
     check_data(x0)
     bounds = check_clip(clip)
     if isinstance(bounds, Dynamic):
         raise ValueError(f"clip={clip!r}: expected the data's bounds, (low, high), such as (-1.0, 1.0), or None")
-    noted = schedule if schedule is not None else stated(model, "schedule")
-    known = resolve("ddpm" if noted is None else noted)
+    known = resolve(as_stated(model, "schedule", schedule, "ddpm"))
     if (variance == ANALYTIC) != (gamma is not None):
         raise ValueError(
             f"got variance={variance!r} and gamma={gamma!r}, which go together: variance='analytic', "
@@ -368,7 +378,8 @@ def variational_bound(
     if gamma is not None:
         chain = _analytic(chain, known, gamma)
     if decoder_variance is not None:
-        if not (math.isfinite(decoder_variance) and decoder_variance > 0):
+        number = isinstance(decoder_variance, int | float)
+        if not (number and math.isfinite(decoder_variance) and decoder_variance > 0):
             raise ValueError(f"decoder_variance={decoder_variance!r}: expected a number above 0, such as 1e-4")
         chain = chain.with_variances(np.array([math.nan] * (len(chain) - 1) + [math.log(decoder_variance)]))
     clean = full(x0)

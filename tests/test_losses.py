@@ -13,7 +13,7 @@ import torch
 from mpmath import mp, mpf
 
 from fastdiff import schedules
-from fastdiff.losses import ddpm_loss, q_sample, sde_loss, smld_loss
+from fastdiff.losses import ddpm_loss, q_sample, sde_loss, smld_loss, vlb_loss
 
 PREDICTIONS = ("eps", "x0", "v", "score", "flow")
 SDES = {"vp": schedules.vp_linear(), "cosine": schedules.vp_cosine(), "subvp": schedules.subvp(), "ve": schedules.ve()}
@@ -383,6 +383,40 @@ def test_model_gets_model_times_and_keyword_arguments() -> None:
     loss = sde_loss(model, x0, schedule, t=0.25, noise=noise, model_kwargs={"y": labels})
     # Sums are in float32, although the network ended in bfloat16 (as under autocast).
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(noise.square().mean().item(), rel=1e-6)
+
+
+def test_losses_follow_what_the_model_states() -> None:
+    """As `sample` does; also within DistributedDataParallel, which hides the attributes of its module."""
+
+    class Stating(torch.nn.Module):
+        schedule, prediction = "cosine", "v"
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return wavy(x, t)
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
+            return self.module(*arguments)
+
+    x0, noise = batch()
+    for loss in (ddpm_loss, vlb_loss):
+        want = loss(wavy, x0, "cosine", prediction="v", t=300, noise=noise)
+        for model in (Stating(), Wrapper(Stating())):
+            assert torch.equal(loss(model, x0, t=300, noise=noise), want)
+            other = loss(model, x0, "ddpm", prediction="eps", t=300, noise=noise)
+            assert torch.equal(other, loss(wavy, x0, t=300, noise=noise)) and not torch.equal(other, want)
+    for model in (Stating(), Wrapper(Stating())):
+        assert torch.equal(
+            sde_loss(model, x0, "vp", t=0.3, noise=noise), sde_loss(wavy, x0, "vp", prediction="v", t=0.3, noise=noise)
+        )
+        assert torch.equal(
+            smld_loss(model, x0, [1.0, 2.0], t=1, noise=noise),
+            smld_loss(wavy, x0, [1.0, 2.0], prediction="v", t=1, noise=noise),
+        )
 
 
 def test_one_generator_is_one_result() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import fastdiff
+from fastdiff import names
 from fastdiff.names import ELSEWHERE
 from fastdiff.solvers import ABSENT, ADAPTIVE, ALIASES, METHODS, find
 
@@ -176,3 +179,19 @@ def test_a_scheduler_object_is_not_a_schedule() -> None:
 def test_functions_are_checked_before_the_run(arguments: dict, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         fastdiff.sample(lambda x, t: x, shape=(1, 4), **arguments)
+
+
+def test_warnings_name_the_line_outside_the_package() -> None:
+    """Also where the user's folder has a name that begins like the package's."""
+    code = "def call(then):\n    then()\n"
+    inside, beside = f"{names.PACKAGE}mine.py", f"{names.PACKAGE[:-1]}_mine/script.py"
+    calls: list[Callable[[Any], None]] = []
+    for path in (inside, beside):
+        scope: dict[str, Any] = {}
+        exec(compile(code, path, "exec"), scope)
+        calls.append(scope["call"])
+    warning = functools.partial(names.warn, "look here")
+    with pytest.warns(UserWarning, match="look here") as found:
+        calls[0](warning)
+        calls[1](warning)
+    assert [w.filename for w in found] == [__file__, beside]

@@ -64,23 +64,26 @@ LAYERS: dict[str, set[str] | None] = {
         "binding",
         "report",
     },
-    "adaptive_report": {"schedule_base", "solvers"},
+    "adaptive_report": {"schedule_base", "solvers", "corrections"},
     "adaptive_lanes": OPS | PLANS,
-    "adaptive": OPS | PLANS | {"solvers", "network", "langevin", "loop", "adaptive_lanes", "adaptive_report"},
+    "adaptive": OPS
+    | PLANS
+    | {"solvers", "network", "langevin", "loop", "corrections", "adaptive_lanes", "adaptive_report"},
     "adaptive_sampler": OPS
     | PLANS
     | {"solvers", "network", "history", "loop", "arguments", "threshold", "adaptive", "adaptive_lanes"}
-    | {"adaptive_report", "report", "sampler"},
+    | {"adaptive_report", "corrections", "report", "sampler"},
     "likelihood": OPS
     | PLANS
-    | {"solvers", "network", "arguments", "adaptive", "adaptive_lanes", "adaptive_report", "sampler"},
+    | {"solvers", "network", "arguments", "adaptive", "adaptive_lanes", "adaptive_report", "report", "sampler"},
     "api": OPS
     | PLANS
     | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "corrections", "sampler"},
     "analytic": OPS | PLANS | {"solvers", "network", "history", "arguments", "sampler", "api", "analytic_times"},
     "analytic_times": PLANS | {"solvers"},
     "forward": PLANS | {"table", "network"},
-    "variational": PLANS | {"table", "network", "solvers", "api", "forward"},
+    "decoder": {"names"},
+    "variational": PLANS | {"table", "solvers", "api", "arguments", "threshold", "report", "forward", "decoder"},
     "resampling": set(),
     "losses": PLANS | {"table", "network", "forward", "variational", "resampling"},
     "integrations": None,

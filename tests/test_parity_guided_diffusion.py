@@ -162,3 +162,19 @@ def test_denoised_fn(backend) -> None:
         **shared("ddim25", True, True, backend),
     )
     assert numbers(got) == pytest.approx(DENOISED, rel=TOLERANCE)
+
+
+def test_guidance_after_the_clip_at_zero_terminal_snr() -> None:
+    schedule = fastdiff.schedules.discrete(alphas_cumprod=np.linspace(0.99, 0.0, 100))
+    with pytest.raises(ValueError, match="classifier_form='score_after_clip' needs alpha > 0: start at an earlier"):
+        fastdiff.sample(
+            EPS,
+            Z,
+            method="ddim",
+            steps=4,
+            spacing="trailing",
+            schedule=schedule,
+            prediction="v",
+            classifier_grad=gradient,
+            classifier_form="score_after_clip",
+        )

@@ -421,6 +421,7 @@ def wrong_noise(k: int, like: torch.Tensor) -> torch.Tensor:
         (lambda: vlb_loss(with_range, X0), r"returned shape \(3, 4, 1\), expected \(3, 2, 1\)"),
         (lambda: vlb_loss(mean, X0, spacing=[900.0, 500.0, 100.0]), r"the chain ends at t=100, where noise is left"),
         (lambda: hybrid_loss(mean, X0, variance="small"), r"variance='small'.*ddpm_loss\(model, x0, schedule\)"),
+        (lambda: hybrid_loss(with_range, X0, vlb_weight="a"), "vlb_weight='a': expected a number of at least 0"),
         (lambda: hybrid_loss(with_range, X0, vlb_weight=-1.0), r"vlb_weight=-1.0: expected a number of at least 0"),
         (lambda: variational_bound(mean, X0, variance="analytic"), r"go together: .*estimate_gamma\(model, data\)"),
         (lambda: variational_bound(mean, X0, gamma="lower"), "variance='small' and gamma='lower', which go together"),

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastdiff.grids import SPACINGS
-from fastdiff.names import unknown
+from fastdiff.names import unknown, warn
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers import (
@@ -119,13 +116,9 @@ def methods() -> dict[str, dict[str, Any]]:
     }
 
 
-PACKAGE = str(Path(__file__).parents[1])
-
-
 def warn_of_unit_times(schedule: NoiseSchedule, t_start: Any, t_end: Any) -> None:
-    """A UserWarning, at the caller's line outside this package, where times of DPM-Solver's scale, from 0 to 1, seem to
-    be meant as indices of a discrete schedule: for a float 0 < t_start <= 1, unless t_end lies above 1. The integer 1
-    is the index."""
+    """A UserWarning where times of DPM-Solver's scale, from 0 to 1, seem to be given to a discrete schedule of more
+    than 10 times: for a float 0 < t_start <= 1, unless t_end lies above 1. The integer 1 is the index."""
     count = schedule.num_train
     if count is None or count <= 10 or not isinstance(t_start, float | np.floating) or not 0 < t_start <= 1:
         return
@@ -134,14 +127,10 @@ def warn_of_unit_times(schedule: NoiseSchedule, t_start: Any, t_end: Any) -> Non
         if not isinstance(t_end, int | float | np.number) or t_end > 1:
             return
         given, call = f"{given}, t_end={t_end}", f"{call}, t_end={max(t_end * count - 1, 0):g}"
-    level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
-        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
-    warnings.warn(
+    warn(
         f"{given}: times of {schedule!r} are indices from 0 to {count - 1}, and this run starts beside the data; the "
         f"index of DPM-Solver's time t from 0 to 1 is t*{count} - 1: {call} (the integer t_start=1 is the index 1, "
-        "without this warning)",
-        stacklevel=level,
+        "without this warning)"
     )
 
 
