@@ -116,7 +116,8 @@ def main() -> int:
         # What was measured until then is written, printed and drawn.
         for ending in (signal.SIGINT, signal.SIGTERM):
             signal.signal(ending, signal.default_int_handler)
-        data = gpu.measure(args.quick, args.seconds or (90.0 if args.quick else gpu.SECONDS), save)
+        usual = 90.0 if args.quick else gpu.SECONDS
+        data = gpu.measure(args.quick, usual if args.seconds is None else args.seconds, save)
     else:
         ok, why = ops.load("cpu").available()
         if not ok:

@@ -93,7 +93,7 @@ def main() -> int:
         call("build of what can be built", build_command(), 200.0)
     tested = call("tests", test_command(os.cpu_count() or 1), TEST_SECONDS)
     left = end - time.perf_counter()
-    seconds = min(BENCH_SECONDS, left - 2 * WRITING)
+    seconds = max(WRITING, min(BENCH_SECONDS, left - 2 * WRITING))
     measured = call("benchmarks", bench_command(out, seconds), seconds + WRITING)
     return 0 if built and tested and measured else 1
 
