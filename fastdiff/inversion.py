@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastdiff.report import span
 from fastdiff.sampler import Sampler
 
 
@@ -23,6 +24,12 @@ class Reconstruction(NamedTuple):
     x: torch.Tensor
     mean_error: torch.Tensor
     max_error: torch.Tensor
+
+    def __repr__(self) -> str:
+        return (
+            f"Reconstruction({len(self.x)} samples, x {tuple(self.x.shape)}, {self.x.dtype}, mean_error "
+            f"{span(self.mean_error)}, max_error {span(self.max_error)})"
+        )
 
 
 def reconstruct(sampler: Sampler, model: Callable[..., Any], x: torch.Tensor, **arguments: Any) -> Reconstruction:

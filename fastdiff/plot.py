@@ -96,12 +96,18 @@ def image_grid(images: Array, path: str | Path, *, columns: int | None = None, s
 def trajectory(
     states: Array, path: str | Path, *, predicted: Array | None = None, sample: int = 0, scale: int = 1
 ) -> None:
-    """One sample's way from noise to image: a row of x (steps + 1, B, C, H, W), and a row of the predicted x0 below
-    it; `states` and `predicted` are the `x` and `x0` of a `Trajectory`.
+    """One sample's way from noise to image: a row of x (steps + 1, B, C, H, W), and a row of the predicted x0 below it.
+
+    Args:
+        states: a `Trajectory`, or the `x` of one.
+        predicted: its `x0`; default: the trajectory's own, and with `x` alone no second row.
 
     Raises:
         ValueError: `sample` is not in the batch, or as for `image_grid`.
     """
+    if hasattr(states, "x0"):
+        # By its fields, as a Trajectory's module needs torch and this one does not.
+        states, predicted = states.x, states.x0 if predicted is None else predicted
     every = _host(states)
     if every.ndim != 5 or not 0 <= sample < every.shape[1]:
         raise ValueError(

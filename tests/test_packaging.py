@@ -41,7 +41,7 @@ LAYERS: dict[str, set[str] | None] = {
     "history": OPS,
     "langevin": OPS,
     "corrections": {"plan"},
-    "inversion": {"sampler"},
+    "inversion": {"report", "sampler"},
     "loop": OPS | {"network", "history", "langevin", "corrections"},
     "capture": set(),
     "graph": OPS | {"network", "history", "loop", "capture"},

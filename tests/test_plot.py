@@ -36,6 +36,18 @@ def test_a_trajectory_is_x_above_the_predicted_x0(tmp_path: Path) -> None:
     assert (pixels[1:3, 13:15, 0] == expected).all() and (pixels[4:6, 13:15, 0] == expected).all()
 
 
+def test_a_trajectory_is_taken_as_it_comes(tmp_path: Path) -> None:
+    _, run = fastdiff.sample(lambda x, t: 0.3 * x, shape=(2, 3, 2, 2), steps=3, return_trajectory=True)
+
+    def drawn(*args: Any, **kwargs: Any) -> np.ndarray:
+        plot.trajectory(args[0], tmp_path / "t.png", sample=1, **kwargs)
+        return np.asarray(Image.open(tmp_path / "t.png"))
+
+    whole, alone = drawn(run.x, predicted=run.x0), drawn(run.x)
+    assert np.array_equal(drawn(run), whole) and len(whole) == 2 * 3 + 1 and len(alone) == 3 + 1
+    assert np.array_equal(drawn(run, predicted=-run.x0), drawn(run.x, predicted=-run.x0))
+
+
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are drawn."""

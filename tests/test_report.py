@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fastdiff
+from fastdiff.inversion import reconstruct
 
 
 @pytest.mark.parametrize("method", ["dpm3", "ode"])
@@ -31,3 +32,13 @@ def test_repr_of_an_adaptive_runs_info_is_one_line() -> None:
     assert repr(info) == f"Info(3 samples, {accepted} accepted and {rejected} rejected steps each, nfe={info.nfe})"
     mixed = info._replace(accepted=torch.tensor([4, 9, 5]))
     assert repr(mixed).startswith(f"Info(3 samples, 4 to 9 accepted and {rejected} rejected steps each")
+
+
+def test_repr_of_a_reconstruction_is_one_line() -> None:
+    x = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
+    got = reconstruct(fastdiff.Sampler("ddim", 5), lambda x, t: 0.1 * x, x)
+    low, high = (f"{float(f(got.max_error)):.5g}" for f in (torch.min, torch.max))
+    assert repr(got).startswith("Reconstruction(2 samples, x (2, 3, 4), torch.float32, mean_error ")
+    assert repr(got).endswith(f", max_error {low} to {high})" if low != high else f", max_error {low})")
+    assert "\n" not in repr(got) and len(repr(got)) < 150
+    assert repr(got._replace(mean_error=torch.tensor([0.25, 0.5]))).split("mean_error ")[1].startswith("0.25 to 0.5,")
