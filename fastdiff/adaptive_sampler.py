@@ -31,6 +31,7 @@ from fastdiff.ops.buffers import Coeffs
 from fastdiff.plan import Plan
 from fastdiff.report import Trajectory
 from fastdiff.sampler import Sampler, _mode
+from fastdiff.schedule_base import Point
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.embedded import Embedded
 from fastdiff.table import check_previous
@@ -102,6 +103,10 @@ class AdaptiveSampler(Sampler):
             f"method {self._named.method!r} is adaptive and has no plan: its steps are chosen while it runs; call the "
             "sampler with return_info=True to see them"
         )
+
+    @property
+    def _first(self) -> Point:
+        return self._named.start
 
     @property
     def _prior_std(self) -> float:

@@ -28,10 +28,11 @@ SYNONYMS = {
 only."""
 
 ELSEWHERE = {
-    "algorithm_type": "the method's name says it: 'dpm2' (dpmsolver), 'dpmpp2m' (dpmsolver++), 'dpmpp2m_sde'",
+    "algorithm_type": "the method's name: 'dpm2' (dpmsolver), 'dpmpp2m' (dpmsolver++), 'dpmpp2m_sde'",
     "beta_schedule": "schedule='ddpm', 'scaled_linear' or 'cosine'",
     "clip_denoised": "clip=(-1, 1)",
     "clip_sample": "clip=(-1, 1)",
+    "clip_sigma_idx": "clip_steps=1 of analytic_ddpm and analytic_ddim",
     "cond_fn": "classifier_grad=(x, t) -> grad of log p(y | x)",
     "correcting_x0_fn": "correct_x0=(x0, t) -> x0",
     "correcting_xt_fn": "correct_xt=(x, t, step) -> x",
@@ -39,14 +40,20 @@ ELSEWHERE = {
     "extra_args": "model_kwargs={...}",
     "flow_shift": "schedule=fastdiff.schedules.flow(shift)",
     "generator": "seed=0, or one seed per sample",
+    "n_steps": "n_corrector=1 of pc",
     "noise_sampler": "noise=(draw, like) -> tensor",
     "num_inference_steps": "steps=10",
     "prediction_type": "prediction='eps', 'x0', 'v' or 'flow'",
+    "rescale_betas_zero_snr": "fastdiff.schedules.discrete(betas, zero_terminal_snr=True)",
     "return_intermediate": "return_trajectory=True",
+    "set_alpha_to_one": "final='clean' (True) or 't_min' (False)",
     "shift": "schedule=fastdiff.schedules.flow(shift)",
+    "sigma_max": "t_start of ve and edm schedules, or schedule=fastdiff.schedules.ve(sigma_min, sigma_max)",
+    "sigma_min": "t_end of ve and edm schedules, or schedule=fastdiff.schedules.ve(sigma_min, sigma_max)",
     "sigmas": "spacing=[...]: the times themselves, which are sigmas for ve, edm, and flow without a shift",
     "skip_type": "spacing='time_uniform', 'logsnr' or 'time_quadratic'",
-    "solver_order": "the method's name says it: 'dpmpp2m', 'dpmpp3m'",
+    "solver_order": "the method's name: 'dpmpp2m', 'dpmpp3m'",
+    "strength": "t_start=..., and x=fastdiff.losses.q_sample(image, t_start, schedule)",
     "thresholding": "clip='dynamic'",
     "timestep_respacing": "spacing='ddim25', '10,15,20' and the like",
     "timestep_spacing": "spacing='leading', 'linspace' or 'trailing'",
@@ -60,14 +67,15 @@ CONDITIONING = ("encoder_hidden_states", "class_labels", "y", "added_cond_kwargs
 """What networks are commonly conditioned on: arguments of the model, not of `sample`."""
 
 
-def unknown(kind: str, got: object, valid: Iterable[str], guess: bool = True) -> str:
-    """The message of an error about a name: what was got, the nearest valid name (with `guess`), and all valid names.
+def unknown(kind: str, got: object, valid: Iterable[str], guess: bool = True, also: Iterable[str] = ()) -> str:
+    """The message of an error about a name: what was got, the nearest valid name (with `guess`; those of `also` too),
+    and all valid names.
 
     >>> unknown("spacing", "karas", ["karras", "logsnr"])
     "unknown spacing 'karas'; did you mean 'karras'? Valid: karras, logsnr"
     """
     names = list(valid)
-    folded = {name.lower(): name for name in names}
+    folded = {name.lower(): name for name in (*names, *also)}
     near = difflib.get_close_matches(got.lower(), folded, n=1) if guess and isinstance(got, str) else []
     synonym = SYNONYMS.get(got.lower()) if isinstance(got, str) else None
     nearest = synonym if synonym in names else folded[near[0]] if near else None

@@ -31,12 +31,13 @@ from fastdiff.corrections import CorrectX0, CorrectXt, check_corrections
 from fastdiff.graph import capture_refusal, execute
 from fastdiff.history import Noise
 from fastdiff.loop import Hooks, Run, State
-from fastdiff.names import unknown
+from fastdiff.names import unknown, warn
 from fastdiff.network import Network, placement, stated
 from fastdiff.ops.buffers import Coeffs
 from fastdiff.philox import PRIOR
-from fastdiff.plan import Plan
+from fastdiff.plan import Plan, Stage
 from fastdiff.report import Trajectory, progress_bar, require_finite
+from fastdiff.schedule_base import Point
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.table import PREDICTIONS, PREVIOUS, check_previous
 from fastdiff.threshold import Dynamic, set_bounds
@@ -354,6 +355,11 @@ class Sampler:
     def _prior_std(self) -> float:
         return self.plan.prior_std
 
+    @property
+    def _first(self) -> Stage | Point:
+        """The time that a run starts at."""
+        return self.plan.stages[0]
+
     def _start(
         self,
         x: torch.Tensor | None,
@@ -373,6 +379,13 @@ class Sampler:
         _, backend = ops.select(self.backend, where, self.dtype, network_dtype or self.dtype)
         if x is not None:
             return backend, x.detach().to(device=where, dtype=self.dtype).contiguous(), seeds, index
+        first = self._first
+        if first.alpha > first.sigma:
+            warn(
+                f"x is pure noise, drawn at t={first.t:g}, where alpha={first.alpha:.3g} and sigma={first.sigma:.3g}: a "
+                "network expects little noise there, and the result will be no sample; start at a noisier time, or "
+                "pass x (times of discrete schedules are indices, not sigmas)"
+            )
         start = torch.empty(size, dtype=self.dtype, device=where)
         if noise is not None:
             start.copy_(prior_noise(noise, start))

@@ -195,3 +195,31 @@ def test_warnings_name_the_line_outside_the_package() -> None:
         calls[0](warning)
         calls[1](warning)
     assert [w.filename for w in found] == [__file__, beside]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("DPM++ 2M", "dpmpp2m"),
+        ("DPM++ 2M SDE", "dpmpp2m_sde"),
+        ("Euler a", "ddpm"),
+        ("Heun", "heun"),
+        ("UniPC", "unipc"),
+    ],
+)
+def test_names_as_user_interfaces_show_them(name: str, method: str) -> None:
+    assert find(name).name == method
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("DPM++ 2M Karras", "spacing is an argument of its own: method='dpmpp2m', spacing='karras'"),
+        ("dpmpp2m_exponential", "method='dpmpp2m', spacing='exponential'"),
+        ("eulr", "unknown method 'eulr'; did you mean 'euler'"),
+        ("no_such_karras", "unknown method 'no_such_karras'. Valid"),
+    ],
+)
+def test_messages_about_methods(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        find(name)

@@ -61,3 +61,25 @@ def test_the_inverse_of_a_run_to_an_index_below_one_gives_none() -> None:
         warnings.simplefilter("error")
         fastdiff.Sampler("ode", t_end=0.5).invert(still, torch.ones(1, 2))
         fastdiff.Sampler("dpm2", 5, t_end=0.5).invert(still, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        # A list of sigmas, where times are indices.
+        ({"spacing": [14.6, 7.0, 2.0, 0.5, 0.0]}, r"at t=14.6, where alpha=0.99\d and sigma=0.0\d+: a network expects"),
+        ({"t_start": 100.0, "method": "ddim"}, "drawn at t=90, where alpha="),
+        ({"t_start": 100.0, "method": "ode"}, "at t=100, where alpha="),
+        ({"t_start": 0.3, "schedule": "flow", "prediction": "flow", "method": "ddim"}, "at t=0.3, where alpha=0.7"),
+    ],
+)
+def test_pure_noise_where_little_is_expected(arguments: dict[str, object], words: str) -> None:
+    arguments = {"method": "dpm2", **arguments}
+    with pytest.warns(UserWarning, match=words) as found:
+        fastdiff.sample(still, shape=(1, 2), **arguments)
+    assert [w.filename for w in found] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # The state at that time, from the caller; and a start in the noise.
+        fastdiff.sample(still, torch.ones(1, 2), **arguments)
+        fastdiff.sample(still, shape=(1, 2), method="dpm2", t_start=900.0)

@@ -67,8 +67,10 @@ ABSENT = {
 
 
 def _key(name: str) -> str:
-    """A name without what other libraries put around it: "sample_" (k-diffusion), "Scheduler", "_gpu" (ComfyUI)."""
-    key = name.lower().replace("-", "_").removeprefix("sample_").removesuffix("scheduler")
+    """A name without what other libraries put around it: "sample_" (k-diffusion), "Scheduler", "_gpu" (ComfyUI); and
+    "DPM++ 2M", as user interfaces show it, in letters."""
+    key = name.lower().replace("-", "_").replace(" ", "_").replace("++", "pp")
+    key = key.removeprefix("sample_").removesuffix("scheduler")
     return key.removesuffix("_gpu").rstrip("_")
 
 
@@ -93,7 +95,15 @@ def find(name: str) -> Method:
             f"{ABSENT[key]}. Valid: {', '.join(known)}"
         )
     if key not in known:
-        raise ValueError(unknown("method", name, known))
+        message = unknown("method", name, known, also=ALIASES)
+        for spacing in ("karras", "exponential"):
+            base = key.removesuffix(f"_{spacing}")
+            if base != key and ALIASES.get(base, base) in known:
+                message = (
+                    f"unknown method {name!r}: the spacing is an argument of its own: "
+                    f"method={ALIASES.get(base, base)!r}, spacing={spacing!r}"
+                )
+        raise ValueError(message)
     return known[key]
 
 

@@ -158,7 +158,7 @@ METHODS = (
                 choices=("small", "large", *LEARNED),
             )
         },
-        aliases=("ancestral", "euler_ancestral", "eulerancestraldiscrete", "ddpmparallel"),
+        aliases=("ancestral", "euler_a", "euler_ancestral", "eulerancestraldiscrete", "ddpmparallel"),
     ),
     Method(
         name="ddim",
