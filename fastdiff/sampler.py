@@ -382,7 +382,7 @@ class Sampler:
         first = self._first
         if first.alpha > first.sigma:
             warn(
-                f"x is pure noise, drawn at t={first.t:g}, where alpha={first.alpha:.3g} and sigma={first.sigma:.3g}: a "
+                f"x is pure noise, drawn at t={first.t:g}, where alpha={first.alpha:.3g}, sigma={first.sigma:.3g}: a "
                 "network expects little noise there, and the result will be no sample; start at a noisier time, or "
                 "pass x (times of discrete schedules are indices, not sigmas)"
             )
