@@ -49,6 +49,40 @@ def _tanh_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def check_bins(x0: Tensor, bins: int) -> None:
+    """ValueError for data outside the bins of [−1, 1], of which bits per dimension say nothing.
+
+    The outermost bins end half a bin beyond −1 and 1; the rest of the slack is for rounding and resampling.
+    """
+    limit = 1.0 + 1.0 / (bins - 1) + 1e-3
+    low, high = _range(x0)
+    if low < -limit or high > limit:
+        raise ValueError(
+            f"x0 ranges from {low:g} to {high:g}; expected data in [-1, 1], in which the {bins} bins lie: of 8-bit "
+            "images pass 2 * x / 255 - 1"
+        )
+
+
+def check_scaled(x0: Tensor) -> None:
+    """ValueError for images that were left in 0..255, where a look at the data costs nothing: on the CPU.
+
+    Latents, far beyond [−1, 1], are trained with these losses too (Peebles and Xie 2023, arXiv 2212.09748): the
+    outermost bins reach to infinity, and the decoder's term is one of many. They are not all positive, as pixels are.
+    """
+    if x0.device.type != "cpu":
+        return
+    low, high = _range(x0)
+    if low >= 0.0 and high > 2.0:
+        raise ValueError(
+            f"x0 ranges from {low:g} to {high:g}, as pixels do; expected data in about [-1, 1]: pass 2 * x / 255 - 1"
+        )
+
+
+def _range(x0: Tensor) -> tuple[float, float]:
+    low, high = x0.detach().aminmax()
+    return float(low), float(high)
+
+
 def check_decoder(bins: int, cdf: str) -> None:
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
         raise ValueError(f"bins={bins!r}: expected the number of values of an element, at least 2, such as 256")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from fastdiff import solvers
 from fastdiff.api import randn
 from fastdiff.arguments import check_clip
-from fastdiff.decoder import check_decoder, decoder_log_prob
+from fastdiff.decoder import check_bins, check_decoder, check_scaled, decoder_log_prob
 from fastdiff.forward import (
     Model,
     as_stated,
@@ -210,7 +210,8 @@ def vlb_loss(
         noise, generator, model_kwargs, reduction: as in `ddpm_loss`.
 
     Raises:
-        TypeError, ValueError: bad arguments, times outside the chain, or an output of the wrong shape.
+        TypeError, ValueError: bad arguments, times outside the chain, an output of the wrong shape, or, where it is on
+            the CPU, data from 0 to 255.
     """
     schedule, prediction = (
         as_stated(model, "schedule", schedule, "ddpm"),
@@ -219,6 +220,7 @@ def vlb_loss(
     check_names(prediction, reduction, ALL)
     check_decoder(bins, cdf)
     check_data(x0)
+    check_scaled(x0)
     chain = chain_of(schedule, steps, spacing, variance)
     k = chain.draw(len(x0), generator, prediction) if t is None else chain.find(t, len(x0))
     clean, eps = full(x0), full(normal(x0, noise, generator))
@@ -257,7 +259,7 @@ def hybrid_loss(
             `vlb_loss`.
 
     Raises:
-        TypeError, ValueError: bad arguments, times outside the chain, or an output that has not twice the channels.
+        TypeError, ValueError: as `vlb_loss`, and an output that has not twice the channels.
     """
     schedule, prediction = (
         as_stated(model, "schedule", schedule, "ddpm"),
@@ -266,6 +268,7 @@ def hybrid_loss(
     check_names(prediction, reduction, ALL)
     check_decoder(bins, cdf)
     check_data(x0)
+    check_scaled(x0)
     if variance not in VARIANCES[2:]:
         raise ValueError(
             f"variance={variance!r}: hybrid_loss trains a learned variance, 'learned_range' or 'learned'; for a fixed "
@@ -357,12 +360,13 @@ def variational_bound(
         `VariationalBound`.
 
     Raises:
-        TypeError, ValueError: bad arguments, noise of the wrong shape, or an output of the wrong shape.
+        TypeError, ValueError: bad arguments, data outside [−1, 1], noise or an output of the wrong shape.
     """
     kind = as_stated(model, "prediction", prediction, "eps")
     check_names(kind, "mean", ALL)
     check_decoder(bins, cdf)
     check_data(x0)
+    check_bins(x0, bins)
     bounds = check_clip(clip)
     if isinstance(bounds, Dynamic):
         raise ValueError(f"clip={clip!r}: expected the data's bounds, (low, high), such as (-1.0, 1.0), or None")

@@ -12,7 +12,7 @@ import torch
 from mpmath import mp, mpf
 
 import fastdiff
-from fastdiff.decoder import decoder_log_prob
+from fastdiff.decoder import check_scaled, decoder_log_prob
 from fastdiff.losses import ddpm_loss, hybrid_loss, variational_bound, vlb_loss
 from fastdiff.variational import Chain
 
@@ -397,6 +397,44 @@ def test_at_zero_terminal_snr_the_first_call_says_that_eps_will_not_do() -> None
                 loss(model, X0, schedule, prediction=prediction, generator=torch.Generator().manual_seed(0))
         assert torch.isfinite(loss(model, X0, schedule, prediction="eps", t=998))
         assert torch.isfinite(loss(model, X0, schedule, prediction="v", t=999))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_pixels_that_were_not_scaled_are_refused(dtype: torch.dtype) -> None:
+    pixels = torch.tensor([[0, 37], [128, 255], [200, 64]], dtype=dtype).reshape(3, 2, 1)
+    for call in (lambda x: vlb_loss(mean, x), lambda x: hybrid_loss(with_range, x)):
+        with pytest.raises(ValueError, match=r"from 0 to 255, as pixels do; .* pass 2 \* x / 255 - 1"):
+            call(pixels)
+        assert torch.isfinite(call(2 * pixels / 255 - 1))
+    with pytest.raises(
+        ValueError, match=r"from 0 to 255; expected data in \[-1, 1\], in .* 256 bins .* 2 \* x / 255 - 1"
+    ):
+        variational_bound(mean, pixels, spacing="5")
+    assert torch.isfinite(variational_bound(mean, 2 * pixels / 255 - 1, spacing="5").total).all()
+
+
+def test_latents_have_losses_but_no_bits() -> None:
+    """Of unit variance and beyond [−1, 1], as latent networks with a learned variance are trained."""
+    latents = 3 * X0
+    assert torch.isfinite(hybrid_loss(with_range, latents)) and torch.isfinite(vlb_loss(mean, latents))
+    with pytest.raises(ValueError, match=r"x0 ranges from -3 to 3; expected data in \[-1, 1\]"):
+        variational_bound(mean, latents, spacing="5")
+
+
+@pytest.mark.parametrize(("bins", "limit"), [(256, 1 + 1 / 255), (2, 2.0), (2**16, 1.0)])
+def test_data_may_pass_the_ends_by_half_a_bin(bins: int, limit: float) -> None:
+    """And by 1e-3, for rounding."""
+    given: dict[str, Any] = {"spacing": "3", "bins": bins}
+    for end in (-1.0, 1.0):
+        edge = torch.tensor([[0.0, end * (limit + 0.9e-3)]], dtype=torch.float64).reshape(1, 2, 1)
+        assert torch.isfinite(variational_bound(mean, edge, **given).total).all()
+        with pytest.raises(ValueError, match=f"the {bins} bins"):
+            variational_bound(mean, edge * (limit + 1.2e-3) / (limit + 0.9e-3), **given)
+
+
+def test_losses_do_not_look_at_data_on_a_device() -> None:
+    """Which would wait for it: "meta" tensors have no numbers to look at."""
+    check_scaled(torch.full((2, 3), 255.0, device="meta"))
 
 
 # Errors.
