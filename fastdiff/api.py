@@ -99,7 +99,8 @@ def sample(
             with one call of the model on both halves; cond and uncond are dicts of keyword arguments with first
             dimension B.
         classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance
-            (Dhariwal and Nichol 2021, arXiv 2105.05233). Kept in the wider of its dtype and the network's.
+            (Dhariwal and Nichol 2021, arXiv 2105.05233). Called with gradients enabled, on a copy of x that requires
+            none. Kept in the wider of its dtype and the network's.
         classifier_form: how it acts: "score" adds it to the score (Algorithm 2), "mean" adds the step's variance times
             it to the step's mean (Algorithm 1); "score_after_clip" shifts the x0 that was corrected and clipped, which
             may then leave the bounds, as guided-diffusion's DDIM does (methods with one evaluation a step and no

@@ -201,7 +201,8 @@ class State:
             buf.out = out
             if r.gradient is not None:
                 assert buf.u is not None
-                buf.out, buf.aux = _gradient(r.gradient, buf.u, self.time, out)
+                # The network may have scaled its own times in place.
+                buf.out, buf.aux = _gradient(r.gradient, buf.u, r.clock[k].clone(), out)
         if r.probe is not None:
             _observe(r, r.probe, move, buf, loud)
         if move.push:
@@ -287,7 +288,9 @@ def _gradient(
     gradient: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], u: torch.Tensor, t: torch.Tensor, out: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The network's output and the gradient, in the wider dtype of the two."""
-    grad = gradient(u.detach().clone(), t)
+    # The loop runs without gradients, which a classifier's needs.
+    with torch.enable_grad():
+        grad = gradient(u.detach().clone(), t)
     if not isinstance(grad, torch.Tensor) or grad.shape != u.shape:
         got = tuple(grad.shape) if isinstance(grad, torch.Tensor) else type(grad).__name__
         raise ValueError(f"classifier_grad returned {got}, expected a tensor of x's shape {tuple(u.shape)}")

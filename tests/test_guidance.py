@@ -204,6 +204,57 @@ def test_guided_samples_follow_the_posteriors_ode() -> None:
     np.testing.assert_allclose(got, gaussian_ode(mean, variance**0.5, z, last.alpha, last.sigma), atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("method", ["dpm3", "ddpm", "unipc", "ode", "dpm_adaptive"])
+def test_a_classifiers_gradient_by_autograd_needs_no_mode_of_its_own(method, mode) -> None:
+    """Of a linear classifier with weights w: grad log p(y | x) = w_y − sum_c p_c w_c."""
+    weights = torch.tensor([[0.4, -0.2, 0.7], [-0.5, 0.9, 0.1], [0.3, 0.6, -0.8], [0.0, -0.4, 0.2]]).double()
+    classifier = torch.nn.Linear(3, 4, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        classifier.weight.copy_(weights)
+    labels, modes = [2, 0, 3, 1], []
+
+    def by_autograd(x, t):
+        x = x.detach().requires_grad_(True)
+        return torch.autograd.grad((classifier(x) + 0.0 * t[:, None]).log_softmax(-1)[range(4), labels].sum(), x)[0]
+
+    def by_hand(x, t):
+        assert not x.requires_grad
+        return weights[labels] - torch.softmax(x @ weights.T, -1) @ weights
+
+    def model(x, t):
+        modes.append(torch.is_grad_enabled())
+        return wavy(x, t)
+
+    steps = None if fastdiff.methods()[method]["adaptive"] else 6
+    common = {"method": method, "dtype": torch.float64, "seed": 3, "steps": steps}
+    want = fastdiff.sample(model, X, classifier_grad=by_hand, **common)
+    with mode():
+        got = fastdiff.sample(model, X.clone(), classifier_grad=by_autograd, **common)
+    # The same numbers in another order, amplified by 1/alpha_T = 160; adaptive steps move with them.
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    assert not got.requires_grad and not any(modes)
+
+
+def test_the_classifier_is_given_the_times_also_where_the_network_scales_them_in_place() -> None:
+    seen = {True: [], False: []}
+    for scales in seen:
+
+        def model(x, t, scales=scales):
+            return 0.1 * x * (t.div_(1000.0) if scales else t / 1000.0)[:, None]
+
+        def gradient(x, t, scales=scales):
+            seen[scales].append(t.clone())
+            t.zero_()
+            return torch.zeros_like(x)
+
+        for _ in range(2):
+            fastdiff.sample(model, X, method="ddim", steps=4, classifier_grad=gradient)
+    plan = fastdiff.plan("ddim", 4)
+    assert [t.tolist() for t in seen[True]] == [t.tolist() for t in seen[False]]
+    np.testing.assert_allclose(seen[True][0].numpy(), plan.stages[0].model_time, rtol=1e-7)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @pytest.mark.parametrize("method", TABLED)

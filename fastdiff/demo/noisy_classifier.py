@@ -70,7 +70,7 @@ def classifier_grad(classifier: Classify, y: Tensor, scale: float = 1.0) -> Clas
     """``fastdiff.sample(..., classifier_grad=classifier_grad(classifier, y, scale))``: guidance towards the labels y.
 
     The callable (x, t) -> scale · grad_x log p(y | x, t) (Dhariwal and Nichol 2021, arXiv 2105.05233, Alg. 1, 2).
-    Sampling runs without gradients; they are switched on inside, for x alone.
+    Gradients are switched on inside, for x alone, also where it is called outside of sampling.
 
     Args:
         classifier: (x, t) -> logits (B, classes), t being the model times that the diffusion network is given.
