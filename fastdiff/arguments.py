@@ -124,7 +124,16 @@ def resolve_form(plan: Plan, gradient: Any, form: Any) -> str:
 
 def check_x(x: Any) -> None:
     if not isinstance(x, torch.Tensor):
-        hint = ": to draw the start give shape=(B, ...)" if isinstance(x, tuple | list) else ""
+        hint = ""
+        if isinstance(x, tuple | list):
+            hint = ": to draw the start give shape=(B, ...)"
+        elif isinstance(x, np.ndarray):
+            hint = ": pass torch.from_numpy(x)"
+        elif callable(x):
+            hint = (
+                "; a model goes first, sampler(model, x), and begin(x) takes none: its caller evaluates the network, "
+                "sampler.step(state, model(state.input, state.time))"
+            )
         raise TypeError(f"x must be a torch.Tensor of shape (B, ...), got {type(x).__name__}{hint}")
     if not x.dtype.is_floating_point:
         raise TypeError(f"x has dtype {x.dtype}; expected floating point: pass x.float()")

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -15,6 +16,12 @@ Tree = Mapping[str, Any]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What a network's input may be."""
+
+
+# What conditioning that cannot be stacked should have been.
+TENSORS = (
+    "pass tensors whose first dimension is the batch, such as {'y': torch.tensor([1, 2])} rather than {'y': [1, 2]}"
+)
 
 
 def stated(model: Any, name: str) -> Any:
@@ -98,9 +105,9 @@ def _stack(cond: Tree, uncond: Tree) -> dict[str, Any]:
     a, a_spec = tree_flatten(dict(cond))
     b, b_spec = tree_flatten({k: uncond[k] for k in cond} if set(cond) == set(uncond) else dict(uncond))
     if a_spec != b_spec:
+        hint = "give each key in both" if set(cond) != set(uncond) else TENSORS
         raise ValueError(
-            f"cond and uncond must have the same structure; got keys {sorted(cond)} and {sorted(uncond)}: give each "
-            "key in both"
+            f"cond and uncond must have the same structure; got keys {sorted(cond)} and {sorted(uncond)}: {hint}"
         )
     joined = []
     for x, y in zip(a, b, strict=True):
@@ -110,9 +117,9 @@ def _stack(cond: Tree, uncond: Tree) -> dict[str, Any]:
                     f"cond and uncond differ in shape: {tuple(x.shape)} and {tuple(y.shape)}; pad them to one"
                 )
             joined.append(torch.cat([x, y]))
-        elif isinstance(x, torch.Tensor) or isinstance(y, torch.Tensor) or type(x) is not type(y) or x != y:
+        elif any(isinstance(v, torch.Tensor | np.ndarray) for v in (x, y)) or type(x) is not type(y) or x != y:
             got = " and ".join("a tensor" if isinstance(v, torch.Tensor) else repr(v) for v in (x, y))
-            raise ValueError(f"cond and uncond may differ in the values of tensors only; got {got}")
+            raise ValueError(f"cond and uncond may differ in the values of tensors only; got {got}: {TENSORS}")
         else:
             joined.append(x)
     return tree_unflatten(joined, a_spec)

@@ -325,6 +325,11 @@ def test_unipc_without_corrector_takes_corrections() -> None:
     assert calls == [1, 2, 3, 4]
 
 
+def test_unipc_without_corrector_has_nothing_to_split() -> None:
+    with pytest.raises(ValueError, match=r"split=True parts the corrector .*, and corrector=False leaves none"):
+        fastdiff.sample(wavy, X, method="unipc", corrector=False, split=True)
+
+
 def test_corrections_are_refused_by_a_graph_by_name() -> None:
     from fastdiff import graph
 

@@ -94,7 +94,17 @@ def test_model_kwargs_reach_every_call_as_they_are() -> None:
             ValueError,
             r"same structure; got keys \['y'\] and \['z'\]",
         ),
-        ({"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": [A]}}, ValueError, "same structure"),
+        ({"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": [A]}}, ValueError, "same structure.*pass tensors"),
+        (
+            {"guidance_scale": 2.0, "cond": {"y": [1, 2, 0, 1]}, "uncond": {"y": [3, 3, 3, 3]}},
+            ValueError,
+            r"values of tensors only; got 1 and 3: pass tensors .*torch.tensor\(\[1, 2\]\)",
+        ),
+        (
+            {"guidance_scale": 2.0, "cond": {"y": np.arange(4)}, "uncond": {"y": np.arange(4)}},
+            ValueError,
+            r"got array\(\[0, 1, 2, 3\]\) and array.*: pass tensors",
+        ),
         (
             {"guidance_scale": 2.0, "cond": {"y": A}, "uncond": {"y": A[:, :2]}},
             ValueError,

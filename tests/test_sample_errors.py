@@ -62,7 +62,7 @@ ARGUMENTS = [
     ({"x": X.int()}, TypeError, r"dtype torch.int32; expected floating point: pass x.float\(\)"),
     ({"x": X.bool()}, TypeError, "dtype torch.bool; expected floating"),
     ({"x": torch.complex(X, X)}, TypeError, "dtype torch.complex64; expected floating"),
-    ({"x": X.numpy()}, TypeError, "x must be a torch.Tensor of shape .*, got ndarray"),
+    ({"x": X.numpy()}, TypeError, r"x must be a torch.Tensor of shape .*, got ndarray: pass torch.from_numpy\(x\)$"),
     ({"x": (2, 3, 4)}, TypeError, "got tuple: to draw the start give shape="),
     ({"x": [1.0, 2.0]}, TypeError, "got list"),
     ({"x": torch.tensor(1.0)}, ValueError, r"shape \(\); expected \(B, ...\)"),
@@ -114,6 +114,16 @@ def test_arguments(arguments, error, words) -> None:
     with pytest.raises(error, match=words):
         fastdiff.sample(untouched, **{"x": X, **arguments})
     assert not CALLS
+
+
+def test_begin_takes_no_model() -> None:
+    sampler, net = fastdiff.Sampler("ddim", 2), torch.nn.Linear(4, 4)
+    with pytest.raises(
+        TypeError, match=r"got Linear; a model goes first, sampler\(model, x\), and begin\(x\) takes none"
+    ):
+        sampler.begin(net, shape=(2, 3, 4))
+    with pytest.raises(TypeError, match="got Linear; a model goes first"):
+        sampler(untouched, net)
 
 
 def test_the_noise_of_a_step_is_checked_too() -> None:

@@ -60,6 +60,11 @@ def build(
     denoise_to_zero: bool,
     prediction_type: str,
 ) -> Plan:
+    if split and not corrector:
+        raise ValueError(
+            "split=True parts the corrector from the predictor, and corrector=False leaves none: give one of them; "
+            "correct_xt goes with either"
+        )
     space = prediction_type
     points = request.points()
     steps = len(points) - 1
