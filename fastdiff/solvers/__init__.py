@@ -40,9 +40,17 @@ ADAPTIVE: dict[str, Method] = {m.name: m for family in (ode, dpm_adaptive) for m
 """The methods that choose their steps while they run."""
 GRID_OPTIONS = ("rho", "steps_offset", "final")
 DEFAULT_STEPS = 10
-ALIASES: dict[str, str] = {alias: m.name for m in (METHODS | ADAPTIVE).values() for alias in m.aliases}
 
 
+def _key(name: str) -> str:
+    """A name without what other libraries put around it: "sample_" (k-diffusion), "Scheduler", "_gpu" (ComfyUI); and
+    "DPM++ 2M", as user interfaces show it, in letters."""
+    key = name.lower().replace("-", "_").replace(" ", "_").replace("++", "pp")
+    key = key.removeprefix("sample_").removesuffix("scheduler")
+    return key.removesuffix("_gpu").rstrip("_")
+
+
+ALIASES: dict[str, str] = {_key(alias): m.name for m in (METHODS | ADAPTIVE).values() for alias in m.aliases}
 ABSENT = {
     "deis": "dpm3",
     "deismultistep": "dpm3",
@@ -64,14 +72,6 @@ ABSENT = {
     "sasolver": "dpmpp2m_sde",
 }
 """Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""
-
-
-def _key(name: str) -> str:
-    """A name without what other libraries put around it: "sample_" (k-diffusion), "Scheduler", "_gpu" (ComfyUI); and
-    "DPM++ 2M", as user interfaces show it, in letters."""
-    key = name.lower().replace("-", "_").replace(" ", "_").replace("++", "pp")
-    key = key.removeprefix("sample_").removesuffix("scheduler")
-    return key.removesuffix("_gpu").rstrip("_")
 
 
 def find(name: str) -> Method:
