@@ -79,7 +79,7 @@ def build(
         if corrector and i > 0:
             p = order_of(i - 1)
             base = update(space, variant, base, points[i - 1 :: -1][:p], HISTORY[:p], points[i], ROW["m"])
-        apart = split and corrector and i > 0
+        apart = split and i > 0
         if apart:
             # The last step's own end; from here on the value of this evaluation is h1.
             rows.add(points[i], points[i], base, step=i - 1, push=True)
