@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastdiff.names import unknown
+from fastdiff.names import unknown, warn
 
 CDFS = ("exact", "tanh")
 
@@ -50,16 +50,17 @@ def _tanh_cdf(x: Tensor) -> Tensor:
 
 
 def check_bins(x0: Tensor, bins: int) -> None:
-    """ValueError for data outside the bins of [−1, 1], of which bits per dimension say nothing.
+    """A warning for data outside the bins of [−1, 1], of which bits per dimension say little; ValueError for pixels.
 
     The outermost bins end half a bin beyond −1 and 1; the rest of the slack is for rounding and resampling.
     """
     limit = 1.0 + 1.0 / (bins - 1) + 1e-3
     low, high = _range(x0)
+    _refuse_pixels(low, high)
     if low < -limit or high > limit:
-        raise ValueError(
-            f"x0 ranges from {low:g} to {high:g}; expected data in [-1, 1], in which the {bins} bins lie: of 8-bit "
-            "images pass 2 * x / 255 - 1"
+        warn(
+            f"x0 ranges from {low:g} to {high:g}: the {bins} bins lie in [-1, 1], the outermost reach to infinity, and "
+            "the last step's term counts what lies beyond as if it were at the edge"
         )
 
 
@@ -69,9 +70,11 @@ def check_scaled(x0: Tensor) -> None:
     Latents, far beyond [−1, 1], are trained with these losses too (Peebles and Xie 2023, arXiv 2212.09748): the
     outermost bins reach to infinity, and the decoder's term is one of many. They are not all positive, as pixels are.
     """
-    if x0.device.type != "cpu":
-        return
-    low, high = _range(x0)
+    if x0.device.type == "cpu":
+        _refuse_pixels(*_range(x0))
+
+
+def _refuse_pixels(low: float, high: float) -> None:
     if low >= 0.0 and high > 2.0:
         raise ValueError(
             f"x0 ranges from {low:g} to {high:g}, as pixels do; expected data in about [-1, 1]: pass 2 * x / 255 - 1"

@@ -317,7 +317,6 @@ class VariationalBound(NamedTuple):
         )
 
 
-@torch.no_grad()
 def variational_bound(
     model: Model,
     x0: Tensor,
@@ -388,21 +387,24 @@ def variational_bound(
         chain = chain.with_variances(np.array([math.nan] * (len(chain) - 1) + [math.log(decoder_variance)]))
     clean = full(x0)
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
-    for i in tqdm(range(len(chain)), desc="variational bound", disable=not progress):
-        k = np.full(len(x0), i)
-        if noise is None:
-            drawn = randn(x0.shape, seed=seed, draw=i, first_sample=first_sample, dtype=clean.dtype, device=x0.device)
-        else:
-            drawn = full(normal(x0, noise(i, x0), None))
-        x, out, v = _evaluate(model, chain, k, clean, drawn, x0.dtype, model_kwargs)
-        found = chain.predicted_x0(k, x, out, kind)
-        if bounds is not None:
-            found = found.clamp(*bounds)
-        eps = (x - column(chain.alpha[k], x) * found) / column(chain.sigma[k], x)
-        term = _term(chain, k, clean, found, v, bins, cdf)
-        columns.append((term, per_sample((found - clean).square()), per_sample((eps - drawn).square())))
+    with torch.no_grad():
+        for i in tqdm(range(len(chain)), desc="variational bound", disable=not progress):
+            k = np.full(len(x0), i)
+            if noise is None:
+                drawn = randn(
+                    x0.shape, seed=seed, draw=i, first_sample=first_sample, dtype=clean.dtype, device=x0.device
+                )
+            else:
+                drawn = full(normal(x0, noise(i, x0), None))
+            x, out, v = _evaluate(model, chain, k, clean, drawn, x0.dtype, model_kwargs)
+            found = chain.predicted_x0(k, x, out, kind)
+            if bounds is not None:
+                found = found.clamp(*bounds)
+            eps = (x - column(chain.alpha[k], x) * found) / column(chain.sigma[k], x)
+            term = _term(chain, k, clean, found, v, bins, cdf)
+            columns.append((term, per_sample((found - clean).square()), per_sample((eps - drawn).square())))
     terms, x0_mse, eps_mse = (torch.stack(list(c), dim=1).double() for c in zip(*columns, strict=True))
-    wide, std = x0.double(), known.prior_std(float(chain.times[0]))
+    wide, std = x0.detach().double(), known.prior_std(float(chain.times[0]))
     excess = 2.0 * math.log(chain.sigma[0] / std)
     square = 0.5 * (math.expm1(excess) - excess + (chain.alpha[0] / std * wide).square())
     prior = per_sample(square) / NATS_PER_BIT
