@@ -23,7 +23,7 @@ from fastdiff.names import unknown
 from fastdiff.plan import Plan
 from fastdiff.schedule_base import NoiseSchedule, Point
 from fastdiff.solvers.base import ROW, Method, Option, Request, Row
-from fastdiff.solvers.ddim import CLIPPED_OUTPUT, chain, ddim_row, ddpm_row, keep_eps, posterior_std
+from fastdiff.solvers.ddim import CLIPPED_OUTPUT, chain, ddim_row, ddpm_row, posterior_std
 from fastdiff.solvers.gamma import Gamma
 
 BOUNDS = ("upper", "lower")
@@ -115,6 +115,7 @@ def optimal_chain(
     clip_steps: int,
     clip_pixels: float,
     own: Mapping[str, object],
+    keep_eps: bool = False,
 ) -> Plan:
     """The plan of a chain; `mean(s, t)` gives the mean of a step as a row without noise, and its lambda."""
     schedule = request.schedule
@@ -139,7 +140,7 @@ def optimal_chain(
         "clip_steps": clip_steps,
         "clip_pixels": clip_pixels,
     }
-    return chain(name, request, options, row)
+    return chain(name, request, options, row, keep_eps)
 
 
 def build_analytic_ddpm(request: Request, **options: Any) -> Plan:
@@ -155,8 +156,7 @@ def build_analytic_ddim(request: Request, *, eta: float, use_clipped_model_outpu
         return form - (form @ ROW["za"]) * ROW["za"], eta * posterior_std(s, t)
 
     own = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
-    plan = optimal_chain("analytic_ddim", request, mean, own=own, **options)
-    return plan if use_clipped_model_output else keep_eps(plan, request)
+    return optimal_chain("analytic_ddim", request, mean, own=own, keep_eps=not use_clipped_model_output, **options)
 
 
 OPTIONS: dict[str, Option] = {

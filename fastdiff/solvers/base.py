@@ -157,6 +157,7 @@ class Recorder:
         push: bool = False,
         evaluate: bool = True,
         norms: str = "",
+        unclipped: float = 0.0,
     ) -> None:
         """A stage that evaluates the network at `at` and leads to `to`. `next_x` defaults to `next_u`: one buffer.
 
@@ -178,6 +179,7 @@ class Recorder:
                 draws=(self.draws if noisy else -1, -1, -1),
                 step=step,
                 norms=norms,
+                unclipped=unclipped,
             )
         )
         self.draws += noisy

@@ -52,28 +52,28 @@ def ddpm_row(s: Point, t: Point, std: float) -> Row:
     return ratio * (t.sigma / s.sigma) ** 2 * ROW["x"] + t.alpha * fresh(s, t) * ROW["m"] + std * ROW["za"]
 
 
-def chain(name: str, request: Request, options: Mapping[str, object], row: Callable[[Point, Point], Row]) -> Plan:
-    """One stage a step; `row(s, t)` gives the coefficients."""
+def chain(
+    name: str,
+    request: Request,
+    options: Mapping[str, object],
+    row: Callable[[Point, Point], Row],
+    keep_eps: bool = False,
+) -> Plan:
+    """One stage a step; `row(s, t)` gives the coefficients. With `keep_eps` the network's own eps stays beside a
+    clipped x0: of m's coefficient alpha_t alone is that of x0; the rest is eps, written in x and x0."""
     points = request.points()
     rows = Recorder()
     for i, (s, t) in enumerate(pairwise(points)):
         if s.sigma == 0:
             raise ValueError(f"method {name!r} cannot start at t={s.t:g}, where sigma = 0")
-        rows.add(s, t, row(s, t), step=i)
+        form = row(s, t)
+        rows.add(s, t, form, step=i, unclipped=1.0 - t.alpha / float(form[M]) if keep_eps else 0.0)
     return rows.plan(name, "data", 1, request, points, options)
-
-
-def keep_eps(plan: Plan, request: Request) -> Plan:
-    """The same steps with the network's own eps beside a clipped x0: of m's coefficient alpha_t alone is that of x0;
-    the rest is eps, written in x and x0."""
-    pairs = zip(plan.stages, request.points()[1:], strict=True)
-    return replace(plan, stages=tuple(replace(s, unclipped=1.0 - t.alpha / s.next_u[M]) for s, t in pairs))
 
 
 def build_ddim(request: Request, *, eta: float, use_clipped_model_output: bool) -> Plan:
     options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
-    plan = chain("ddim", request, options, lambda s, t: ddim_row(s, t, eta))
-    return plan if use_clipped_model_output else keep_eps(plan, request)
+    return chain("ddim", request, options, lambda s, t: ddim_row(s, t, eta), keep_eps=not use_clipped_model_output)
 
 
 def build_pf_euler(request: Request) -> Plan:
