@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from fastdiff.ops.buffers import Coeffs
-from fastdiff.plan import NREG, M, Stage
+from fastdiff.plan import Stage
 from fastdiff.schedule_base import Point
-from fastdiff.table import IN_SCALE, NEXT_U, NEXT_X, StageSpec, _bind_stage
+from fastdiff.table import IN_SCALE, StageSpec, _bind_stage, model_value_rows
 
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -53,9 +53,8 @@ class Binding:
     def x0_rows(self, stages: Sequence[Stage]) -> tuple[np.ndarray, StageSpec]:
         """Rows that give the predicted x0 of those stages, neither corrected nor clipped."""
         values, spec = replace(self, clip=False, corrects=False).rows(stages, "data", 0)
-        values[:, NEXT_U : NEXT_X + NREG] = 0.0
-        values[:, NEXT_U + M] = 1.0
-        return values, spec._replace(u_mask=1 << M, x_mask=0)
+        values, (only,) = model_value_rows(values, [spec])
+        return values, only
 
 
 @dataclass

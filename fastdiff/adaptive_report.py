@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from fastdiff.corrections import CorrectX0
+from fastdiff.report import span
 from fastdiff.schedule_base import Point
 from fastdiff.solvers.embedded import Embedded
 
@@ -32,10 +33,6 @@ class Info(NamedTuple):
     times: tuple[tuple[float, ...], ...]
 
     def __repr__(self) -> str:
-        def span(counts: torch.Tensor) -> str:
-            low, high = int(counts.min()), int(counts.max())
-            return str(low) if low == high else f"{low} to {high}"
-
         steps = f"{span(self.accepted)} accepted and {span(self.rejected)} rejected steps"
         return f"Info({len(self.accepted)} samples, {steps} each, nfe={self.nfe})"
 

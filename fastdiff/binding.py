@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from fastdiff.loop import Move, is_raw, moves
-from fastdiff.plan import NREG, M, Plan, X
-from fastdiff.table import IN_SCALE, NEXT_U, NEXT_X, StageSpec, Table, bind
+from fastdiff.plan import Plan, X
+from fastdiff.table import IN_SCALE, NEXT_U, StageSpec, Table, bind, model_value_rows
 
 
 class Bound(NamedTuple):
@@ -62,10 +62,8 @@ def bound_on_device(
     probe = None
     if observed:
         data = bind(plan, prediction, space="data", guidance_scale=guidance, classifier=classifier, copies=0)
-        values = data.values.copy()
-        values[:, NEXT_U : NEXT_X + NREG] = 0.0
-        values[:, NEXT_U + M] = 1.0
-        probe = put(values), tuple(s._replace(u_mask=1 << M, x_mask=0, copies=0) for s in data.specs)
+        values, specs = model_value_rows(data.values, data.specs)
+        probe = put(values), specs
     # Exact for every training index; float64 for networks that compute in it, float32 for all others.
     exact = torch.float64 if network_dtype == torch.float64 else torch.float32
     # Spread over the rows before it goes to the device: what is kept there is then read from any stream.

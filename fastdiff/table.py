@@ -6,6 +6,7 @@ that kernels are specialised on. Values may change without a new specialisation,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -249,6 +250,14 @@ def bind(
         draws.append(stage.draws)
     times = np.array([s.model_time for s in plan.stages])
     return Table(np.stack(rows), np.array(draws, dtype=np.int32), tuple(specs), times)
+
+
+def model_value_rows(values: np.ndarray, specs: Sequence[StageSpec]) -> tuple[np.ndarray, tuple[StageSpec, ...]]:
+    """Those rows with u' = m and no other output: bound to the "data" space, they give the predicted x0."""
+    rows = values.copy()
+    rows[:, NEXT_U : NEXT_X + NREG] = 0.0
+    rows[:, NEXT_U + M] = 1.0
+    return rows, tuple(s._replace(u_mask=1 << M, x_mask=0, copies=0) for s in specs)
 
 
 def _opening(plan: Plan) -> np.ndarray:
