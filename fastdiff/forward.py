@@ -13,11 +13,13 @@ from torch import Tensor
 from fastdiff.names import unknown
 from fastdiff.network import Network, placement, stated
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.table import PREDICTIONS
+from fastdiff.table import PREDICTIONS, PREVIOUS
 
 Array = NDArray[np.float64]
 Model = Callable[..., Any]
 REDUCTIONS = ("mean", "none")
+ALL = (*PREDICTIONS, PREVIOUS)
+"""Predictions that a network may be trained for."""
 
 
 def q_sample(

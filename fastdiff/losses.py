@@ -15,7 +15,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.chain import chain_of
 from fastdiff.forward import (
+    ALL,
     Array,
     Model,
     as_stated,
@@ -38,7 +40,7 @@ from fastdiff.names import unknown
 from fastdiff.resampling import LossSecondMoment
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.table import PREVIOUS, conversion
-from fastdiff.variational import ALL, VariationalBound, chain_of, hybrid_loss, variational_bound, vlb_loss
+from fastdiff.variational import VariationalBound, hybrid_loss, variational_bound, vlb_loss
 
 __all__ = [
     "LossSecondMoment",

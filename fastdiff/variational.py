@@ -1,13 +1,11 @@
 """The variational bound of a DDPM chain: as a training loss, alone or beside the simple one, and in bits per dimension.
 
 Ho et al. 2020 (arXiv 2006.11239), eq. 5 and section 3.3; Nichol and Dhariwal 2021 (arXiv 2102.09672), eqs. 4 to 7, 15
-and 16. The chain is the plan of method "ddpm": the same times, means and variances as in sampling.
+and 16.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,8 +19,10 @@ from tqdm import tqdm
 from fastdiff import solvers
 from fastdiff.api import randn
 from fastdiff.arguments import check_clip
+from fastdiff.chain import VARIANCES, Chain, chain_of
 from fastdiff.decoder import check_bins, check_decoder, check_scaled, decoder_log_prob
 from fastdiff.forward import (
+    ALL,
     Model,
     as_stated,
     check_data,
@@ -35,138 +35,19 @@ from fastdiff.forward import (
     normal,
     per_sample,
     reduce,
-    uniform,
-    vector,
 )
 from fastdiff.names import unknown
-from fastdiff.plan import ZA, M, X
+from fastdiff.plan import ZA
 from fastdiff.report import span
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.analytic import x0_variance
+from fastdiff.solvers.ddim import LEARNED
 from fastdiff.solvers.gamma import Gamma
-from fastdiff.table import PREDICTIONS, PREVIOUS, conversion, previous_conversion
+from fastdiff.table import PREVIOUS
 from fastdiff.threshold import Dynamic
 
-VARIANCES = ("small", "large", "learned_range", "learned")
 ANALYTIC = "analytic"
-ALL = (*PREDICTIONS, PREVIOUS)
 NATS_PER_BIT = math.log(2.0)
-
-
-class Chain:
-    """The steps of a DDPM chain from the noisiest time, as arrays over them (N,), in float64.
-
-    Attributes:
-        grid: schedule times with the clean end; times: without it, those that the network is evaluated at.
-        model_time: what the network is given; alpha, sigma: of the schedule there.
-        of_x, of_x0: the coefficients of the posterior's mean, of_x·x_t + of_x0·x0 (Ho et al. 2020, eq. 7).
-        log_posterior: its log-variance; in the last step, where that is −inf, that of the step before.
-        spread: (N, 2): the model's log-variance is 2·(c0 + c1·v), v the second half of the network's channels.
-    """
-
-    def __init__(
-        self,
-        schedule: NoiseSchedule,
-        steps: int | None = None,
-        spacing: str | Sequence[float] | None = None,
-        variance: str = "small",
-    ) -> None:
-        if variance not in VARIANCES:
-            raise ValueError(unknown("variance", variance, VARIANCES))
-        if steps is None and spacing is None:
-            if schedule.num_train is None:
-                raise ValueError(
-                    f"{schedule!r} has no chain of its own: give the number of its steps, steps=1000, or the times, "
-                    "spacing=[...]"
-                )
-            steps = schedule.num_train
-        small, large, own = (
-            solvers.plan("ddpm", steps, schedule, spacing, variance=v) for v in ("small", "large", variance)
-        )
-        if small.stages[-1].next_u[X] != 0.0:
-            raise ValueError(
-                f"the chain ends at t={small.times[-1]:g}, where noise is left; the bound needs one that ends at the "
-                "data: leave t_end and the last time to the schedule"
-            )
-        self.stages = own.stages
-        self.grid = own.times
-        self.times = np.array(own.times[:-1])
-        self.model_time, self.alpha, self.sigma = (
-            np.array([getattr(s, name) for s in own.stages]) for name in ("model_time", "alpha", "sigma")
-        )
-        self.of_x, self.of_x0 = (np.array([s.next_u[i] for s in own.stages]) for i in (X, M))
-        # In the last step "large" has the clipped value, that of the step before, too.
-        self.log_posterior = np.log([*(s.variance for s in small.stages[:-1]), large.stages[-1].variance])
-        if variance in ("small", "large"):
-            fixed = np.log([*(s.variance for s in own.stages[:-1]), large.stages[-1].variance])
-            self.spread = np.stack([0.5 * fixed, np.zeros_like(fixed)], axis=1)
-        else:
-            self.spread = np.array([s.spread for s in own.stages])
-        self.learned = variance not in ("small", "large")
-        self._order = np.argsort(self.times)
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def with_variances(self, log_variance: np.ndarray) -> Chain:
-        """The same steps with these log-variances (N,); where one is NaN, it stays as it is."""
-        made = copy.copy(self)
-        fixed = np.stack([0.5 * log_variance, np.zeros(len(self))], axis=1)
-        made.spread = np.where(np.isnan(fixed), self.spread, fixed)
-        return made
-
-    def find(self, t: Any, batch: int) -> np.ndarray:
-        """(B,) positions of the schedule times `t` in the chain; ValueError for any other time."""
-        wanted = vector("t", t, batch)
-        ascending = self.times[self._order]
-        near = np.minimum(np.searchsorted(ascending, wanted), len(self) - 1)
-        if np.any(ascending[near] != wanted):
-            bad = float(wanted[ascending[near] != wanted][0])
-            raise ValueError(
-                f"t got {bad!r}, which is not a time of this chain of {len(self)} steps, {self.times[0]:g} … "
-                f"{self.times[-1]:g}"
-            )
-        return self._order[near]
-
-    def draw(self, batch: int, generator: torch.Generator | None, prediction: str) -> np.ndarray:
-        """(B,) positions, uniform; ValueError where one of them has no x0 of that prediction."""
-        # Only the noisiest can be without: in the first call, rather than when it is first drawn.
-        self._to_x0(0, prediction)
-        return np.floor(len(self) * uniform(batch, generator)).astype(np.int64)
-
-    def mean(self, k: np.ndarray, x: Tensor, x0: Tensor) -> Tensor:
-        """The mean of q(x_{t−1} | x_t, x0)."""
-        return column(self.of_x[k], x) * x + column(self.of_x0[k], x) * x0
-
-    def predicted_x0(self, k: np.ndarray, x: Tensor, out: Tensor, prediction: str) -> Tensor:
-        of_x, of_out = np.array([self._to_x0(i, prediction) for i in k]).T
-        return column(of_x, out) * x + column(of_out, out) * out
-
-    def _to_x0(self, i: int, prediction: str) -> tuple[float, float]:
-        """a and b of x0 = a·x + b·out at position i."""
-        if prediction == PREVIOUS:
-            return previous_conversion(self.stages[i])
-        return conversion(prediction, "data", float(self.alpha[i]), float(self.sigma[i]))
-
-
-def chain_of(
-    schedule: str | NoiseSchedule,
-    steps: int | None = None,
-    spacing: str | Sequence[float] | None = None,
-    variance: str = "small",
-) -> Chain:
-    """The chain, kept from call to call: training asks for the same one in every step."""
-    if not isinstance(variance, str):
-        raise TypeError(f"variance must be a name, one of {', '.join(VARIANCES)}; got {type(variance).__name__}")
-    times = spacing if spacing is None or isinstance(spacing, str) else tuple(float(t) for t in spacing)
-    return _chain(schedule, steps, times, variance)
-
-
-@functools.lru_cache(maxsize=32, typed=True)
-def _chain(
-    schedule: str | NoiseSchedule, steps: int | None, spacing: str | tuple[float, ...] | None, variance: str
-) -> Chain:
-    return Chain(resolve(schedule), steps, spacing, variance)
 
 
 def vlb_loss(
@@ -213,19 +94,11 @@ def vlb_loss(
         TypeError, ValueError: bad arguments, times outside the chain, an output of the wrong shape, or, where it is on
             the CPU, data from 0 to 255.
     """
-    schedule, prediction = (
-        as_stated(model, "schedule", schedule, "ddpm"),
-        as_stated(model, "prediction", prediction, "eps"),
-    )
-    check_names(prediction, reduction, ALL)
-    check_decoder(bins, cdf)
-    check_data(x0)
-    check_scaled(x0)
+    schedule, prediction = _checked(model, x0, schedule, prediction, reduction, bins, cdf)
     chain = chain_of(schedule, steps, spacing, variance)
     k = chain.draw(len(x0), generator, prediction) if t is None else chain.find(t, len(x0))
-    clean, eps = full(x0), full(normal(x0, noise, generator))
-    x, out, v = _evaluate(model, chain, k, clean, eps, x0.dtype, model_kwargs)
-    term = _term(chain, k, clean, chain.predicted_x0(k, x, out, prediction), v, bins, cdf)
+    at = _evaluate(model, chain, k, x0, normal(x0, noise, generator), model_kwargs)
+    term = _term(chain, at, chain.predicted_x0(k, at.x, at.out, prediction), bins, cdf)
     return reduce(len(chain) * term if rescale else term, reduction)
 
 
@@ -261,15 +134,8 @@ def hybrid_loss(
     Raises:
         TypeError, ValueError: as `vlb_loss`, and an output that has not twice the channels.
     """
-    schedule, prediction = (
-        as_stated(model, "schedule", schedule, "ddpm"),
-        as_stated(model, "prediction", prediction, "eps"),
-    )
-    check_names(prediction, reduction, ALL)
-    check_decoder(bins, cdf)
-    check_data(x0)
-    check_scaled(x0)
-    if variance not in VARIANCES[2:]:
+    schedule, prediction = _checked(model, x0, schedule, prediction, reduction, bins, cdf)
+    if variance not in LEARNED:
         raise ValueError(
             f"variance={variance!r}: hybrid_loss trains a learned variance, 'learned_range' or 'learned'; for a fixed "
             "one call ddpm_loss(model, x0, schedule)"
@@ -278,14 +144,13 @@ def hybrid_loss(
         raise ValueError(f"vlb_weight={vlb_weight!r}: expected a number of at least 0, such as 0.001")
     chain = chain_of(schedule, steps, spacing, variance)
     k = chain.draw(len(x0), generator, prediction) if t is None else chain.find(t, len(x0))
-    clean, eps = full(x0), full(normal(x0, noise, generator))
-    x, out, v = _evaluate(model, chain, k, clean, eps, x0.dtype, model_kwargs)
-    frozen = chain.predicted_x0(k, x, out.detach(), prediction)
-    term = _term(chain, k, clean, frozen, v, bins, cdf)
+    at = _evaluate(model, chain, k, x0, normal(x0, noise, generator), model_kwargs)
+    frozen = chain.predicted_x0(k, at.x, at.out.detach(), prediction)
+    term = _term(chain, at, frozen, bins, cdf)
     if prediction == PREVIOUS:
-        error = out - chain.mean(k, x, clean)
+        error = at.out - chain.mean(k, at.x, at.x0)
     else:
-        error = deviation(out, clean, eps, chain.alpha[k], chain.sigma[k], prediction)
+        error = deviation(at.out, at.x0, at.eps, chain.alpha[k], chain.sigma[k], prediction)
         if prediction == "score":
             error = error * column(chain.sigma[k], error)
     return reduce(per_sample(error.square()) + vlb_weight * len(chain) * term, reduction)
@@ -359,7 +224,8 @@ def variational_bound(
         `VariationalBound`.
 
     Raises:
-        TypeError, ValueError: bad arguments, data outside [−1, 1], noise or an output of the wrong shape.
+        TypeError, ValueError: bad arguments, data from 0 to 255, noise or an output of the wrong shape. Data beyond
+            [−1, 1] give a UserWarning.
     """
     kind = as_stated(model, "prediction", prediction, "eps")
     check_names(kind, "mean", ALL)
@@ -385,24 +251,22 @@ def variational_bound(
         if not (number and math.isfinite(decoder_variance) and decoder_variance > 0):
             raise ValueError(f"decoder_variance={decoder_variance!r}: expected a number above 0, such as 1e-4")
         chain = chain.with_variances(np.array([math.nan] * (len(chain) - 1) + [math.log(decoder_variance)]))
-    clean = full(x0)
+    dtype = full(x0).dtype
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
         for i in tqdm(range(len(chain)), desc="variational bound", disable=not progress):
             k = np.full(len(x0), i)
             if noise is None:
-                drawn = randn(
-                    x0.shape, seed=seed, draw=i, first_sample=first_sample, dtype=clean.dtype, device=x0.device
-                )
+                drawn = randn(x0.shape, seed=seed, draw=i, first_sample=first_sample, dtype=dtype, device=x0.device)
             else:
-                drawn = full(normal(x0, noise(i, x0), None))
-            x, out, v = _evaluate(model, chain, k, clean, drawn, x0.dtype, model_kwargs)
-            found = chain.predicted_x0(k, x, out, kind)
+                drawn = normal(x0, noise(i, x0), None)
+            at = _evaluate(model, chain, k, x0, drawn, model_kwargs)
+            found = chain.predicted_x0(k, at.x, at.out, kind)
             if bounds is not None:
                 found = found.clamp(*bounds)
-            eps = (x - column(chain.alpha[k], x) * found) / column(chain.sigma[k], x)
-            term = _term(chain, k, clean, found, v, bins, cdf)
-            columns.append((term, per_sample((found - clean).square()), per_sample((eps - drawn).square())))
+            eps = (at.x - column(chain.alpha[k], at.x) * found) / column(chain.sigma[k], at.x)
+            term = _term(chain, at, found, bins, cdf)
+            columns.append((term, per_sample((found - at.x0).square()), per_sample((eps - at.eps).square())))
     terms, x0_mse, eps_mse = (torch.stack(list(c), dim=1).double() for c in zip(*columns, strict=True))
     wide, std = x0.detach().double(), known.prior_std(float(chain.times[0]))
     excess = 2.0 * math.log(chain.sigma[0] / std)
@@ -421,26 +285,49 @@ def _analytic(chain: Chain, schedule: NoiseSchedule, gamma: Gamma | Mapping[floa
     return chain.with_variances(np.log(variances))
 
 
-def _evaluate(
+def _checked(
     model: Model,
-    chain: Chain,
-    k: np.ndarray,
     x0: Tensor,
-    eps: Tensor,
-    dtype: torch.dtype,
-    model_kwargs: Mapping[str, Any] | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x_t of the steps at positions k, the prediction there, and v of a learned variance."""
-    x = diffuse(x0, eps, chain.alpha[k], chain.sigma[k])
-    out = evaluate(model, x, dtype, chain.model_time[k], model_kwargs, wide=chain.learned)
-    if not chain.learned:
-        return x, out, None
-    first, second = out.chunk(2, dim=1)
-    return x, first, second
+    schedule: str | NoiseSchedule | None,
+    prediction: str | None,
+    reduction: str,
+    bins: int,
+    cdf: str,
+) -> tuple[str | NoiseSchedule, str]:
+    """Schedule and prediction of a loss, after checks of what both losses are given."""
+    kind: str = as_stated(model, "prediction", prediction, "eps")
+    check_names(kind, reduction, ALL)
+    check_decoder(bins, cdf)
+    check_data(x0)
+    check_scaled(x0)
+    return as_stated(model, "schedule", schedule, "ddpm"), kind
 
 
-def _term(chain: Chain, k: np.ndarray, x0: Tensor, found: Tensor, v: Tensor | None, bins: int, cdf: str) -> Tensor:
-    """(B,) bits per dimension of the step at position k, for the predicted x0 `found`."""
+class _Evaluated(NamedTuple):
+    """The network at steps of a chain: positions k, (B,); data, noise and x_t, (B, ...), float32 at least; the
+    prediction there, and v of a learned variance."""
+
+    k: np.ndarray
+    x0: Tensor
+    eps: Tensor
+    x: Tensor
+    out: Tensor
+    v: Tensor | None
+
+
+def _evaluate(
+    model: Model, chain: Chain, k: np.ndarray, x0: Tensor, eps: Tensor, model_kwargs: Mapping[str, Any] | None
+) -> _Evaluated:
+    clean, noise = full(x0), full(eps)
+    x = diffuse(clean, noise, chain.alpha[k], chain.sigma[k])
+    out = evaluate(model, x, x0.dtype, chain.model_time[k], model_kwargs, wide=chain.learned)
+    first, second = out.chunk(2, dim=1) if chain.learned else (out, None)
+    return _Evaluated(k, clean, noise, x, first, second)
+
+
+def _term(chain: Chain, at: _Evaluated, found: Tensor, bins: int, cdf: str) -> Tensor:
+    """(B,) bits per dimension of the steps, for the predicted x0 `found`."""
+    k, x0, v = at.k, at.x0, at.v
     # Both means have the same part of x: they differ by of_x0·(x0 − found). 2·(c0 + c1·v) is the model's log-variance.
     c0, c1 = chain.spread[k].T
     if v is None:

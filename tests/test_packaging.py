@@ -64,7 +64,7 @@ LAYERS: dict[str, set[str] | None] = {
         "binding",
         "report",
     },
-    "adaptive_report": {"schedule_base", "solvers", "corrections"},
+    "adaptive_report": {"schedule_base", "solvers", "corrections", "report"},
     "adaptive_lanes": OPS | PLANS,
     "adaptive": OPS
     | PLANS
@@ -83,9 +83,11 @@ LAYERS: dict[str, set[str] | None] = {
     "analytic_times": PLANS | {"solvers"},
     "forward": PLANS | {"table", "network"},
     "decoder": {"names"},
-    "variational": PLANS | {"table", "solvers", "api", "arguments", "threshold", "report", "forward", "decoder"},
+    "chain": PLANS | {"table", "solvers", "forward"},
+    "variational": PLANS
+    | {"table", "solvers", "api", "arguments", "threshold", "report", "forward", "decoder", "chain"},
     "resampling": set(),
-    "losses": PLANS | {"table", "network", "forward", "variational", "resampling"},
+    "losses": PLANS | {"table", "network", "forward", "chain", "variational", "resampling"},
     "integrations": None,
     "doctor": None,
     "cli": None,

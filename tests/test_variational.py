@@ -13,9 +13,9 @@ import torch
 from mpmath import mp, mpf
 
 import fastdiff
+from fastdiff.chain import Chain
 from fastdiff.decoder import check_scaled, decoder_log_prob
 from fastdiff.losses import ddpm_loss, hybrid_loss, variational_bound, vlb_loss
-from fastdiff.variational import Chain
 
 # Numbers of openai/guided-diffusion (gaussian_diffusion.py's training_losses and calc_bpd_loop, respace.py), in float64
 # with its tables' rounding to float32 taken out: betas of get_named_beta_schedule(schedule, 1000), 8-bit data X0, the
