@@ -16,7 +16,7 @@ from fastdiff.history import Noise
 from fastdiff.names import unknown
 from fastdiff.network import sample_shape
 from fastdiff.plan import Plan
-from fastdiff.table import PREDICTIONS, PREVIOUS
+from fastdiff.table import ALL_PREDICTIONS
 from fastdiff.threshold import Dynamic
 
 Clip = None | str | Dynamic | tuple[float, float]
@@ -28,8 +28,8 @@ CLASSIFIER_FORMS = ("score", "mean", "score_after_clip")
 
 def check_run(prediction: Any, dtype: Any, backend: Any, graph: Any) -> None:
     """What every sampler is made with."""
-    if prediction is not None and prediction not in (*PREDICTIONS, PREVIOUS):
-        raise ValueError(unknown("prediction", prediction, (*PREDICTIONS, PREVIOUS)))
+    if prediction is not None and prediction not in ALL_PREDICTIONS:
+        raise ValueError(unknown("prediction", prediction, ALL_PREDICTIONS))
     if dtype not in STATE_DTYPES:
         raise ValueError(
             f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is (a "

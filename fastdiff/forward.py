@@ -13,13 +13,11 @@ from torch import Tensor
 from fastdiff.names import unknown
 from fastdiff.network import Network, placement, stated
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.table import PREDICTIONS, PREVIOUS
+from fastdiff.table import ALL_PREDICTIONS
 
 Array = NDArray[np.float64]
 Model = Callable[..., Any]
 REDUCTIONS = ("mean", "none")
-ALL = (*PREDICTIONS, PREVIOUS)
-"""Predictions that a network may be trained for."""
 
 
 def q_sample(
@@ -136,9 +134,9 @@ def normal(x0: Tensor, noise: Tensor | None, generator: torch.Generator | None) 
     return noise
 
 
-def check_names(prediction: str, reduction: str, predictions: tuple[str, ...] = PREDICTIONS) -> None:
-    if prediction not in predictions:
-        raise ValueError(unknown("prediction", prediction, predictions))
+def check_names(prediction: str, reduction: str) -> None:
+    if prediction not in ALL_PREDICTIONS:
+        raise ValueError(unknown("prediction", prediction, ALL_PREDICTIONS))
     if reduction not in REDUCTIONS:
         raise ValueError(unknown("reduction", reduction, REDUCTIONS))
 

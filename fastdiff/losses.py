@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fastdiff.chain import chain_of
 from fastdiff.forward import (
-    ALL,
     Array,
     Model,
     as_stated,
@@ -98,7 +97,7 @@ def ddpm_loss(
         as_stated(model, "schedule", schedule, "ddpm"),
         as_stated(model, "prediction", prediction, "eps"),
     )
-    check_names(prediction, reduction, ALL)
+    check_names(prediction, reduction)
     if kind not in KINDS:
         raise ValueError(unknown("kind", kind, KINDS))
     check_data(x0)
@@ -158,7 +157,7 @@ def smld_loss(
         TypeError, ValueError: bad arguments, levels that are not positive, or an output of the wrong shape.
     """
     prediction = as_stated(model, "prediction", prediction, "score")
-    check_names(prediction, reduction, ALL)
+    check_names(prediction, reduction)
     check_data(x0)
     table, labels = _levels(sigmas)
     if t is None:
@@ -211,7 +210,7 @@ def sde_loss(
         TypeError, ValueError: bad arguments, a schedule without such an SDE, or an output of the wrong shape.
     """
     prediction = as_stated(model, "prediction", prediction, "eps")
-    check_names(prediction, reduction, ALL)
+    check_names(prediction, reduction)
     check_data(x0)
     known = resolve(schedule)
     if known.discrete or known.kind not in ("vp", "subvp", "ve"):

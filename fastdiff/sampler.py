@@ -39,7 +39,7 @@ from fastdiff.plan import Plan, Stage
 from fastdiff.report import Trajectory, progress_bar, require_finite
 from fastdiff.schedule_base import Point
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.table import PREDICTIONS, PREVIOUS, check_previous
+from fastdiff.table import ALL_PREDICTIONS, check_previous
 from fastdiff.threshold import Dynamic, set_bounds
 
 
@@ -299,8 +299,8 @@ class Sampler:
         """What the model states must not be passed over in silence, where the sampler was not told otherwise."""
         prediction = stated(model, "prediction")
         if self.prediction is None and prediction is not None:
-            if prediction not in (*PREDICTIONS, PREVIOUS):
-                raise ValueError(unknown("model.prediction", prediction, (*PREDICTIONS, PREVIOUS)))
+            if prediction not in ALL_PREDICTIONS:
+                raise ValueError(unknown("model.prediction", prediction, ALL_PREDICTIONS))
             check_previous(prediction, self.plan.method)
         schedule = stated(model, "schedule")
         if self._own_schedule and schedule is not None and resolve(schedule) != resolve("ddpm"):

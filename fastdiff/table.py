@@ -17,6 +17,7 @@ from fastdiff.plan import AUX, H1, IDENTITY, MAX_DRAWS, MAX_HISTORY, NREG, ZA, M
 PREDICTIONS = ("eps", "x0", "v", "score", "flow")
 PREVIOUS = "previous"
 """The mean of the next, cleaner state: apart from `PREDICTIONS`, as it is a statement about a step, not a time."""
+ALL_PREDICTIONS = (*PREDICTIONS, PREVIOUS)
 
 # Columns of a table row; csrc/stage.h and triton_kernels/stage.py use the same order, and a test compares them.
 W1, W2, CU, CG, PU, PG, QU, QX, IN_SCALE, NEXT_U, NEXT_X = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9 + NREG

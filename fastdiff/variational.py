@@ -22,7 +22,6 @@ from fastdiff.arguments import check_clip
 from fastdiff.chain import VARIANCES, Chain, chain_of
 from fastdiff.decoder import check_bins, check_decoder, check_scaled, decoder_log_prob
 from fastdiff.forward import (
-    ALL,
     Model,
     as_stated,
     check_data,
@@ -228,7 +227,7 @@ def variational_bound(
             [−1, 1] give a UserWarning.
     """
     kind = as_stated(model, "prediction", prediction, "eps")
-    check_names(kind, "mean", ALL)
+    check_names(kind, "mean")
     check_decoder(bins, cdf)
     check_data(x0)
     check_bins(x0, bins)
@@ -296,7 +295,7 @@ def _checked(
 ) -> tuple[str | NoiseSchedule, str]:
     """Schedule and prediction of a loss, after checks of what both losses are given."""
     kind: str = as_stated(model, "prediction", prediction, "eps")
-    check_names(kind, reduction, ALL)
+    check_names(kind, reduction)
     check_decoder(bins, cdf)
     check_data(x0)
     check_scaled(x0)
