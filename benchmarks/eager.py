@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.phi import phi
 from fastdiff.plan import Plan
-from fastdiff.schedule_base import Point
+from fastdiff.plan.phi import phi
 from fastdiff.schedules import resolve
+from fastdiff.schedules.base import Point
 
 Randn = Callable[[Tensor], Tensor]
 
@@ -57,7 +57,7 @@ def times_of(plan: Plan, k: int) -> Times:
     """The times of stage `k` of a plan."""
     schedule = resolve("ddpm")
     stage = plan.stages[k]
-    past = [s.t for s in plan.stages[:k] if s.push][::-1]
+    past = [s.t for s in plan.stages[:k] if s.keep][::-1]
     return Times(schedule.at(stage.t), schedule.at(stage.t_next), tuple(schedule.at(t) for t in past))
 
 

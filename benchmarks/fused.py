@@ -15,10 +15,11 @@ from torch import Tensor
 
 import fastdiff
 from benchmarks import eager
+from fastdiff.bind.table import bind
 from fastdiff.ops.buffers import Buffers, Coeffs
-from fastdiff.philox import STEP
+from fastdiff.ops.layout import NONE, RAW, StageSpec
+from fastdiff.ops.philox import STEP
 from fastdiff.plan import MAX_DRAWS, ZA, Plan
-from fastdiff.table import NONE, RAW, StageSpec, bind
 
 SIZES: dict[str, tuple[int, ...]] = {
     "1x4x64x64": (1, 4, 64, 64),
@@ -43,8 +44,8 @@ def stage_bytes(spec: StageSpec, buf: Buffers) -> int:
     streams = [
         buf.x if spec.reads_x else None,
         buf.u if spec.reads_u else None,
-        buf.out if spec.convert != NONE else None,
-        buf.aux,
+        buf.first if spec.convert != NONE else None,
+        buf.second,
         *(h for i, h in enumerate(buf.h) if spec.reads_h(i)),
         *buf.z,
     ]
@@ -95,9 +96,9 @@ def make_case(
     """The method's fullest stage of ten, with buffers laid out as the loop has them."""
     plan = fastdiff.plan(method, STEPS, schedule="ddpm", **options)
     k = eager.stage_of(method)
-    table = bind(plan, "eps", copies=int(network != state))
+    table = bind(plan, copies=int(network != state))
     spec, stage = table.specs[k + 1], plan.stages[k]
-    raw = all(table.specs[i + 1].convert == RAW for i, s in enumerate(plan.stages) if s.push)
+    raw = all(table.specs[i + 1].convert == RAW for i, s in enumerate(plan.stages) if s.keep)
     kept = network if raw else state
     batch = shape[0]
 
@@ -108,13 +109,13 @@ def make_case(
         joint = eager_base(plan, k)
         x = drawn(state)
         u = x if joint else drawn(state)
-        buf = Buffers(x=x, u=u, out=drawn(network))
+        buf = Buffers(x=x, u=u, first=drawn(network))
         buf.h = tuple(drawn(kept) if spec.reads_h(i) else None for i in range(spec.history))
         if spec.x_mask:
             buf.u_out, buf.x_out = u if not joint else torch.empty_like(x), x
         else:
             buf.u_out = u
-        if stage.push and not raw:
+        if stage.keep and not raw:
             # The oldest value's place, once it was read.
             ring = spec.history if spec.history == plan.history else None
             oldest = buf.h[ring - 1] if ring else None
@@ -249,12 +250,12 @@ def agreement(case: Case, backend: ModuleType) -> float:
     """Largest difference of our stage and the eager formulas, relative to the largest value; noise is given to both."""
     buf = case.sets[0]
     shape_like = buf.x
-    assert shape_like is not None and buf.u is not None and buf.out is not None
+    assert shape_like is not None and buf.u is not None and buf.first is not None
     z = torch.randn_like(shape_like)
     fresh = Buffers(
         x=buf.x.clone() if buf.x is not None else None,
         u=buf.u.clone(),
-        out=buf.out,
+        out=buf.first,
         h=tuple(None if h is None else h.clone() for h in buf.h),
         z=(z if case.spec.reads_z(0) else None, None, None),
         u_out=torch.full_like(shape_like, math.nan),
@@ -265,7 +266,7 @@ def agreement(case: Case, backend: ModuleType) -> float:
     backend.stage(case.spec, case.k + 1, case.coeffs, fresh)
     step = eager.step_of(case.method, case.plan, case.k)
     state = case.coeffs.table.dtype
-    u, x, m = step(eager.Inputs(shape_like, buf.u, buf.out.to(state), history(buf, state)), lambda like: z)
+    u, x, m = step(eager.Inputs(shape_like, buf.u, buf.first.to(state), history(buf, state)), lambda like: z)
     pairs = [(fresh.u_out, u), (fresh.x_out, x), (fresh.m_out, m)]
     worst = 0.0
     for got, want in pairs:

@@ -8,18 +8,19 @@ For example:
 
 from __future__ import annotations
 
-from fastdiff import analytic, losses, schedules
+from fastdiff import analytic, guidance, losses, schedules
 from fastdiff._version import __version__
-from fastdiff.adaptive_report import Info
-from fastdiff.api import randn, sample
-from fastdiff.graph import clear_graphs
+from fastdiff.api import sample
+from fastdiff.integrations import score_sde as score_sde
 from fastdiff.likelihood import LogLikelihood, log_likelihood
 from fastdiff.ops import backends
 from fastdiff.plan import Plan, Stage
-from fastdiff.report import Trajectory
+from fastdiff.run.graph import clear_graphs
+from fastdiff.run.noise import randn
+from fastdiff.run.report import Info, Trajectory
+from fastdiff.run.threshold import Dynamic
 from fastdiff.sampler import Sampler
-from fastdiff.solvers import methods, plan
-from fastdiff.threshold import Dynamic
+from fastdiff.solvers import methods, plan, register
 
 __all__ = [
     "Dynamic",
@@ -33,11 +34,13 @@ __all__ = [
     "analytic",
     "backends",
     "clear_graphs",
+    "guidance",
     "log_likelihood",
     "losses",
     "methods",
     "plan",
     "randn",
+    "register",
     "sample",
     "schedules",
 ]

@@ -1,76 +1,68 @@
-"""The one-line forms: `sample` and `randn`."""
+"""The one-line form: `sample`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, overload
 
-import numpy as np
 import torch
+from typing_extensions import Unpack
 
-from fastdiff import ops
-from fastdiff.arguments import STATE_DTYPES, Clip, Gradient, check_shape, resolve_device, resolve_seeds
-from fastdiff.corrections import CorrectX0, CorrectXt
-from fastdiff.history import Noise
-from fastdiff.network import stated
-from fastdiff.philox import PRIOR, STEP
+from fastdiff import solvers
+from fastdiff.options import (
+    RUN_DEFAULTS,
+    SAMPLE_DEFAULTS,
+    SampleBoth,
+    SampleInfo,
+    SamplePlain,
+    SampleTrajectory,
+    parted,
+)
+from fastdiff.run.network import stated
+from fastdiff.run.report import Info, Trajectory
 from fastdiff.sampler import Sampler
-from fastdiff.schedules import NoiseSchedule
+
+Model = Callable[..., Any]
 
 
-def _sampler(**arguments: Any) -> Sampler:
+def _sampler(method: Any, steps: Any, options: dict[str, Any]) -> Sampler:
     """A sampler for these arguments, kept for the next call with the same ones."""
     try:
-        return _kept(tuple((name, type(value), value) for name, value in arguments.items()))
+        return _kept(method, steps, tuple((name, type(value), value) for name, value in options.items()))
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
-        return Sampler(**arguments)
+        return Sampler(method, steps, **options)
 
 
 # With the types: 1 and True are equal, but only one of them may be valid.
-@functools.lru_cache(maxsize=64)
-def _kept(arguments: tuple[tuple[str, type, Any], ...]) -> Sampler:
-    return Sampler(**{name: value for name, _, value in arguments})
+@functools.lru_cache(maxsize=64, typed=True)
+def _kept(method: Any, steps: Any, options: tuple[tuple[str, type, Any], ...]) -> Sampler:
+    return Sampler(method, steps, **{name: value for name, _, value in options})
 
 
+@overload
+def sample(model: Model, x: torch.Tensor | None = None, **options: Unpack[SamplePlain]) -> torch.Tensor: ...
+
+
+@overload
 def sample(
-    model: Callable[..., Any],
-    x: torch.Tensor | None = None,
-    *,
-    shape: Sequence[int] | None = None,
-    steps: int | None = None,
-    method: str = "dpm3",
-    schedule: str | NoiseSchedule | None = None,
-    prediction: str | None = None,
-    spacing: str | Sequence[float] | None = None,
-    t_start: float | None = None,
-    t_end: float | None = None,
-    seed: int | Sequence[int] = 0,
-    first_sample: int = 0,
-    noise: Noise | None = None,
-    guidance_scale: float | None = None,
-    cond: Mapping[str, Any] | None = None,
-    uncond: Mapping[str, Any] | None = None,
-    classifier_grad: Gradient | None = None,
-    classifier_form: str | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
-    clip: Clip = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    backend: str | None = None,
-    graph: bool | str = "auto",
-    progress: bool = False,
-    callback: Callable[[int, float, torch.Tensor, torch.Tensor], None] | None = None,
-    return_trajectory: bool = False,
-    return_info: bool = False,
-    check_finite: bool = False,
-    correct_x0: CorrectX0 | None = None,
-    correct_xt: CorrectXt | None = None,
-    out: torch.Tensor | None = None,
-    **method_options: Any,
-) -> Any:
+    model: Model, x: torch.Tensor | None = None, **options: Unpack[SampleTrajectory]
+) -> tuple[torch.Tensor, Trajectory]: ...
+
+
+@overload
+def sample(model: Model, x: torch.Tensor | None = None, **options: Unpack[SampleInfo]) -> tuple[torch.Tensor, Info]: ...
+
+
+@overload
+def sample(
+    model: Model, x: torch.Tensor | None = None, **options: Unpack[SampleBoth]
+) -> tuple[torch.Tensor, Trajectory, Info]: ...
+
+
+def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
     """Sample a diffusion model: `fastdiff.sample(model, steps=10, method="dpm3")`.
 
     Args:
@@ -95,9 +87,11 @@ def sample(
         noise: your own noise, (draw, like) -> tensor of like's shape, instead of the built-in; draw is -1 for the
             prior, else 0, 1, ... in the order in which noise is needed. It counts draws, not steps: a step whose std is
             0 draws nothing, others may draw twice; `plan.stages[i].draws` tells.
-        guidance_scale, cond, uncond: classifier-free guidance uncond + scale·(cond − uncond) (Ho and Salimans 2022),
-            with one call of the model on both halves; cond and uncond are dicts of keyword arguments with first
-            dimension B.
+        guidance: a number s for classifier-free guidance uncond + s·(cond − uncond) (Ho and Salimans 2022, arXiv
+            2207.12598), a function of the schedule's time that gives it, or a form of `fastdiff.guidance`:
+            `Interval`, `Rescale`, `CFGPlusPlus`, ... `guidance_scale` is another word for a number.
+        cond, uncond: what the two halves of the network's batch are conditioned on, which it is called on at once:
+            dicts of keyword arguments with first dimension B.
         classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance
             (Dhariwal and Nichol 2021, arXiv 2105.05233). Called with gradients enabled, on a copy of x that requires
             none. Kept in the wider of its dtype and the network's.
@@ -126,7 +120,8 @@ def sample(
             neither can be captured into a CUDA graph. Not with adaptive methods; with "unipc" and its corrector,
             give split=True.
         out: (B, ...) tensor of dtype `dtype`, contiguous, on the device: written and returned instead of a fresh one.
-        **method_options: options of the method and the spacing; unknown ones are errors that list the valid.
+        plan: a `Plan` of your own, instead of method, steps, schedule, spacing, t_start, t_end and options.
+        Others: options of the method and the spacing (`fastdiff.methods()` lists them).
 
     Returns:
         (B, ...) tensor of dtype `dtype`: the sample at `t_end`; with `return_trajectory`, also a `Trajectory`.
@@ -135,75 +130,15 @@ def sample(
         ValueError, TypeError: bad arguments or model outputs; the message says what was got and what would be right.
         RuntimeError: a named back end that cannot run, or a model that changes its input in place.
     """
-    sampler = _sampler(
-        method=method,
-        steps=steps,
-        schedule=schedule if schedule is not None else stated(model, "schedule"),
-        prediction=prediction,
-        spacing=tuple(spacing) if isinstance(spacing, list) else spacing,
-        t_start=t_start,
-        t_end=t_end,
-        clip=clip,
-        dtype=dtype,
-        backend=backend,
-        graph=graph,
-        **method_options,
-    )
-    return sampler(
-        model,
-        x,
-        shape=shape,
-        seed=seed,
-        first_sample=first_sample,
-        noise=noise,
-        guidance_scale=guidance_scale,
-        cond=cond,
-        uncond=uncond,
-        classifier_grad=classifier_grad,
-        classifier_form=classifier_form,
-        model_kwargs=model_kwargs,
-        device=device,
-        progress=progress,
-        callback=callback,
-        return_trajectory=return_trajectory,
-        return_info=return_info,
-        check_finite=check_finite,
-        correct_x0=correct_x0,
-        correct_xt=correct_xt,
-        out=out,
-    )
-
-
-def randn(
-    shape: Sequence[int],
-    *,
-    seed: int | Sequence[int] = 0,
-    draw: int = 0,
-    first_sample: int = 0,
-    prior: bool = False,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    backend: str | None = None,
-) -> torch.Tensor:
-    """Exactly the noise that the kernels draw: standard normals (B, ...), a function of seed, draw and sample index
-    alone.
-
-    Args:
-        shape: (B, ...).
-        seed, first_sample: as in `fastdiff.sample`.
-        draw: number of the draw, 0 to 2^32 − 1.
-        prior: the stream of the initial x_T instead of the steps'.
-        dtype: torch.float32 or torch.float64 (the same float32 values).
-        device, backend: as in `fastdiff.sample`.
-    """
-    if dtype not in STATE_DTYPES:
-        raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float64")
-    size = check_shape(shape)
-    if isinstance(draw, bool) or not isinstance(draw, int | np.integer) or not 0 <= draw < 2**32:
-        raise ValueError(f"draw={draw!r}: expected an integer from 0 to 2**32 - 1")
-    where = resolve_device(device, None, None)
-    seeds, index = resolve_seeds(seed, first_sample, size[0], where)
-    _, module = ops.select(backend, where, dtype, dtype)
-    out = torch.empty(size, dtype=dtype, device=where)
-    module.normal_(out, seeds, index, draw, PRIOR if prior else STEP)
-    return out
+    method = options.get("method", SAMPLE_DEFAULTS["method"])
+    chosen = None if options.get("plan") is not None else solvers.find(method)
+    given, more = parted("sample", chosen, options, SAMPLE_DEFAULTS)
+    run = {name: value for name, value in options.items() if name in RUN_DEFAULTS}
+    made = {name: value for name, value in given.items() if name not in RUN_DEFAULTS}
+    made.update(more if chosen is None else chosen.settled(more))
+    steps = made.pop("steps")
+    if made["plan"] is None and made["schedule"] is None:
+        made["schedule"] = stated(model, "schedule")
+    if isinstance(made["spacing"], list):
+        made["spacing"] = tuple(made["spacing"])
+    return _sampler(made.pop("method"), steps, made)(model, x, **run)

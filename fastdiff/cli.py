@@ -114,10 +114,10 @@ def _demo(chosen: argparse.Namespace) -> None:
 
 
 def _methods(chosen: argparse.Namespace) -> None:
-    from fastdiff.solvers import ADAPTIVE, METHODS, find
+    from fastdiff.solvers import METHODS, find
 
     if chosen.method is None:
-        listed = METHODS | ADAPTIVE
+        listed = METHODS
         width = max(map(len, listed))
         print(f"{'method':<{width}}  order")
         for m in listed.values():
@@ -132,7 +132,7 @@ def _methods(chosen: argparse.Namespace) -> None:
     if m.aliases:
         print(_wrap(f"aliases: {', '.join(m.aliases)}", 9))
     for name, option in m.options.items():
-        choices = f" ({' | '.join(map(repr, option.choices))})" if option.choices else ""
+        choices = f" ({' | '.join(map(repr, option.accepted))})" if option.accepted else ""
         print(_wrap(f"  {name}={option.default!r}{choices}: {option.doc}", 4))
 
 

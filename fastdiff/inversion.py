@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastdiff.report import span
+from fastdiff.run.report import span
 from fastdiff.sampler import Sampler
 
 

@@ -15,18 +15,19 @@ import numpy as np
 import torch
 
 from fastdiff import ops, solvers
-from fastdiff.adaptive import Driver
-from fastdiff.adaptive_lanes import Binding
-from fastdiff.adaptive_report import Hooks, progress_bar
-from fastdiff.arguments import STATE_DTYPES, check_x, resolve_device, resolve_seeds
+from fastdiff.bind import Binding
 from fastdiff.names import unknown
-from fastdiff.network import Network, placement, stated
-from fastdiff.ops.buffers import Coeffs
-from fastdiff.philox import STEP
-from fastdiff.report import span
-from fastdiff.sampler import _mode
+from fastdiff.ops import Coeffs
+from fastdiff.ops.layout import CG, CU, StageSpec
+from fastdiff.ops.philox import STEP
+from fastdiff.prediction import PREDICTIONS
+from fastdiff.run.adaptive import Driver
+from fastdiff.run.arguments import STATE_DTYPES, check_x, resolve_device, resolve_seeds
+from fastdiff.run.evaluate import Hooks
+from fastdiff.run.job import Job, Start, sampling_mode
+from fastdiff.run.network import Network, placement, stated
+from fastdiff.run.report import progress_bar, span
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.table import CG, CU, PREDICTIONS, StageSpec
 
 TRACES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")
@@ -62,7 +63,7 @@ class LogLikelihood(NamedTuple):
         )
 
 
-class Flow(Driver):
+class DivergenceDriver(Driver):
     """The driver, with the integral of the drift's divergence beside x, under the same error control."""
 
     probes: Sequence[torch.Tensor]
@@ -118,7 +119,9 @@ class Flow(Driver):
         result, error = (width * (torch.as_tensor(w, device=slopes.device) @ slopes) for w in pair)
         self.proposed, self.newest = self.integral + result, self.slopes[-1]
         self.slopes = self.slopes[:1]
-        scale = method.atol + method.rtol * torch.maximum(self.integral.abs(), self.proposed.abs())
+        scale = method.controller.atol + method.controller.rtol * torch.maximum(
+            self.integral.abs(), self.proposed.abs()
+        )
         return np.maximum(super().measure(), self.rms((error / scale).reshape(-1, 1))).tolist()
 
     def take(self, taken: list[bool], kept: torch.Tensor, newest: torch.Tensor) -> None:
@@ -218,31 +221,31 @@ def log_likelihood(
         control=control,
         max_nfe=max_nfe,
     )
-    if dtype == torch.float32 and method.rtol + method.atol < LEAST_TOLERANCE:
+    if dtype == torch.float32 and method.controller.rtol + method.controller.atol < LEAST_TOLERANCE:
         raise ValueError(
-            f"rtol={method.rtol:g} and atol={method.atol:g} are less than float32 can hold, about "
+            f"rtol={rtol:g} and atol={atol:g} are less than float32 can hold, about "
             f"{LEAST_TOLERANCE:.1g} together: give dtype=torch.float64 (and a network in float64), or larger ones"
         )
     if method.forward:
         raise ValueError(f"t_start={method.start.t:g} is the data's time, and must lie below t_end={method.stop.t:g}")
     found, network_dtype = placement(model)
     where = resolve_device(device, x, found)
-    _, module = ops.select(backend, where, dtype, network_dtype or dtype)
+    module = ops.select(backend, where, dtype, network_dtype or dtype)
     seeds, index = resolve_seeds(seed, first_sample, len(x), where)
     size = x[0].numel()
-    with _mode():
+    with sampling_mode():
         start = x.detach().to(device=where, dtype=dtype).contiguous()
-        hooks = Hooks()
-        driver = Flow(
-            method,
-            module,
+        job = Job(
+            Start(module, start, seeds, index, None),
             Network(model, len(start), model_kwargs),
             network_dtype or dtype,
             Binding(kind),
-            Coeffs(start, start, seeds, index),
-            start,
-            hooks,
+            None,
+            Hooks(),
         )
+        coeffs = Coeffs(start, start, seeds, index)
+        evaluator = job.evaluator(coeffs, job.network_dtype == dtype)
+        driver = DivergenceDriver(method, evaluator, job.network_dtype, coeffs, start)
         driver.exact = trace == "exact"
         if driver.exact:
             driver.probes = units(start)
@@ -250,7 +253,7 @@ def log_likelihood(
             driver.probes = list(probe.detach().to(start).reshape(-1, *start.shape))
         else:
             driver.probes = drawn(module, start, seeds, index, probe, probes)
-        with progress_bar(method, hooks) if progress else contextlib.nullcontext():
+        with progress_bar(job.hooks, method.method, 100, "%") if progress else contextlib.nullcontext():
             latent = driver.run()
         if prior is None:
             std = chosen.prior_std(method.stop.t)

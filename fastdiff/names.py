@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -29,42 +29,89 @@ only."""
 
 ELSEWHERE = {
     "algorithm_type": "the method's name: 'dpm2' (dpmsolver), 'dpmpp2m' (dpmsolver++), 'dpmpp2m_sde'",
+    "batch_size": "the first number of shape=(batch, ...)",
     "beta_schedule": "schedule='ddpm', 'scaled_linear' or 'cosine'",
+    "betas": "schedule=fastdiff.schedules.discrete(betas)",
+    "alphas_cumprod": "schedule=fastdiff.schedules.discrete(alphas_cumprod=...)",
+    "callback_on_step_end": "callback=(stage, time, x, x0), or correct_xt=(x, t, step) -> x to change the state",
+    "cfg": "guidance=7.5, with cond=... and uncond=...",
+    "cfg_scale": "guidance=7.5, with cond=... and uncond=...",
+    "class_labels": "model_kwargs={'class_labels': ...}, or cond and uncond for guidance",
     "clip_denoised": "clip=(-1, 1)",
     "clip_sample": "clip=(-1, 1)",
     "clip_sigma_idx": "clip_steps=1 of analytic_ddpm and analytic_ddim",
     "cond_fn": "classifier_grad=(x, t) -> grad of log p(y | x)",
+    "cond_scale": "guidance=7.5, with cond=... and uncond=...",
     "correcting_x0_fn": "correct_x0=(x0, t) -> x0",
     "correcting_xt_fn": "correct_xt=(x, t, step) -> x",
     "denoised_fn": "correct_x0=lambda x0, t: denoised_fn(x0)",
+    "disable": "progress=True, where disable=False",
+    "disable_progress_bar": "progress=False, the default",
+    "eta": "eta=0.0, an option of ddim, analytic_ddim and dpmpp2m_sde",
     "extra_args": "model_kwargs={...}",
+    "final_sigmas_type": "final='clean' (zero) or 't_min' (sigma_min), of the spacings that list times",
     "flow_shift": "schedule=fastdiff.schedules.flow(shift)",
     "generator": "seed=0, or one seed per sample",
-    "n_steps": "n_corrector=1 of pc",
+    "guidance_rescale": "guidance=fastdiff.guidance.Rescale(scale, phi)",
+    "labels": "model_kwargs={'y': labels} (the network's own name for them), or cond and uncond for guidance",
+    "latents": "x=..., the state at t_start",
+    "n_steps": "steps=10 (pc's Langevin steps are n_corrector=1)",
+    "negative_prompt_embeds": "uncond={'encoder_hidden_states': ...}",
     "noise_sampler": "noise=(draw, like) -> tensor",
+    "num_images_per_prompt": "the first number of shape=(batch, ...)",
     "num_inference_steps": "steps=10",
+    "num_steps": "steps=10",
+    "order": "the method's name: 'dpmpp2m', 'dpmpp3m'; order=3 is an option of unipc and dpm_adaptive",
+    "output_type": "nothing: the result is a tensor",
     "prediction_type": "prediction='eps', 'x0', 'v' or 'flow'",
+    "prompt_embeds": "cond={'encoder_hidden_states': ...}",
     "rescale_betas_zero_snr": "fastdiff.schedules.discrete(betas, zero_terminal_snr=True)",
+    "return_dict": "nothing: the result is a tensor",
     "return_intermediate": "return_trajectory=True",
+    "return_intermediates": "return_trajectory=True",
+    "s_churn": "s_churn=0.0, an option of heun",
+    "sampler": "method='dpm3'",
+    "sampler_name": "method='dpm3'",
+    "scheduler": "method='dpm3' and schedule='ddpm'",
     "set_alpha_to_one": "final='clean' (True) or 't_min' (False)",
     "shift": "schedule=fastdiff.schedules.flow(shift)",
     "sigma_max": "t_start of ve and edm schedules, or schedule=fastdiff.schedules.ve(sigma_min, sigma_max)",
     "sigma_min": "t_end of ve and edm schedules, or schedule=fastdiff.schedules.ve(sigma_min, sigma_max)",
     "sigmas": "spacing=[...]: the times themselves, which are sigmas for ve, edm, and flow without a shift",
     "skip_type": "spacing='time_uniform', 'logsnr' or 'time_quadratic'",
+    "solver": "method='dpm3'",
     "solver_order": "the method's name: 'dpmpp2m', 'dpmpp3m'",
     "strength": "t_start=..., and x=fastdiff.losses.q_sample(image, t_start, schedule)",
     "thresholding": "clip='dynamic'",
     "timestep_respacing": "spacing='ddim25', '10,15,20' and the like",
     "timestep_spacing": "spacing='leading', 'linspace' or 'trailing'",
     "timesteps": "spacing=[...]: the times themselves, and where they end",
+    "use_beta_sigmas": "spacing=[...]: the times themselves; spacing 'karras' and 'exponential' are near",
     "use_exponential_sigmas": "spacing='exponential'",
     "use_karras_sigmas": "spacing='karras'",
+    "use_lu_lambdas": "spacing='logsnr'",
+    "verbose": "progress=True",
+    "x_init": "x=..., the state at t_start",
+    "x_T": "x=..., the state at t_start",
 }
-"""What diffusers, k-diffusion, guided-diffusion and dpm-solver call an argument of `sample`. In messages only."""
+"""What diffusers, k-diffusion, guided-diffusion, dpm-solver and others call an argument of `sample`. In messages
+only."""
 
 CONDITIONING = ("encoder_hidden_states", "class_labels", "y", "added_cond_kwargs", "pooled_projections")
 """What networks are commonly conditioned on: arguments of the model, not of `sample`."""
+
+
+def nearest(got: object, valid: Iterable[str], also: Iterable[str] = ()) -> str | None:
+    """The valid name that is nearest to what was got, or None; names of `also` stand for themselves too."""
+    if not isinstance(got, str):
+        return None
+    names = list(valid)
+    synonym = SYNONYMS.get(got.lower())
+    if synonym in names:
+        return synonym
+    folded = {name.lower(): name for name in (*names, *also)}
+    near = difflib.get_close_matches(got.lower(), folded, n=1)
+    return folded[near[0]] if near else None
 
 
 def unknown(kind: str, got: object, valid: Iterable[str], guess: bool = True, also: Iterable[str] = ()) -> str:
@@ -75,23 +122,56 @@ def unknown(kind: str, got: object, valid: Iterable[str], guess: bool = True, al
     "unknown spacing 'karas'; did you mean 'karras'? Valid: karras, logsnr"
     """
     names = list(valid)
-    folded = {name.lower(): name for name in (*names, *also)}
-    near = difflib.get_close_matches(got.lower(), folded, n=1) if guess and isinstance(got, str) else []
-    synonym = SYNONYMS.get(got.lower()) if isinstance(got, str) else None
-    nearest = synonym if synonym in names else folded[near[0]] if near else None
-    hint = f"; did you mean '{nearest}'?" if nearest else "."
+    near = nearest(got, names, also) if guess else None
+    hint = f"; did you mean '{near}'?" if near else "."
     listed = ", ".join(names) if names else "none"
-    return f"unknown {kind} {got!r}{hint} Valid: {listed}"
+    return f"unknown {kind} {short(got)}{hint} Valid: {listed}"
 
 
-def unknown_option(method: str, got: str, valid: Iterable[str]) -> str:
-    """The message about an option that a method does not take; for another library's name, what it is called here.
+def short(value: object) -> str:
+    """The repr of a value that came from a caller, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:96]}..."
+
+
+def misplaced(call: str, got: str, valid: Iterable[str], places: Mapping[str, str]) -> str:
+    """The message about an argument that a call does not take: where it goes, or what is nearest.
+
+    Args:
+        call: such as "sample".
+        valid: what the call takes.
+        places: arguments of other calls, and where they go.
+
+    >>> misplaced("sample", "progess", ["progress", "seed"], {})
+    "unknown argument of sample: 'progess'; did you mean 'progress'?"
+    """
+    names = list(valid)
+    start = f"unknown argument of {call}: {got!r}"
+    if got in ELSEWHERE:
+        return f"{start}. Here that is {ELSEWHERE[got]}"
+    if got in CONDITIONING:
+        return f"{start}. What the model is given goes in model_kwargs={{{got!r}: ...}}"
+    if got in places:
+        return f"{start}. It is {places[got]}"
+    near = nearest(got, names)
+    if near is not None:
+        return f"{start}; did you mean '{near}'?"
+    listed = ", ".join(names)
+    return f"{start}. Valid: {listed}"
+
+
+def unknown_option(method: str, got: str, valid: Iterable[str], owners: Iterable[str] = ()) -> str:
+    """The message about an option that a method does not take; for another library's name, what it is called here, and
+    the methods that have it.
 
     >>> unknown_option("ddim", "use_karras_sigmas", ["eta"])
     "unknown option of method 'ddim': 'use_karras_sigmas'. Valid: eta. Here that is spacing='karras'"
     """
-    # A name that is known to be another library's is no misspelling.
-    message = unknown(f"option of method {method!r}:", got, valid, guess=got not in ELSEWHERE)
+    have = list(owners)
+    # A name that is known elsewhere is no misspelling.
+    message = unknown(f"option of method {method!r}:", got, valid, guess=got not in ELSEWHERE and not have)
+    if have:
+        return f"{message}. It is an option of {', '.join(have)}"
     if got in ELSEWHERE:
         return f"{message}. Here that is {ELSEWHERE[got]}"
     if got in CONDITIONING:

@@ -1,60 +1,54 @@
-"""`Sampler`: a plan bound to prediction, guidance and clipping, ready to run on any model."""
+"""`Sampler`: a method bound to prediction and clipping, ready to run on any model."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, overload
 
 import torch
+from typing_extensions import Unpack
 
-from fastdiff import ops, solvers
-from fastdiff.arguments import (
-    Clip,
-    Gradient,
+from fastdiff import guidance, solvers
+from fastdiff.bind import Binding
+from fastdiff.method_names import MethodName
+from fastdiff.names import unknown
+from fastdiff.options import (
+    BEGIN_DEFAULTS,
+    RUN_DEFAULTS,
+    SAMPLER_DEFAULTS,
+    BeginOptions,
+    Plain,
+    SamplerOptions,
+    WithBoth,
+    WithInfo,
+    WithTrajectory,
+    filled,
+    parted,
+)
+from fastdiff.plan import Plan
+from fastdiff.prediction import ALL_PREDICTIONS, check_previous
+from fastdiff.run.arguments import (
     check_callables,
     check_clip,
-    check_guidance,
+    check_halves,
     check_out,
     check_run,
     check_x,
-    prior_noise,
-    resolve_device,
-    resolve_form,
-    resolve_seeds,
     resolve_shape,
 )
-from fastdiff.binding import Bound, bound_on_device, echo_rows
-from fastdiff.corrections import CorrectX0, CorrectXt, check_corrections
-from fastdiff.graph import capture_refusal, execute
-from fastdiff.history import Noise
-from fastdiff.loop import Hooks, Run, State
-from fastdiff.names import unknown, warn
-from fastdiff.network import Network, placement, stated
-from fastdiff.ops.buffers import Coeffs
-from fastdiff.philox import PRIOR
-from fastdiff.plan import Plan, Stage
-from fastdiff.report import Trajectory, progress_bar, require_finite
-from fastdiff.schedule_base import Point
+from fastdiff.run.controlled import AdaptiveEngine
+from fastdiff.run.evaluate import Hooks
+from fastdiff.run.graph import capture_refusal
+from fastdiff.run.job import Engine, Job, begin, sampling_mode
+from fastdiff.run.loop import State
+from fastdiff.run.network import Network, placement, stated
+from fastdiff.run.planned import PlanEngine
+from fastdiff.run.report import Info, Trajectory
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.table import ALL_PREDICTIONS, check_previous
-from fastdiff.threshold import Dynamic, set_bounds
+from fastdiff.solvers import Method
 
-
-# Typed, and options with their types: 1 and True are equal, but only one of them is valid.
-@functools.lru_cache(maxsize=256, typed=True)
-def _plan(
-    method: str,
-    steps: int | None,
-    schedule: NoiseSchedule,
-    spacing: str | tuple[float, ...] | None,
-    t_start: float | None,
-    t_end: float | None,
-    options: tuple[tuple[str, type, Any], ...],
-) -> Plan:
-    return solvers.plan(method, steps, schedule, spacing, t_start, t_end, **{k: v for k, _, v in options})
+Model = Callable[..., Any]
 
 
 class Sampler:
@@ -62,168 +56,205 @@ class Sampler:
 
     Args:
         method: a name or alias of `fastdiff.methods()`.
-        steps: number of steps, at least 1. Default: what `spacing` says, else 10.
-        schedule: `NoiseSchedule` or its name. Default: "ddpm".
-        prediction: what the network gives: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the
-            mean of the next, cleaner state of the steps taken. Default: `model.prediction`, else "eps".
-        spacing: a spacing's name, or the `steps + 1` times themselves. Default: the method's own.
-        t_start, t_end: the schedule's times to begin and end at, of discrete schedules indices (see `fastdiff.sample`).
-            Default: its whole range.
-        clip: None, bounds (lo, hi) of the predicted x0, "dynamic" (Saharia et al. 2022, arXiv 2205.11487, Section 2.3:
-            the 99.5% quantile of |x0| of each sample, at least 1, bounds x0, which is then divided by it), or
-            `fastdiff.Dynamic` with another quantile or least bound.
-        dtype: of the state and its history: torch.float32 or torch.float64. The network keeps its own.
-        backend: None for the fastest that can run, or "reference", "cpu", "triton", "cuda".
-        graph: "auto", True or False: CUDA graph capture.
+        steps: number of steps, at least 1. Default: what `spacing` says, else 10. Adaptive methods take none.
         plan: a `Plan` of your own, instead of method, steps, schedule, spacing, t_start, t_end and options.
-        **method_options: the method's options (`fastdiff.methods()` lists them), and the spacing's.
+        **options: `schedule`, `prediction`, `spacing`, `t_start`, `t_end`, `clip`, `dtype`, `backend` and `graph`, as
+            in `fastdiff.sample`; the method's options (`fastdiff.methods()` lists them), and the spacing's.
 
     Raises:
         ValueError, TypeError: bad arguments, with what is valid.
         RuntimeError: a named back end that cannot run here, or graph=True where nothing can be captured.
     """
 
-    def __new__(cls, method: str = "dpm3", *args: Any, **kwargs: Any) -> Sampler:
-        """Adaptive methods, which have no plan, have a class of their own."""
-        if cls is Sampler and kwargs.get("plan") is None and solvers.find(method).adaptive:
-            from fastdiff.adaptive_sampler import AdaptiveSampler
-
-            cls = AdaptiveSampler
-        return super().__new__(cls)
-
     def __init__(
-        self,
-        method: str = "dpm3",
-        steps: int | None = None,
-        *,
-        schedule: str | NoiseSchedule | None = None,
-        prediction: str | None = None,
-        spacing: str | Sequence[float] | None = None,
-        t_start: float | None = None,
-        t_end: float | None = None,
-        clip: Clip = None,
-        dtype: torch.dtype = torch.float32,
-        backend: str | None = None,
-        graph: bool | str = "auto",
-        plan: Plan | None = None,
-        **method_options: Any,
+        self, method: MethodName | Method = "dpm3", steps: int | None = None, **options: Unpack[SamplerOptions]
     ) -> None:
-        check_run(prediction, dtype, backend, graph)
-        if graph is True:
+        own = options.get("plan")
+        chosen = None if own is not None else solvers.find(method)
+        given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
+        check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
+        self.bounds = check_clip(given["clip"])
+        self.prediction: str | None = given["prediction"]
+        self.dtype: torch.dtype = given["dtype"]
+        self.backend: str | None = given["backend"]
+        self.graph: bool | str = given["graph"]
+        schedule = given["schedule"]
+        self.schedule: NoiseSchedule | None = (
+            None if own is not None else resolve("ddpm" if schedule is None else schedule)
+        )
+        self._unnamed_schedule = own is None and schedule is None
+        self._asked: tuple[Method, dict[str, Any]] | None = None
+        if own is not None or (chosen is not None and not chosen.adaptive):
+            self.engine: Engine = self._plan_engine(own, chosen, steps, given, more)
+        else:
+            assert chosen is not None
+            self.engine = self._adaptive_engine(chosen, steps, given, more)
+
+    def _plan_engine(
+        self, plan: Any, method: Method | None, steps: int | None, given: dict[str, Any], options: dict[str, Any]
+    ) -> PlanEngine:
+        if self.graph is True:
             why = capture_refusal()
             if why is not None:
                 raise RuntimeError(f"graph=True: {why}; use graph='auto' or graph=False")
-        self.clip = check_clip(clip)
-        if plan is not None:
+        if method is None:
             if not isinstance(plan, Plan):
                 raise TypeError(
                     f"plan must be a fastdiff.Plan, got {type(plan).__name__}: fastdiff.plan(...) makes one"
                 )
-            self.plan = plan
+            made = plan
         else:
+            spacing = given["spacing"]
             named = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
-            arguments = (method, steps, resolve("ddpm" if schedule is None else schedule), named, t_start, t_end)
-            try:
-                typed = tuple((k, type(v), v) for k, v in sorted(method_options.items()))
-                self.plan = _plan(*arguments, typed)
-            except TypeError as error:
-                if "unhashable" not in str(error):
-                    raise
-                self.plan = solvers.plan(*arguments, **method_options)
-        check_previous(prediction, self.plan.method)
-        self.prediction = prediction
-        self._own_schedule = plan is None and schedule is None
-        self._asked = None if plan is not None else (arguments, method_options)
-        self.dtype = dtype
-        self.backend = backend
-        self.graph = graph
-        self._bound: dict[tuple[Any, ...], Bound] = {}
+            asked = {"steps": steps, "schedule": self.schedule, "spacing": named, **method.settled(options)}
+            asked.update(t_start=given["t_start"], t_end=given["t_end"])
+            made = _plan(method, asked)
+            self._asked = method, asked
+        check_previous(self.prediction, made.method)
+        return PlanEngine(made, self.dtype)
 
-    def __repr__(self) -> str:
-        return (
-            f"Sampler({self.plan.method!r}, steps={self.plan.steps}, prediction={self.prediction!r}, "
-            f"dtype={self.dtype})"
+    def _adaptive_engine(
+        self, method: Method, steps: int | None, given: dict[str, Any], options: dict[str, Any]
+    ) -> AdaptiveEngine:
+        if self.graph is True:
+            raise RuntimeError(
+                f"graph=True: method {method.name!r} chooses each step from the error of the last, a value that the "
+                "host must read, so a run cannot be captured as one graph; use graph='auto' or graph=False (the model "
+                "itself may replay a graph of its own)"
+            )
+        assert self.schedule is not None
+        solvers.warn_of_unit_times(self.schedule, given["t_start"], given["t_end"])
+        check_previous(self.prediction, method.name)
+        place = (self.schedule, given["spacing"], given["t_start"], given["t_end"])
+        self._asked = method, options
+        return AdaptiveEngine(
+            lambda prediction: solvers.adaptive(method, steps, *place, prediction, **options),
+            self.prediction or "eps",
+            self.dtype,
         )
 
+    @property
+    def plan(self) -> Plan:
+        """The method's table. AttributeError for adaptive methods, which have none."""
+        if isinstance(self.engine, PlanEngine):
+            return self.engine.plan
+        raise AttributeError(
+            f"method {self.engine.name!r} is adaptive and has no plan: its steps are chosen while it runs; call the "
+            "sampler with return_info=True to see them"
+        )
+
+    def __repr__(self) -> str:
+        if isinstance(self.engine, AdaptiveEngine):
+            m = self.engine.method
+            own = f"rtol={m.controller.rtol:g}, atol={m.controller.atol:g}, control={m.control!r}"
+        else:
+            own = f"steps={self.plan.steps}"
+        return f"Sampler({self.engine.name!r}, {own}, prediction={self.prediction!r}, dtype={self.dtype})"
+
+    @overload
+    def __call__(self, model: Model, x: torch.Tensor | None = None, **options: Unpack[Plain]) -> torch.Tensor: ...
+
+    @overload
     def __call__(
-        self,
-        model: Callable[..., Any],
-        x: torch.Tensor | None = None,
-        *,
-        shape: Sequence[int] | None = None,
-        seed: int | Sequence[int] = 0,
-        first_sample: int = 0,
-        noise: Noise | None = None,
-        guidance_scale: float | None = None,
-        cond: Mapping[str, Any] | None = None,
-        uncond: Mapping[str, Any] | None = None,
-        classifier_grad: Gradient | None = None,
-        classifier_form: str | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        callback: Callable[[int, float, torch.Tensor, torch.Tensor], None] | None = None,
-        return_trajectory: bool = False,
-        return_info: bool = False,
-        check_finite: bool = False,
-        correct_x0: CorrectX0 | None = None,
-        correct_xt: CorrectXt | None = None,
-        out: torch.Tensor | None = None,
-    ) -> Any:
-        """Sample. See `fastdiff.sample` for the arguments; returns a fresh tensor (B, ...), or (tensor, Trajectory)."""
-        check_guidance(guidance_scale, cond, uncond, classifier_grad)
-        check_callables(noise, callback)
-        if return_info:
-            raise ValueError(
-                f"return_info goes with adaptive methods: what method {self.plan.method!r} does is known before, in "
-                f"Sampler.plan ({self.plan.nfe} network evaluations)"
-            )
-        form = resolve_form(self.plan, classifier_grad, classifier_form)
-        check_corrections(self.plan, correct_x0, correct_xt)
+        self, model: Model, x: torch.Tensor | None = None, **options: Unpack[WithTrajectory]
+    ) -> tuple[torch.Tensor, Trajectory]: ...
+
+    @overload
+    def __call__(
+        self, model: Model, x: torch.Tensor | None = None, **options: Unpack[WithInfo]
+    ) -> tuple[torch.Tensor, Info]: ...
+
+    @overload
+    def __call__(
+        self, model: Model, x: torch.Tensor | None = None, **options: Unpack[WithBoth]
+    ) -> tuple[torch.Tensor, Trajectory, Info]: ...
+
+    def __call__(self, model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
+        """Sample. `fastdiff.sample` tells of the arguments.
+
+        Returns:
+            (B, ...) a fresh tensor, or a tuple of it, a `Trajectory` and an `Info`, as asked for.
+
+        Adaptive methods call `callback(step, time, x, x0)` at the start and after every accepted step, and `correct_x0`
+        at every evaluation, also of steps that are then rejected; with control="sample" its t is a (B,) float64 tensor,
+        a time for each sample, and what it makes of a sample that has arrived is not used.
+        """
+        given = filled("the sampler", options, RUN_DEFAULTS)
+        chosen = guidance.choose(given, self.engine.name)
+        check_halves(chosen.batched, given["guidance_scale"], given["cond"], given["uncond"])
+        chosen.check(self.engine.plan if isinstance(self.engine, PlanEngine) else None, self.engine.name)
+        check_callables(given["noise"], given["callback"])
+        self.engine.check(given, x is not None)
         self._check_stated(model)
         found, network_dtype = placement(model)
-        with _mode():
-            backend, start, seeds, index = self._start(
-                x, resolve_shape(model, shape, x), seed, first_sample, noise, device, found, network_dtype
-            )
-            check_out(out, start)
-            network_dtype = network_dtype or self.dtype
-            network = Network(model, len(start), model_kwargs, cond, uncond, wide=self.plan.wide)
-            hooks = Hooks(callback=callback, correct_x0=correct_x0, correct_xt=correct_xt)
-            hooks.trajectory = [] if return_trajectory else None
-            if check_finite:
-                hooks.finite = functools.partial(require_finite, self.plan, len(start))
-            r = self._prepare(
-                network,
-                backend,
+        with sampling_mode():
+            start = begin(
+                self.engine,
+                x,
+                resolve_shape(model, given["shape"], x),
+                given,
+                self.dtype,
+                self.backend,
+                found,
                 network_dtype,
-                start,
-                seeds,
-                index,
-                noise,
-                guidance_scale,
-                classifier_grad,
-                form,
-                hooks,
             )
-            with progress_bar(self.plan, hooks) if progress else contextlib.nullcontext():
-                result = execute(r, start, self.graph, out)
-            if hooks.trajectory is None:
-                return result
-            states, predicted = zip(*hooks.trajectory, strict=True)
-            times = torch.tensor(self.plan.times, dtype=torch.float64, device=start.device)
-            return result, Trajectory(times, torch.stack([start, *states[1:], result]), torch.stack(predicted))
+            check_out(given["out"], start.x)
+            learned = isinstance(self.engine, PlanEngine) and self.engine.plan.learned_variance
+            network = Network(model, len(start.x), given["model_kwargs"], given["cond"], given["uncond"], learned)
+            hooks = Hooks(
+                callback=given["callback"],
+                trajectory=[] if given["return_trajectory"] else None,
+                finite=given["check_finite"],
+                correct_x0=given["correct_x0"],
+                correct_xt=given["correct_xt"],
+            )
+            binding = Binding(
+                self.prediction or stated(model, "prediction") or "eps",
+                chosen,
+                clip=self.bounds is not None,
+                corrected=hooks.correct_x0 is not None,
+            )
+            job = Job(
+                start,
+                network,
+                network_dtype or self.dtype,
+                binding,
+                self.bounds,
+                hooks,
+                self.graph,
+                given["progress"],
+                given["out"],
+            )
+            result, trajectory, info = self.engine.run(job)
+        asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
+        more = [extra for extra in asked if extra is not None]
+        return (result, *more) if more else result
 
     @functools.cached_property
     def inverse(self) -> Sampler:
         """The same method on the same times upwards, from data to noise: the sampler that `invert` runs.
 
         The data are taken as the state at the lowest time with noise: the time that the grid ends at, or its schedule's
-        `t_floor` where it ends at sigma = 0, where most networks and solvers are not defined.
+        `t_floor` where it ends at sigma = 0, where most networks and solvers are not defined. Of adaptive methods the
+        ODE between the same times.
 
         Raises:
-            ValueError: the method draws noise, or the plan was given as it is.
+            ValueError: the method draws noise, or the plan was given as it is; 'dpm_adaptive', which runs from noise to
+                data alone.
         """
+        made: SamplerOptions = {
+            "prediction": self.prediction,  # type: ignore[typeddict-item]
+            "clip": self.bounds,
+            "dtype": self.dtype,
+            "backend": self.backend,  # type: ignore[typeddict-item]
+        }
+        if isinstance(self.engine, AdaptiveEngine):
+            m = self.engine.method
+            if m.method != "ode":
+                raise ValueError(f"method {m.method!r} runs from noise to data alone: invert method='ode'")
+            assert self._asked is not None
+            options = {k: v for k, v in self._asked[1].items() if k != "denoise_to_zero"}
+            return Sampler(self._asked[0], schedule=self.schedule, t_start=m.stop.t, t_end=m.start.t, **made, **options)
         if self.plan.stochastic:
             raise ValueError(
                 f"method {self.plan.method!r} with these options draws noise, so that no single x_T leads to a sample: "
@@ -234,41 +265,26 @@ class Sampler:
                 "this Sampler was given its plan ready-made, whose inverse only its maker knows: give it the method "
                 "and its options, or run Sampler(plan=fastdiff.plan(..., invert=True)) on the data"
             )
-        arguments, options = self._asked
-        return Sampler(
-            prediction=self.prediction,
-            clip=self.clip,
-            dtype=self.dtype,
-            backend=self.backend,
-            graph=self.graph,
-            plan=solvers.plan(*arguments, invert=True, **options),
-        )
+        method, asked = self._asked
+        return Sampler(plan=solvers.plan(method, invert=True, **asked), graph=self.graph, **made)  # type: ignore[arg-type]
 
+    @overload
+    def invert(self, model: Model, x: torch.Tensor, **options: Unpack[Plain]) -> torch.Tensor: ...
+
+    @overload
     def invert(
-        self,
-        model: Callable[..., Any],
-        x: torch.Tensor,
-        *,
-        guidance_scale: float | None = None,
-        cond: Mapping[str, Any] | None = None,
-        uncond: Mapping[str, Any] | None = None,
-        classifier_grad: Gradient | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        callback: Callable[[int, float, torch.Tensor, torch.Tensor], None] | None = None,
-        return_trajectory: bool = False,
-        check_finite: bool = False,
-        out: torch.Tensor | None = None,
-    ) -> Any:
+        self, model: Model, x: torch.Tensor, **options: Unpack[WithTrajectory]
+    ) -> tuple[torch.Tensor, Trajectory]: ...
+
+    def invert(self, model: Model, x: torch.Tensor, **options: Any) -> Any:
         """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x, but for the error
         of the steps, which falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
         section 4.3).
 
         Args:
             x: (B, ...) data. See `inverse` for the time at which they are taken to be.
-            Others: as in `fastdiff.sample`. Give the same guidance to both runs; strong guidance makes the map stiff,
-                and the reconstruction poor.
+            **options: as in `fastdiff.sample`. Give the same guidance to both runs; strong guidance makes the map
+                stiff, and the reconstruction poor.
 
         Returns:
             (B, ...): x at the time at which the sampler starts; with `return_trajectory`, also a `Trajectory`.
@@ -279,21 +295,7 @@ class Sampler:
         self._check_stated(model)
         if not isinstance(x, torch.Tensor):
             check_x(x)
-        return self.inverse(
-            model,
-            x,
-            guidance_scale=guidance_scale,
-            cond=cond,
-            uncond=uncond,
-            classifier_grad=classifier_grad,
-            model_kwargs=model_kwargs,
-            device=device,
-            progress=progress,
-            callback=callback,
-            return_trajectory=return_trajectory,
-            check_finite=check_finite,
-            out=out,
-        )
+        return self.inverse(model, x, **options)
 
     def _check_stated(self, model: Any) -> None:
         """What the model states must not be passed over in silence, where the sampler was not told otherwise."""
@@ -301,26 +303,15 @@ class Sampler:
         if self.prediction is None and prediction is not None:
             if prediction not in ALL_PREDICTIONS:
                 raise ValueError(unknown("model.prediction", prediction, ALL_PREDICTIONS))
-            check_previous(prediction, self.plan.method)
+            check_previous(prediction, self.engine.name)
         schedule = stated(model, "schedule")
-        if self._own_schedule and schedule is not None and resolve(schedule) != resolve("ddpm"):
+        if self._unnamed_schedule and schedule is not None and resolve(schedule) != self.schedule:
             raise ValueError(
                 f"the model states schedule={resolve(schedule)!r}, and this Sampler was made for the default, 'ddpm': "
                 "Sampler(..., schedule=model.schedule)"
             )
 
-    def begin(
-        self,
-        x: torch.Tensor | None = None,
-        *,
-        shape: Sequence[int] | None = None,
-        seed: int | Sequence[int] = 0,
-        first_sample: int = 0,
-        noise: Noise | None = None,
-        guidance_scale: float | None = None,
-        network_dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def begin(self, x: torch.Tensor | None = None, **options: Unpack[BeginOptions]) -> State:
         """Start a run whose loop is the caller's, who evaluates the network:
 
             state = sampler.begin(shape=(4, 3, 32, 32), seed=0)
@@ -329,134 +320,55 @@ class Sampler:
             x = state.x
 
         Args:
-            guidance_scale: if given, `state.input` has 2·B rows, and so has the output: the conditional half first.
-            network_dtype: of `state.input`; default: the state's.
-            x, shape, seed, first_sample, noise, device: as in `fastdiff.sample`.
+            x: (B, ...) the state at the start; default: drawn from the prior.
+            **options: `shape`, `seed`, `first_sample`, `noise` and `device`, as in `fastdiff.sample`; `guidance`: if
+                given, `state.input` has 2·B rows, and so has the output, the conditional half first; `network_dtype`:
+                of `state.input`, default: the state's.
+
+        Raises:
+            ValueError: an adaptive method, whose trial steps may be rejected, and bad arguments.
         """
-        with _mode():
-            given = network_dtype or self.dtype
-            size = resolve_shape(None, shape, x)
-            backend, start, seeds, index = self._start(x, size, seed, first_sample, noise, device, None, given)
-            network = Network(_outside, len(start), wide=self.plan.wide)
-            network.guided = guidance_scale is not None
-            r = self._prepare(network, backend, given, start, seeds, index, noise, guidance_scale, None, "", Hooks())
-            # The outputs are the caller's, who may write into them again: the history gets copies.
-            return State(r, start, copies=True)
+        given = filled("Sampler.begin", options, BEGIN_DEFAULTS)
+        if not isinstance(self.engine, PlanEngine):
+            raise ValueError(
+                f"method {self.engine.name!r} is adaptive: its loop cannot be the caller's; call the sampler itself"
+            )
+        chosen = guidance.choose({**RUN_DEFAULTS, **given}, self.engine.name)
+        chosen.check(self.plan, self.engine.name)
+        network_dtype = given["network_dtype"] or self.dtype
+        with sampling_mode():
+            size = resolve_shape(None, given["shape"], x)
+            start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)
+            network = Network(_outside, len(start.x), learned=self.plan.learned_variance)
+            network.guided = chosen.batched
+            binding = Binding(self.prediction or "eps", chosen, clip=self.bounds is not None)
+            return self.engine.state(Job(start, network, network_dtype, binding, self.bounds, Hooks()))
 
     def step(self, state: State, output: torch.Tensor) -> State:
         """Take the network's `output` at `state.input`, and go to the next evaluation. Returns `state`, advanced."""
         if state.done:
             raise ValueError("the run is complete: state.x is the sample; sampler.begin(...) starts another")
-        with _mode():
+        with sampling_mode():
             state.step(state.r.network.check(output, state.input))
         return state
 
-    @property
-    def _prior_std(self) -> float:
-        return self.plan.prior_std
 
-    @property
-    def _first(self) -> Stage | Point:
-        """The time that a run starts at."""
-        return self.plan.stages[0]
-
-    def _start(
-        self,
-        x: torch.Tensor | None,
-        size: tuple[int, ...],
-        seed: Any,
-        first_sample: int,
-        noise: Noise | None,
-        device: torch.device | str | None,
-        model_device: torch.device | None,
-        network_dtype: torch.dtype | None,
-    ) -> tuple[ModuleType, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The back end, x at the start, and every sample's seed and index."""
-        if x is not None:
-            check_x(x)
-        where = resolve_device(device, x, model_device)
-        seeds, index = resolve_seeds(seed, first_sample, size[0], where)
-        _, backend = ops.select(self.backend, where, self.dtype, network_dtype or self.dtype)
-        if x is not None:
-            return backend, x.detach().to(device=where, dtype=self.dtype).contiguous(), seeds, index
-        first = self._first
-        if first.alpha > first.sigma:
-            warn(
-                f"x is pure noise, drawn at t={first.t:g}, where alpha={first.alpha:.3g}, sigma={first.sigma:.3g}: a "
-                "network expects little noise there, and the result will be no sample; start at a noisier time, or "
-                "pass x (times of discrete schedules are indices, not sigmas)"
-            )
-        start = torch.empty(size, dtype=self.dtype, device=where)
-        if noise is not None:
-            start.copy_(prior_noise(noise, start))
-        else:
-            backend.normal_(start, seeds, index, 0, PRIOR)
-        start *= self._prior_std
-        return backend, start, seeds, index
-
-    def _prepare(
-        self,
-        network: Network,
-        backend: ModuleType,
-        network_dtype: torch.dtype,
-        start: torch.Tensor,
-        seeds: torch.Tensor,
-        index: torch.Tensor,
-        noise: Noise | None,
-        guidance_scale: float | None,
-        gradient: Gradient | None,
-        form: str,
-        hooks: Hooks,
-    ) -> Run:
-        batch, device = start.shape[0], start.device
-        direct = network_dtype == self.dtype and all(s.in_scale == 1.0 for s in self.plan.stages)
-        copies = 2 if network.guided else int(not direct)
-        corrects = hooks.correct_x0 is not None
-        observed = (
-            corrects or hooks.callback is not None or hooks.trajectory is not None or isinstance(self.clip, Dynamic)
-        )
-        rows = batch * (2 if network.guided else 1)
-        prediction = self.prediction or stated(network.model, "prediction") or "eps"
-        bound = self._bind(network_dtype, prediction, guidance_scale, form, copies, device, rows, observed, corrects)
-        coeffs = Coeffs(bound.values, bound.draws, seeds, index)
-        return Run(
-            program=bound.program,
-            plan=self.plan,
-            backend=backend,
-            network=network,
-            coeffs=coeffs,
-            clock=bound.clock,
-            opening=bound.table.specs[0],
-            network_dtype=network_dtype,
-            direct=direct,
-            history=self.plan.history,
-            raw=bound.raw,
-            noise=noise,
-            gradient=gradient,
-            probe=bound.probe,
-            threshold=set_bounds(self.clip, coeffs, start, backend),
-            echo=None if hooks.correct_xt is None else Coeffs(echo_rows(bound.values), bound.draws, seeds, index),
-            hooks=hooks,
-        )
-
-    def _bind(self, network_dtype: torch.dtype, *key: Any) -> Bound:
-        """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""
-        full = (network_dtype, *key)
-        found = self._bound.get(full)
-        if found is None:
-            found = bound_on_device(self.plan, self.dtype, self.clip is not None, network_dtype, *key)
-            if len(self._bound) >= 16:
-                self._bound.clear()
-            self._bound[full] = found
-        return found
+def _plan(method: Method, asked: Mapping[str, Any]) -> Plan:
+    """The method's plan, kept for the next sampler with the same arguments."""
+    if solvers.METHODS.get(method.name) is not method:
+        return solvers.plan(method, **asked)
+    try:
+        # With the types: 1 and True are equal, but only one of them may be valid.
+        return _kept_plan(method.name, tuple((k, type(v), v) for k, v in sorted(asked.items())))
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return solvers.plan(method, **asked)
 
 
-@contextlib.contextmanager
-def _mode() -> Iterator[None]:
-    """No gradients, and ordinary tensors even in a caller's inference mode, whose tensors have no version counter."""
-    # In this order: leaving inference mode switches gradients on.
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+@functools.lru_cache(maxsize=256)
+def _kept_plan(method: str, asked: tuple[tuple[str, type, Any], ...]) -> Plan:
+    return solvers.plan(method, **{k: v for k, _, v in asked})
 
 
 def _outside(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

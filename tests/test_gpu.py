@@ -12,10 +12,12 @@ import warnings
 
 import pytest
 import torch
-from stage_cases import check, random_case
+from helpers.stage_cases import check, random_case
 
 import fastdiff
-from fastdiff import graph, ops, philox
+from fastdiff import ops
+from fastdiff.ops import philox
+from fastdiff.run import graph
 
 pytestmark = pytest.mark.gpu
 
@@ -375,7 +377,7 @@ def test_no_synchronisation_in_the_loop(net: Net, monkeypatch: pytest.MonkeyPatc
 
 SANITIZED = """
 import torch
-from stage_cases import check, random_case
+from helpers.stage_cases import check, random_case
 from fastdiff import ops
 for name in ("cuda", "triton"):
     module = ops.load(name)

@@ -21,7 +21,7 @@ sys.exit(subprocess.run([sys.executable, "-c", code]).returncode)
 
 BENCHMARKS = """
 import sys
-import cuda_on_cpu
+from helpers import cuda_on_cpu
 cuda_on_cpu.install()
 import torch
 from benchmarks import __main__, gpu, gpu_loops, networks, timing

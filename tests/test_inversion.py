@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from analytic import gaussian, gaussian_ode, mixture
-from models import BACKENDS, Exact, Linear
+from helpers.analytic import gaussian, gaussian_ode, mixture
+from helpers.models import BACKENDS, Exact, Linear
 
 import fastdiff
 from fastdiff import schedules

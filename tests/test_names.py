@@ -14,7 +14,7 @@ import torch
 import fastdiff
 from fastdiff import names
 from fastdiff.names import ELSEWHERE
-from fastdiff.solvers import ABSENT, ADAPTIVE, ALIASES, METHODS, find
+from fastdiff.solvers import ABSENT, ALIASES, METHODS, find
 
 NAMES = {
     "DDIMScheduler": "ddim",
@@ -52,10 +52,10 @@ def test_names_of_diffusers_k_diffusion_and_comfyui(name: str, method: str) -> N
 
 
 def test_no_name_means_two_things() -> None:
-    methods = [*METHODS.values(), *ADAPTIVE.values()]
+    methods = list(METHODS.values())
     aliases = [alias for m in methods for alias in m.aliases]
     assert len(set(aliases)) == len(aliases)
-    assert not set(ABSENT) & (set(ALIASES) | set(METHODS) | set(ADAPTIVE))
+    assert not set(ABSENT) & (set(ALIASES) | set(METHODS))
     for name, nearest in ABSENT.items():
         assert find(nearest.split(",")[0]).name == nearest.split(",")[0], name
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models import BACKENDS, Pooled, wavy
+from helpers.models import BACKENDS, Pooled, wavy
 
 import fastdiff
-from fastdiff.philox import PRIOR, STEP, normals
+from fastdiff.ops.philox import PRIOR, STEP, normals
 
 STOCHASTIC = ["ddpm", "dpmpp2m_sde", "dpm3"]
 SEEDS = [0, 1, -1, -(2**63), 2**63, 2**64 - 1, 123456789012345678]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from analytic import gaussian, gaussian_ode, point
-from models import BACKENDS, MIXTURE, DiffusersLike, Exact, Linear, X, rounding_bound, wavy
-from run_plan import network, run
+from helpers.analytic import gaussian, gaussian_ode, point
+from helpers.models import BACKENDS, MIXTURE, DiffusersLike, Exact, Linear, X, rounding_bound, wavy
+from helpers.run_plan import network, run
 
 import fastdiff
 from fastdiff import schedules
-from fastdiff.philox import normals
+from fastdiff.ops.philox import normals
 
 METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
 # Coefficients that depend on norms are made on the device, and have tests of their own.
-TABLED = [m for m in METHODS if not any(s.norms for s in fastdiff.plan(m, 2).stages)]
+TABLED = [m for m in METHODS if not any(s.langevin_norm for s in fastdiff.plan(m, 2).stages)]
 
 
 def drawn(seed: int):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models import wavy
+from helpers.models import wavy
 
 import fastdiff
 from fastdiff import ops

@@ -12,7 +12,7 @@ class Coeffs:
     """Everything that may change between two runs of the same structure; all tensors live on the state's device.
 
     Attributes:
-        table: (rows, table.WIDTH) in the state's dtype, contiguous.
+        table: (rows, layout.WIDTH) in the state's dtype, contiguous.
         draws: (rows, 3) int32, contiguous: draw numbers of za, zb, zc.
         seeds: (B,) int64: each sample's 64-bit seed (negative values stand for seed + 2^64).
         index: (B,) int32: each sample's index, the second word of the Philox counter.
@@ -40,9 +40,10 @@ class Buffers:
 
     Attributes:
         x, u: (B, ...) state dtype (float32 or float64).
-        out, aux: (B, ...) network dtype (float16, bfloat16, float32, float64; both the same). Where
-            spec.spread is set, out is (B, 2·C, ...), the prediction and then v, and no output may share its memory;
-            where it is 2, so is aux, of which the second half is not read.
+        first, second: (B, ...) the network's output, and the second one beside it (the unconditional half, or a
+            classifier's gradient), in the network's dtype (float16, bfloat16, float32, float64; both the same). Where
+            spec.learned is set, first is (B, 2·C, ...), the prediction and then v, and no result may share its memory;
+            where it is 2, so is second, of which the second half is not read.
         h: h1, h2, …: (B, ...) all of one dtype, the state's or the network's. Entries that the spec does not read may
             be None.
         z: the user's own noise for za, zb, zc in the state dtype; None entries are drawn by Philox in the kernel.
@@ -55,8 +56,8 @@ class Buffers:
 
     x: torch.Tensor | None = None
     u: torch.Tensor | None = None
-    out: torch.Tensor | None = None
-    aux: torch.Tensor | None = None
+    first: torch.Tensor | None = None
+    second: torch.Tensor | None = None
     h: tuple[torch.Tensor | None, ...] = ()
     z: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None)
     u_out: torch.Tensor | None = None

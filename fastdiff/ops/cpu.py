@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs, per_sample
+from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.rank import rank
-from fastdiff.table import StageSpec
 
 NAME = "cpu"
 
@@ -53,12 +53,12 @@ def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
     table, seeds, rows = coeffs.table, coeffs.seeds, coeffs.rows
-    out, aux, h = buf.out, buf.aux, buf.h
+    first, second, h = buf.first, buf.second, buf.h
     u_out, x_out, m_out, net_in = buf.u_out, buf.x_out, buf.m_out, buf.net_in
     batch = seeds.numel()
     n = per_sample(buf, batch, spec.copies)
     state = _CODES[table.dtype]
-    given = out if out is not None else aux
+    given = first if first is not None else second
     hist = state
     for entry in h:
         if entry is not None:
@@ -79,8 +79,8 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         state if net_in is None else _CODES[net_in.dtype],
         buf.x,
         buf.u,
-        out,
-        aux,
+        first,
+        second,
         h,
         buf.z,
         u_out,

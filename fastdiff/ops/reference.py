@@ -7,10 +7,7 @@ import math
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs
-from fastdiff.ops.rank import rank
-from fastdiff.philox import STEP
-from fastdiff.plan import AUX, H1, MAX_DRAWS, NREG, ZA, M, U, X
-from fastdiff.table import (
+from fastdiff.ops.layout import (
     BLEND,
     CG,
     CU,
@@ -31,6 +28,9 @@ from fastdiff.table import (
     W2,
     StageSpec,
 )
+from fastdiff.ops.philox import STEP
+from fastdiff.ops.rank import rank
+from fastdiff.plan import H1, MAX_DRAWS, NREG, SECOND, ZA, M, U, X
 
 NAME = "reference"
 
@@ -61,12 +61,12 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     registers[X], registers[U] = buf.x, buf.u
     for i, h in enumerate(buf.h):
         registers[H1 + i] = None if h is None else h.to(dtype)
-    out, aux, v = buf.out, buf.aux, None
-    if spec.spread and out is not None:
-        out, v = out.chunk(2, dim=1)
-        aux = aux.chunk(2, dim=1)[0] if spec.spread == 2 and aux is not None else aux
-    if aux is not None:
-        registers[AUX] = aux.to(dtype)
+    first, second, v = buf.first, buf.second, None
+    if spec.learned and first is not None:
+        first, v = first.chunk(2, dim=1)
+        second = second.chunk(2, dim=1)[0] if spec.learned == 2 and second is not None else second
+    if second is not None:
+        registers[SECOND] = second.to(dtype)
     if spec.noises:
         draws = _rows(coeffs.draws, k, coeffs, batch)
         for i in range(MAX_DRAWS):
@@ -78,12 +78,12 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
 
     m = None
     if spec.convert != NONE:
-        assert out is not None
-        g = out.to(dtype)
+        assert first is not None
+        g = first.to(dtype)
         if spec.guided:
-            second = registers[AUX]
-            assert second is not None
-            g = coefficient(W1) * g + coefficient(W2) * second
+            other = registers[SECOND]
+            assert other is not None
+            g = coefficient(W1) * g + coefficient(W2) * other
         if spec.convert == RAW:
             m = g
         elif spec.convert == LINEAR:
@@ -107,10 +107,10 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
             if spec.convert == BLEND:
                 m = coefficient(QG) * g + m
     registers[M] = m
-    if spec.spreads:
+    if spec.reads_v:
         assert v is not None
         e = torch.exp(coefficient(S0) + coefficient(S1) * v.to(dtype))
-        for j, factor in ((ZA, e), (AUX, e * e)):
+        for j, factor in ((ZA, e), (SECOND, e * e)):
             value = registers[j]
             registers[j] = None if value is None else factor * value
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.layout import NONE, StageSpec
 from fastdiff.ops.rank import rank
-from fastdiff.plan import AUX, MAX_DRAWS, MAX_HISTORY, X
-from fastdiff.table import NONE, StageSpec
+from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, X
 
 NAME = "triton"
 
@@ -128,7 +128,7 @@ class _Structure(NamedTuple):
     reads_x: bool
     reads_u: bool
     converts: bool
-    reads_aux: bool
+    reads_second: bool
     reads_h: tuple[bool, ...]
     reads_z: tuple[bool, ...]
     noises: bool
@@ -143,7 +143,7 @@ def _structure(spec: StageSpec) -> _Structure:
         reads_x=bool(mask >> X & 1),
         reads_u=spec.reads_u,
         converts=spec.convert != NONE,
-        reads_aux=spec.guided or bool(mask >> AUX & 1),
+        reads_second=spec.guided or bool(mask >> SECOND & 1),
         reads_h=tuple(spec.reads_h(i) for i in range(MAX_HISTORY)),
         reads_z=tuple(spec.reads_z(i) for i in range(MAX_DRAWS)),
         noises=spec.noises > 0,
@@ -155,7 +155,7 @@ def _structure(spec: StageSpec) -> _Structure:
             spec.u_mask,
             spec.x_mask,
             spec.copies,
-            spec.spread,
+            spec.learned,
         ),
     )
 
@@ -202,7 +202,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         lo, hi, scale = coeffs.lo, coeffs.hi, coeffs.scale
 
     # Where samples do not differ, the batch is one long sample: fewer partial blocks, and aligned whatever n is.
-    split = seeds is not None or s.clips or coeffs.rows is not None or spec.spread > 0
+    split = seeds is not None or s.clips or coeffs.rows is not None or spec.learned > 0
     n = total // batch if split else total
     warps = _warps(n, table.dtype)
     block = warps * _ELEMENTS_PER_WARP[table.dtype]
@@ -211,8 +211,8 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     streams = (
         buf.x if s.reads_x else None,
         buf.u if s.reads_u and not (s.reads_x and buf.u is buf.x) else None,
-        buf.out if s.converts else None,
-        buf.aux if s.reads_aux else None,
+        buf.first if s.converts else None,
+        buf.second if s.reads_second else None,
         h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None,
     )  # fmt: skip
     rest = (

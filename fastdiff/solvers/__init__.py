@@ -1,263 +1,40 @@
-"""Every solver by name, and `plan`, which builds a table."""
+"""Solvers: papers turned into rows, one file a family, and the registry of their names."""
 
-from __future__ import annotations
-
-import dataclasses
-import math
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
-from fastdiff.grids import SPACINGS
-from fastdiff.names import unknown, warn
-from fastdiff.plan import Plan
-from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.solvers import (
-    analytic,
-    ddim,
-    dpm_adaptive,
-    dpm_multistep,
-    dpm_sde,
-    dpm_singlestep,
-    embedded,
-    heun,
-    ode,
-    score_sde,
-    unipc,
+from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.ddim import step_variances
+from fastdiff.solvers.registry import (
+    ABSENT,
+    ALIASES,
+    GRID_OPTIONS,
+    METHODS,
+    adaptive,
+    find,
+    methods,
+    own_times,
+    plan,
+    register,
+    warn_of_unit_times,
 )
-from fastdiff.solvers.base import Method, Option, Request
 
-__all__ = ["ADAPTIVE", "METHODS", "Method", "Option", "adaptive", "find", "methods", "plan", "warn_of_unit_times"]
-
-METHODS: dict[str, Method] = {
-    m.name: m
-    for family in (ddim, analytic, dpm_multistep, dpm_singlestep, dpm_sde, unipc, heun, score_sde)
-    for m in family.METHODS
-}
-"""The methods that are tables."""
-ADAPTIVE: dict[str, Method] = {m.name: m for family in (ode, dpm_adaptive) for m in family.METHODS}
-"""The methods that choose their steps while they run."""
-GRID_OPTIONS = ("rho", "steps_offset", "final")
-DEFAULT_STEPS = 10
-
-
-def _key(name: str) -> str:
-    """A name without what other libraries put around it: "sample_" (k-diffusion), "Scheduler", "_gpu" (ComfyUI); and
-    "DPM++ 2M", as user interfaces show it, in letters."""
-    key = name.lower().replace("-", "_").replace(" ", "_").replace("++", "pp")
-    key = key.removeprefix("sample_").removesuffix("scheduler")
-    return key.removesuffix("_gpu").rstrip("_")
-
-
-ALIASES: dict[str, str] = {_key(alias): m.name for m in (METHODS | ADAPTIVE).values() for alias in m.aliases}
-ABSENT = {
-    "deis": "dpm3",
-    "deismultistep": "dpm3",
-    "dpm_2": "heun",
-    "dpm_2_ancestral": "dpmpp2m_sde",
-    "dpmpp_2s_ancestral": "dpmpp2s, or dpmpp2m_sde with noise",
-    "dpmpp_3m_sde": "dpmpp2m_sde",
-    "dpmpp_sde": "dpmpp2m_sde",
-    "dpmsolversde": "dpmpp2m_sde",
-    "flowmatchheundiscrete": "dpmpp2m",
-    "ipndm": "dpm3",
-    "ipndm_v": "dpm3",
-    "kdpm2ancestraldiscrete": "dpmpp2m_sde",
-    "kdpm2discrete": "heun",
-    "lms": "dpm3",
-    "lmsdiscrete": "dpm3",
-    "plms": "dpm3",
-    "pndm": "dpm3",
-    "sasolver": "dpmpp2m_sde",
-}
-"""Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""
-
-
-def find(name: str) -> Method:
-    """The method with that name or alias: as diffusers ("DPMSolverMultistepScheduler", "DPMSolverMultistep"),
-    k-diffusion ("sample_dpmpp_2m") and ComfyUI ("dpmpp_2m") write it, in any case.
-
-    Raises:
-        ValueError: an unknown name, with the nearest method.
-        TypeError: not a string.
-    """
-    if not isinstance(name, str):
-        raise TypeError(
-            f"method must be a name such as 'dpm3', got {type(name).__name__}; fastdiff.methods() lists them"
-        )
-    key = _key(name)
-    key = ALIASES.get(key, key)
-    known = METHODS | ADAPTIVE
-    if key in ABSENT:
-        raise ValueError(
-            f"method {name!r} is a sampler of another library that fastdiff does not have; the nearest here: "
-            f"{ABSENT[key]}. Valid: {', '.join(known)}"
-        )
-    if key not in known:
-        message = unknown("method", name, known, also=ALIASES)
-        for spacing in ("karras", "exponential"):
-            base = key.removesuffix(f"_{spacing}")
-            if base != key and ALIASES.get(base, base) in known:
-                message = (
-                    f"unknown method {name!r}: the spacing is an argument of its own: "
-                    f"method={ALIASES.get(base, base)!r}, spacing={spacing!r}"
-                )
-        raise ValueError(message)
-    return known[key]
-
-
-def methods() -> dict[str, dict[str, Any]]:
-    """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), default
-    spacing ("" for adaptive methods), options, aliases, paper."""
-    return {
-        m.name: {
-            "summary": m.summary,
-            "order": m.order,
-            "nfe_per_step": m.nfe_per_step,
-            "stochastic": m.stochastic,
-            "adaptive": m.adaptive,
-            "spacing": m.spacing,
-            "options": {k: {"default": o.default, "choices": o.choices, "doc": o.doc} for k, o in m.options.items()},
-            "aliases": tuple(m.aliases),
-            "paper": m.paper,
-        }
-        for m in (METHODS | ADAPTIVE).values()
-    }
-
-
-def warn_of_unit_times(schedule: NoiseSchedule, t_start: Any, t_end: Any) -> None:
-    """A UserWarning where times of DPM-Solver's scale, from 0 to 1, seem to be given to a discrete schedule of more
-    than 10 times: for a float 0 < t_start <= 1, unless t_end lies above 1. The integer 1 is the index."""
-    count = schedule.num_train
-    if count is None or count <= 10 or not isinstance(t_start, float | np.floating) or not 0 < t_start <= 1:
-        return
-    given, call = f"t_start={float(t_start)}", f"t_start={max(t_start * count - 1, 0):g}"
-    if t_end is not None:
-        if not isinstance(t_end, int | float | np.number) or t_end > 1:
-            return
-        given, call = f"{given}, t_end={t_end}", f"{call}, t_end={max(t_end * count - 1, 0):g}"
-    warn(
-        f"{given}: times of {schedule!r} are indices from 0 to {count - 1}, and this run starts beside the data; the "
-        f"index of DPM-Solver's time t from 0 to 1 is t*{count} - 1: {call} (the integer t_start=1 is the index 1, "
-        "without this warning)"
-    )
-
-
-def adaptive(
-    method: Method,
-    steps: Any,
-    schedule: NoiseSchedule,
-    spacing: Any,
-    t_start: float | None,
-    t_end: float | None,
-    prediction: str,
-    **options: Any,
-) -> embedded.Embedded:
-    """An adaptive method, bound to its schedule and times.
-
-    Raises:
-        ValueError: `steps` or `spacing` given, times outside the schedule, unknown options, no tolerance above 0.
-    """
-    call = f"method={method.name!r}, rtol={method.options['rtol'].default:g}, atol={method.options['atol'].default:g}"
-    for name, value in (("steps", steps), ("spacing", spacing)):
-        if value is not None:
-            raise ValueError(
-                f"{name}={value!r} does not apply to method {method.name!r}, which chooses its steps from the error: "
-                f"give tolerances instead ({call})"
-            )
-    filled = method.check_options(options)
-    rtol, atol = filled["rtol"], filled["atol"]
-    if not (rtol > 0 or atol > 0):
-        raise ValueError(f"rtol={rtol:g} and atol={atol:g}: method {method.name!r} needs one of them above 0 ({call})")
-    made: embedded.Embedded = method.build(embedded.Request(schedule, prediction, t_start, t_end), **filled)
-    return made
-
-
-def own_times(spacing: Sequence[float]) -> tuple[float, ...]:
-    try:
-        times = np.asarray(spacing, dtype=np.float64)
-    except (TypeError, ValueError):
-        times = np.empty(())
-    if times.ndim != 1:
-        raise ValueError(
-            f"spacing got {spacing!r}; expected a name of {', '.join(SPACINGS)}, a respacing string such as 'ddim25', "
-            "or steps + 1 schedule times in one dimension"
-        )
-    return tuple(times.tolist())
-
-
-def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) -> str:
-    """A method's own spacing, or what takes its place on a schedule where it has no meaning.
-
-    DDIM-type subsequences need a discrete schedule; equal steps of time are poor where time is sigma; and equal steps
-    of lambda need a finite one at the start.
-    """
-    if own == "sde_uniform":
-        return own
-    if schedule.kind in ("ve", "edm"):
-        return "linspace" if schedule.discrete else "karras"
-    if own == "leading":
-        return own if schedule.discrete else "uniform"
-    if own in ("logsnr", "karras") and schedule.lam(schedule.t_max if t_start is None else float(t_start)) == -math.inf:
-        return "time_uniform"
-    return own
-
-
-def plan(
-    method: str = "dpm3",
-    steps: int | None = None,
-    schedule: str | NoiseSchedule = "ddpm",
-    spacing: str | Sequence[float] | None = None,
-    t_start: float | None = None,
-    t_end: float | None = None,
-    *,
-    invert: bool = False,
-    **options: Any,
-) -> Plan:
-    """The table of a solver.
-
-    Args:
-        method: a name or alias of `methods()`.
-        steps: number of steps, at least 1 (singlestep methods: of network evaluations). Default: what own times or a
-            respacing string say, else 10.
-        schedule: a `NoiseSchedule` or a name, such as "ddpm".
-        spacing: a spacing's name, respacing such as "ddim25", or the `steps + 1` schedule times themselves; default:
-            the method's own.
-        t_start, t_end: schedule times; default: the schedule's range for this spacing. Of discrete schedules these are
-            indices 0 … N − 1: DPM-Solver's t in (0, 1] is t·N − 1 (a float t_start up to 1 there warns).
-        invert: the same times upwards, from data to noise (DDIM, Song et al. 2021, arXiv 2010.02502, section 4.3), for
-            a deterministic method; without `denoise_to_zero`, and from the lowest time with noise (`Request.points`).
-        **options: the method's options, and the spacing's (`rho`, `steps_offset`, `final`).
-
-    Raises:
-        ValueError: unknown names, steps < 1, times outside the schedule or not strictly monotone, unknown options.
-        TypeError: values of the wrong type.
-    """
-    chosen = find(method)
-    if chosen.adaptive:
-        raise ValueError(
-            f"method {chosen.name!r} is adaptive and has no plan: its steps are chosen while it runs; "
-            f"fastdiff.sample(model, method={chosen.name!r}, return_info=True) tells them"
-        )
-    resolved = resolve(schedule)
-    warn_of_unit_times(resolved, t_start, t_end)
-    if spacing is None:
-        spacing = default_spacing(chosen.spacing, resolved, t_start)
-    named = spacing if isinstance(spacing, str) else own_times(spacing)
-    if steps is None and named in SPACINGS:
-        steps = DEFAULT_STEPS
-    grid_options = {k: options.pop(k) for k in GRID_OPTIONS if k in options and k not in chosen.options}
-    filled = chosen.check_options(options)
-    request = Request(resolved, steps, named, t_start, t_end, grid_options)
-    made = chosen.build(request, **filled)
-    if not invert:
-        return made
-    if made.stochastic:
-        raise ValueError(
-            f"method {chosen.name!r} with these options draws noise, so that no single x_T leads to a sample: invert a "
-            "deterministic one, such as ddim with eta=0"
-        )
-    if "denoise_to_zero" in filled:
-        filled["denoise_to_zero"] = False
-    return chosen.build(dataclasses.replace(request, upward=True), **filled)
+__all__ = [
+    "ABSENT",
+    "ALIASES",
+    "GRID_OPTIONS",
+    "HISTORY",
+    "METHODS",
+    "ROW",
+    "Exponential",
+    "Method",
+    "Option",
+    "Recorder",
+    "Request",
+    "Row",
+    "adaptive",
+    "find",
+    "methods",
+    "own_times",
+    "plan",
+    "register",
+    "step_variances",
+    "warn_of_unit_times",
+]

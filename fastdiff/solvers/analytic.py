@@ -21,7 +21,7 @@ import numpy as np
 
 from fastdiff.names import unknown
 from fastdiff.plan import Plan
-from fastdiff.schedule_base import NoiseSchedule, Point
+from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.solvers.base import ROW, Method, Option, Request, Row
 from fastdiff.solvers.ddim import CLIPPED_OUTPUT, chain, ddim_row, ddpm_row, posterior_std
 from fastdiff.solvers.gamma import Gamma
@@ -32,6 +32,10 @@ BOUNDS = ("upper", "lower")
 @dataclasses.dataclass(frozen=True)
 class GammaOption(Option):
     """A `Gamma`, its file, a mapping of times to values, or a bound of Theorem 2 by name."""
+
+    def settled(self, value: Any) -> Any:
+        named = isinstance(value, str | os.PathLike) and str(value).endswith((".json", ".safetensors"))
+        return Gamma.load(str(value)) if named else value
 
     def check(self, method: str, name: str, value: Any) -> Gamma | str:
         if isinstance(value, Gamma) or (isinstance(value, str) and value in BOUNDS):
@@ -115,7 +119,6 @@ def optimal_chain(
     clip_steps: int,
     clip_pixels: float,
     own: Mapping[str, object],
-    keep_eps: bool = False,
 ) -> Plan:
     """The plan of a chain; `mean(s, t)` gives the mean of a step as a row without noise, and its lambda."""
     schedule = request.schedule
@@ -127,11 +130,11 @@ def optimal_chain(
     def row(s: Point, t: Point) -> Row:
         if t.sigma == 0:
             return mean(s, t)[0]
-        form, lam = mean(s, t)
-        std = optimal_std(lam, float(form @ ROW["m"]), x0_variance(gamma, schedule, s, data_range))
+        row, lam = mean(s, t)
+        std = optimal_std(lam, float(row @ ROW["m"]), x0_variance(gamma, schedule, s, data_range))
         if data_range and t.t in last:
             std = min(std, clipped_std(clip_pixels, data_range))
-        return form + std * ROW["za"]
+        return row + std * ROW["za"]
 
     options: dict[str, object] = {
         **own,
@@ -140,7 +143,7 @@ def optimal_chain(
         "clip_steps": clip_steps,
         "clip_pixels": clip_pixels,
     }
-    return chain(name, request, options, row, keep_eps)
+    return chain(name, request, options, row)
 
 
 def build_analytic_ddpm(request: Request, **options: Any) -> Plan:
@@ -152,11 +155,11 @@ def build_analytic_ddpm(request: Request, **options: Any) -> Plan:
 
 def build_analytic_ddim(request: Request, *, eta: float, use_clipped_model_output: bool, **options: Any) -> Plan:
     def mean(s: Point, t: Point) -> tuple[Row, float]:
-        form = ddim_row(s, t, eta)
-        return form - (form @ ROW["za"]) * ROW["za"], eta * posterior_std(s, t)
+        row = ddim_row(s, t, eta)
+        return row - (row @ ROW["za"]) * ROW["za"], eta * posterior_std(s, t)
 
     own = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
-    return optimal_chain("analytic_ddim", request, mean, own=own, keep_eps=not use_clipped_model_output, **options)
+    return optimal_chain("analytic_ddim", request, mean, own=own, **options)
 
 
 OPTIONS: dict[str, Option] = {

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from fastdiff.grids import grid
 from fastdiff.names import unknown, unknown_option
-from fastdiff.phi import phi
-from fastdiff.plan import AUX, H1, MAX_HISTORY, REGISTERS, ZA, Plan, Stage, register
-from fastdiff.schedule_base import NoiseSchedule, Point
+from fastdiff.plan import H1, MAX_HISTORY, REGISTERS, SECOND, ZA, Plan, Stage, register
+from fastdiff.plan.phi import phi
+from fastdiff.schedules import NoiseSchedule, Point
+from fastdiff.schedules.grids import grid
 
 Row = np.ndarray
 """A linear form over the registers: float64 (13,)."""
@@ -28,22 +28,33 @@ class Option:
 
     default: Any
     doc: str
-    choices: tuple[Any, ...] | None = None
+    choices: tuple[Any, ...] | Mapping[str, Any] | None = None
+    """What it accepts; the keys of a mapping, which others may add to."""
     minimum: float | None = None
     maximum: float | None = None
+
+    @property
+    def accepted(self) -> tuple[Any, ...] | None:
+        """The choices as they are now."""
+        return None if self.choices is None else tuple(self.choices)
+
+    def settled(self, value: Any) -> Any:
+        """`value` with files read, so that it is a value that stays what it is."""
+        return value
 
     def check(self, method: str, name: str, value: Any) -> Any:
         """`value`, or ValueError/TypeError that names the method, the option and what it accepts."""
         call = f"method={method!r}, {name}={self.default!r}"
-        if self.choices is not None:
-            kind = type(self.choices[0])
+        choices = self.accepted
+        if choices is not None:
+            kind = type(choices[0])
             if isinstance(value, np.integer):
                 value = int(value)
-            if type(value) is not kind or value not in self.choices:
+            if type(value) is not kind or value not in choices:
                 if isinstance(value, str):
-                    raise ValueError(unknown(f"{name} of method {method!r}:", value, [str(c) for c in self.choices]))
+                    raise ValueError(unknown(f"{name} of method {method!r}:", value, [str(c) for c in choices]))
                 raise ValueError(
-                    f"{name}={value!r}: method {method!r} accepts {', '.join(map(repr, self.choices))} ({call})"
+                    f"{name}={value!r}: method {method!r} accepts {', '.join(map(repr, choices))} ({call})"
                 )
             return value
         if isinstance(self.default, bool):
@@ -63,16 +74,38 @@ class Option:
 
 @dataclass(frozen=True)
 class Request:
-    """What a builder is asked for: a schedule and a time grid that it can evaluate between any two times."""
+    """What a builder is asked for: a schedule and a time grid that it can evaluate between any two times.
+
+    Adaptive methods have no grid, and ask for both `ends`.
+    """
 
     schedule: NoiseSchedule
-    steps: int | None
-    spacing: str | tuple[float, ...]
+    steps: int | None = None
+    spacing: str | tuple[float, ...] = ""
     t_start: float | None = None
     t_end: float | None = None
     grid_options: Mapping[str, Any] = field(default_factory=dict)
     upward: bool = False
     """Whether the run goes from data to noise: the same times in increasing order."""
+    prediction: str = "eps"
+    """What the network gives, for adaptive methods, whose range may depend on it."""
+
+    def ends(self, method: str) -> tuple[Point, Point]:
+        """The schedule at `t_start` and `t_end`, in either order; its whole range by default.
+
+        Raises:
+            ValueError: a time outside the schedule, or twice the same.
+        """
+        first = self.schedule.t_max if self.t_start is None else float(self.t_start)
+        last = self.schedule.t_min if self.t_end is None else float(self.t_end)
+        for name, t in (("t_start", first), ("t_end", last)):
+            try:
+                self.schedule.check(t)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        if first == last:
+            raise ValueError(f"method {method!r}: t_start={first:g} and t_end={last:g} are the same time")
+        return self.schedule.at(first), self.schedule.at(last)
 
     def points(self, steps: int | None = None) -> list[Point]:
         """The schedule at `steps + 1` times over the whole range (default: the requested number of steps).
@@ -124,8 +157,15 @@ class Method:
     """Whether steps are chosen while it runs: `build` then gives a `solvers.embedded.Embedded`, and there is no
     plan."""
 
-    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """`options` with the defaults filled in.
+    def settled(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """`options` with files read, and lists as tuples: what may be kept for the next call with the same."""
+        return {
+            name: self.options[name].settled(value) if name in self.options else value
+            for name, value in options.items()
+        }
+
+    def check_options(self, options: Mapping[str, Any], others: Iterable[Method] = ()) -> dict[str, Any]:
+        """`options` with the defaults filled in; `others` may be named as the methods that have an unknown one.
 
         Raises:
             ValueError: an option that this method does not take, or a value out of range.
@@ -133,7 +173,8 @@ class Method:
         """
         for name in options:
             if name not in self.options:
-                raise ValueError(unknown_option(self.name, name, sorted(self.options)))
+                owners = [m.name for m in others if name in m.options]
+                raise ValueError(unknown_option(self.name, name, sorted(self.options), owners))
         filled = {name: option.default for name, option in self.options.items()}
         filled.update({name: self.options[name].check(self.name, name, value) for name, value in options.items()})
         return filled
@@ -154,10 +195,9 @@ class Recorder:
         next_x: Row | None = None,
         *,
         step: int,
-        push: bool = False,
+        keep: bool = False,
         evaluate: bool = True,
-        norms: str = "",
-        unclipped: float = 0.0,
+        langevin_norm: str = "",
     ) -> None:
         """A stage that evaluates the network at `at` and leads to `to`. `next_x` defaults to `next_u`: one buffer.
 
@@ -175,30 +215,29 @@ class Recorder:
                 next_x=tuple(base.tolist()),
                 t_next=to.t,
                 evaluate=evaluate,
-                push=push,
+                keep=keep,
                 draws=(self.draws if noisy else -1, -1, -1),
                 step=step,
-                norms=norms,
-                unclipped=unclipped,
+                langevin_norm=langevin_norm,
             )
         )
         self.draws += noisy
 
     def finish(self) -> tuple[Stage, ...]:
-        """The stages, without the pushes of values that no later stage reads."""
+        """The stages, which keep no value in the history that no later stage reads."""
         stages = list(self.stages)
         oldest_read = math.inf
-        pushed = sum(s.push for s in stages)
+        number = sum(s.keep for s in stages)
         for k in range(len(stages) - 1, -1, -1):
             s = stages[k]
-            if s.push:
-                pushed -= 1
-                # `pushed` is now this value's number; keeping numbers stable needs every older one unread as well.
-                if oldest_read > pushed:
-                    stages[k] = s = replace(s, push=False)
-            reach = max((j - H1 + 1 for j in range(H1, AUX) if s.next_u[j] or s.next_x[j]), default=0)
+            if s.keep:
+                number -= 1
+                # `number` is this value's; keeping numbers stable needs every older one unread as well.
+                if oldest_read > number:
+                    stages[k] = s = replace(s, keep=False)
+            reach = max((j - H1 + 1 for j in range(H1, SECOND) if s.next_u[j] or s.next_x[j]), default=0)
             if reach:
-                oldest_read = min(oldest_read, pushed - reach)
+                oldest_read = min(oldest_read, number - reach)
         return tuple(stages)
 
     def plan(

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 
-from fastdiff.plan import ZA, M, Plan
-from fastdiff.schedule_base import Point
+from fastdiff.plan import ZA, Plan
+from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
 
 
@@ -57,23 +57,20 @@ def chain(
     request: Request,
     options: Mapping[str, object],
     row: Callable[[Point, Point], Row],
-    keep_eps: bool = False,
 ) -> Plan:
-    """One stage a step; `row(s, t)` gives the coefficients. With `keep_eps` the network's own eps stays beside a
-    clipped x0: of m's coefficient alpha_t alone is that of x0; the rest is eps, written in x and x0."""
+    """One stage a step; `row(s, t)` gives the coefficients."""
     points = request.points()
     rows = Recorder()
     for i, (s, t) in enumerate(pairwise(points)):
         if s.sigma == 0:
             raise ValueError(f"method {name!r} cannot start at t={s.t:g}, where sigma = 0")
-        form = row(s, t)
-        rows.add(s, t, form, step=i, unclipped=1.0 - t.alpha / float(form[M]) if keep_eps else 0.0)
+        rows.add(s, t, row(s, t), step=i)
     return rows.plan(name, "data", 1, request, points, options)
 
 
 def build_ddim(request: Request, *, eta: float, use_clipped_model_output: bool) -> Plan:
     options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
-    return chain("ddim", request, options, lambda s, t: ddim_row(s, t, eta), keep_eps=not use_clipped_model_output)
+    return chain("ddim", request, options, lambda s, t: ddim_row(s, t, eta))
 
 
 def build_pf_euler(request: Request) -> Plan:
@@ -100,36 +97,54 @@ def build_ddpm(request: Request, *, variance: str) -> Plan:
     points = request.points()
     following = dict(zip(points[1:], points, strict=False))
 
-    def clipped(s: Point, t: Point) -> float:
-        """beta-tilde; where it is 0, in the last step, that of the step before (Ho et al.'s code; log needs it)."""
-        if t.sigma > 0:
-            return posterior_std(s, t) ** 2
-        return posterior_std(following[s], s) ** 2 if s in following else beta(s, t)
-
     def row(s: Point, t: Point) -> Row:
-        if variance in LEARNED:
-            return ddpm_row(s, t, 1.0 if t.sigma > 0 else 0.0)
         if t.sigma == 0:
             return ddpm_row(s, t, 0.0)
+        if variance in LEARNED:
+            return ddpm_row(s, t, 1.0)
         return ddpm_row(s, t, posterior_std(s, t) if variance == "small" else math.sqrt(beta(s, t)))
 
-    def spread(s: Point, t: Point) -> tuple[float, ...]:
+    def learned(s: Point, t: Point) -> tuple[float, ...]:
         """c0 and c1 of log std = c0 + c1·v."""
         if variance == "learned":
             return 0.0, 0.5
-        high, low = math.log(beta(s, t)), math.log(clipped(s, t))
+        high, low = math.log(beta(s, t)), math.log(clipped_variance(following.get(s), s, t))
         return 0.25 * (high + low), 0.25 * (high - low)
 
     plan = chain("ddpm", request, {"variance": variance}, row)
-    stages = []
-    for stage, s, t in zip(plan.stages, points, points[1:], strict=False):
-        if variance in LEARNED:
-            stages.append(replace(stage, spread=spread(s, t), variance=1.0))
-        else:
-            # The mean form of classifier guidance uses a variance in the last step too, where no noise is drawn.
-            last = 0.0 if variance == "small" else clipped(s, t)
-            stages.append(replace(stage, variance=stage.next_u[ZA] ** 2 if t.sigma > 0 else last))
-    return replace(plan, stages=tuple(stages))
+    if variance not in LEARNED:
+        return plan
+    steps = zip(plan.stages, points, points[1:], strict=False)
+    return replace(plan, stages=tuple(replace(stage, learned_variance=learned(s, t)) for stage, s, t in steps))
+
+
+def clipped_variance(before: Point | None, s: Point, t: Point) -> float:
+    """beta-tilde of the step from s to t; where it is 0, in the last step, that of the step before, which came from
+    `before` (Ho et al.'s code; log needs it)."""
+    if t.sigma > 0:
+        return posterior_std(s, t) ** 2
+    return beta(s, t) if before is None else posterior_std(before, s) ** 2
+
+
+def step_variances(plan: Plan) -> tuple[float, ...] | None:
+    """The variance of each reverse step's noise, where the plan states it: DDPM's, else None.
+
+    With learned variances 1, which the network's are factors of. The last step draws no noise, and has a variance all
+    the same, which the mean form of classifier guidance and the variational bound use.
+    """
+    if plan.method != "ddpm":
+        return None
+    variance = plan.options.get("variance", "small")
+    if plan.learned_variance:
+        return (1.0,) * len(plan.stages)
+    schedule = NoiseSchedule.from_dict(plan.schedule)
+    points = [schedule.at(t) for t in plan.times]
+    made = []
+    for k, stage in enumerate(plan.stages):
+        s, t = points[k], points[k + 1]
+        last = 0.0 if variance == "small" else clipped_variance(points[k - 1] if k else None, s, t)
+        made.append(stage.next_u[ZA] ** 2 if t.sigma > 0 else last)
+    return tuple(made)
 
 
 LEARNED = ("learned_range", "learned")

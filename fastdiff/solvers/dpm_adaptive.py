@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 
 from fastdiff.plan import Stage
-from fastdiff.schedule_base import Point
-from fastdiff.solvers.base import ROW, Exponential, Method, Option, Recorder
+from fastdiff.schedules import Point
+from fastdiff.solvers.base import ROW, Exponential, Method, Option, Recorder, Request
+from fastdiff.solvers.control import Extrapolation
 from fastdiff.solvers.dpm_multistep import solver_type as solver_type_option
 from fastdiff.solvers.dpm_singlestep import add_step
-from fastdiff.solvers.embedded import CONTROL, DENOISE, MAX_NFE, Embedded, Request, from_history, last_point
+from fastdiff.solvers.embedded import CONTROL, DENOISE, MAX_NFE, Embedded, from_history, last_point
 
 RATIOS = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Adaptive(Embedded):
+class Singlestep(Embedded):
     """The step of `order`, compared with the one of `order` − 1 that shares its evaluations."""
 
-    form: str = "dpmsolver"
-    theta: float = 0.9
+    solver_type: str = "dpmsolver"
     t_err: float = 1e-5
 
     def position(self, p: Point) -> float:
@@ -42,7 +42,7 @@ class Adaptive(Embedded):
     def trial(self, s: Point, t: Point) -> tuple[Stage, ...]:
         nodes = [s, *(self.point(s.lam + r * (t.lam - s.lam)) for r in RATIOS[self.order])]
         rows = Recorder()
-        add_step(rows, self.space, self.form, nodes, t, 0)
+        add_step(rows, self.space, self.solver_type, nodes, t, 0)
         first, *others = rows.stages
         whole = Exponential(self.space, s, t)
         if self.order == 2:
@@ -50,18 +50,15 @@ class Adaptive(Embedded):
         else:
             r1 = Exponential(self.space, s, nodes[1]).h / whole.h
             d1 = (ROW["h1"] - ROW["h2"]) / r1
-            second = whole.midpoint if self.form == "dpmsolver" else whole.taylor
+            second = whole.midpoint if self.solver_type == "dpmsolver" else whole.taylor
             lower = second(ROW["x"], ROW["h2"], d1)
         error = np.array(others[-1].next_u) - lower
         others[-1] = dataclasses.replace(others[-1], next_x=tuple(error.tolist()))
         return (from_history(first), *others)
 
-    def factor(self, error: float, retried: bool) -> tuple[bool, float]:
-        return error <= 1, self.theta * error ** (-1 / self.exponent) if error > 0 else math.inf
-
-    def near(self, s: Point) -> bool:
-        """Whether s is as good as the end: the times of discrete schedules are counted in their N."""
-        return abs(s.t - self.stop.t) <= self.t_err * (self.schedule.num_train or 1)
+    def arrived(self, p: Point) -> bool:
+        """The times of discrete schedules are counted in their N."""
+        return p == self.stop or abs(p.t - self.stop.t) <= self.t_err * (self.schedule.num_train or 1)
 
 
 def build(
@@ -74,9 +71,11 @@ def build(
     theta: float,
     t_err: float,
     denoise_to_zero: bool,
+    rtol: float,
+    atol: float,
     **limits: Any,
-) -> Adaptive:
-    """`limits`: rtol, atol, control and max_nfe."""
+) -> Singlestep:
+    """`limits`: control and max_nfe."""
     schedule = request.schedule
     start, stop = request.ends("dpm_adaptive")
     if start.t < stop.t:
@@ -98,19 +97,18 @@ def build(
             f"method 'dpm_adaptive' steps in lambda = log(alpha/sigma) and cannot start at t={start.t:g}, where "
             f"{why}: use an earlier t_start, such as {0.999 * start.t:g}, or method='ode'"
         )
-    return Adaptive(
+    return Singlestep(
         method="dpm_adaptive",
         space="data" if algorithm_type == "dpmsolver++" else "noise",
         order=order,
-        exponent=order,
+        controller=Extrapolation(rtol, atol, order, safety=theta),
         schedule=schedule,
         start=start,
         stop=stop,
         clean=clean,
         options={"order": order, "algorithm_type": algorithm_type, "solver_type": solver_type},
         first_step=h_init,
-        form=solver_type,
-        theta=theta,
+        solver_type=solver_type,
         t_err=t_err,
         **limits,
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastdiff.plan import Plan
-from fastdiff.schedule_base import Point
+from fastdiff.schedules import Point
 from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
 
 PAPER = "Lu et al. 2022, arXiv 2206.00927"
@@ -31,7 +31,7 @@ def solver_type(default: str, order: int = 2) -> Option:
     )
 
 
-def update(space: str, nodes: Sequence[Point], t: Point, values: Sequence[Row], form: str) -> Row:
+def update(space: str, nodes: Sequence[Point], t: Point, values: Sequence[Row], solver_type: str) -> Row:
     """One multistep update from nodes[0] to t; nodes and values newest first, their number is the order.
 
     The published third-order update halves the second derivative: its D2 = (D1_0 − D1_1)/(r0 + r1) is a divided
@@ -45,12 +45,12 @@ def update(space: str, nodes: Sequence[Point], t: Point, values: Sequence[Row], 
     r0 = (nodes[0].lam - nodes[1].lam) / h
     d1_0 = (values[0] - values[1]) / r0
     if len(nodes) == 2:
-        return step.midpoint(x, m, d1_0) if form == "dpmsolver" else step.taylor(x, m, d1_0)
+        return step.midpoint(x, m, d1_0) if solver_type == "dpmsolver" else step.taylor(x, m, d1_0)
     r1 = (nodes[1].lam - nodes[2].lam) / h
     d1_1 = (values[1] - values[2]) / r1
     d1 = d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1)
     d2 = (d1_0 - d1_1) / (r0 + r1)
-    return step.taylor(x, m, d1, 2.0 * d2 if form == "taylor" else d2)
+    return step.taylor(x, m, d1, 2.0 * d2 if solver_type == "taylor" else d2)
 
 
 def multistep(name: str, space: str, order: int) -> Method:
@@ -65,7 +65,7 @@ def multistep(name: str, space: str, order: int) -> Method:
                 available = min(available, steps - i)
             nodes = points[i::-1][:available]
             rows.add(
-                points[i], points[i + 1], update(space, nodes, points[i + 1], values, solver_type), step=i, push=True
+                points[i], points[i + 1], update(space, nodes, points[i + 1], values, solver_type), step=i, keep=True
             )
         options: dict[str, Any] = {"lower_order_final": lower_order_final, "denoise_to_zero": denoise_to_zero}
         if order > 1:

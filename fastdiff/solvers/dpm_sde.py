@@ -12,8 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastdiff.phi import phi
 from fastdiff.plan import Plan
+from fastdiff.plan.phi import phi
 from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request
 
 
@@ -28,19 +28,19 @@ def build(request: Request, *, eta: float, s_noise: float, solver_type: str) -> 
             # To sigma = 0: the result is x0. From alpha = 0: x is all noise; eta decides how much of it is kept.
             keep = 0.0 if t.sigma == 0 or eta > 0 else t.sigma / s.sigma
             std = s_noise * t.sigma if eta > 0 else 0.0
-            form = keep * ROW["x"] + t.alpha * ROW["m"] + std * ROW["za"]
+            row = keep * ROW["x"] + t.alpha * ROW["m"] + std * ROW["za"]
         else:
             stretched = (1.0 + eta) * h
-            form = t.sigma / s.sigma * math.exp(-eta * h) * ROW["x"] - t.alpha * math.expm1(-stretched) * ROW["m"]
+            row = t.sigma / s.sigma * math.exp(-eta * h) * ROW["x"] - t.alpha * math.expm1(-stretched) * ROW["m"]
             if i > 0 and math.isfinite(points[i - 1].lam):
                 d1 = (ROW["m"] - ROW["h1"]) * (h / (s.lam - points[i - 1].lam))
                 half = -0.5 * math.expm1(-stretched)
-                form = (
-                    form + t.alpha * (half if solver_type == "midpoint" else stretched * float(phi(2, -stretched))) * d1
+                row = (
+                    row + t.alpha * (half if solver_type == "midpoint" else stretched * float(phi(2, -stretched))) * d1
                 )
             std = s_noise * t.sigma * math.sqrt(-math.expm1(-2.0 * eta * h))
-            form = form + std * ROW["za"]
-        rows.add(s, t, np.asarray(form), step=i, push=True)
+            row = row + std * ROW["za"]
+        rows.add(s, t, np.asarray(row), step=i, keep=True)
     options = {"eta": eta, "s_noise": s_noise, "solver_type": solver_type}
     return rows.plan("dpmpp2m_sde", "data", 2, request, points, options)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastdiff.plan import Plan
-from fastdiff.schedule_base import Point
+from fastdiff.schedules import Point
 from fastdiff.solvers.base import ROW, Exponential, Method, Option, Recorder, Request
 from fastdiff.solvers.dpm_multistep import PAPER, PAPER_PP, TO_ZERO, solver_type
 
@@ -63,7 +63,7 @@ def outer_and_inner(
     return points, inner
 
 
-def add_step(rows: Recorder, space: str, form: str, nodes: list[Point], t: Point, index: int) -> None:
+def add_step(rows: Recorder, space: str, solver_type: str, nodes: list[Point], t: Point, index: int) -> None:
     """One singlestep update from nodes[0] through the inner nodes to t; as many evaluations as nodes.
 
     Where h is infinite, the part that touches alpha = 0 or sigma = 0 is a step of its own, of first order.
@@ -75,25 +75,25 @@ def add_step(rows: Recorder, space: str, form: str, nodes: list[Point], t: Point
         return
     if not whole.finite:
         cut = 1 if s.alpha == 0 else len(nodes) - 1
-        add_step(rows, space, form, nodes[:cut], nodes[cut], index)
-        add_step(rows, space, form, nodes[cut:], t, index)
+        add_step(rows, space, solver_type, nodes[:cut], nodes[cut], index)
+        add_step(rows, space, solver_type, nodes[cut:], t, index)
         return
     s1 = nodes[1]
     first = Exponential(space, s, s1)
-    rows.add(s, s1, first.first(x, m), x, step=index, push=True)
+    rows.add(s, s1, first.first(x, m), x, step=index, keep=True)
     r1 = first.h / whole.h
     if len(nodes) == 2:
         d1 = (m - ROW["h1"]) / r1
-        end = whole.midpoint(x, ROW["h1"], d1) if form == "dpmsolver" else whole.taylor(x, ROW["h1"], d1)
+        end = whole.midpoint(x, ROW["h1"], d1) if solver_type == "dpmsolver" else whole.taylor(x, ROW["h1"], d1)
         rows.add(s1, t, end, step=index)
         return
     s2 = nodes[2]
     second = Exponential(space, s, s2)
     r2 = second.h / whole.h
-    rows.add(s1, s2, second.taylor(x, ROW["h1"], (m - ROW["h1"]) * (r2 / r1)), x, step=index, push=True)
+    rows.add(s1, s2, second.taylor(x, ROW["h1"], (m - ROW["h1"]) * (r2 / r1)), x, step=index, keep=True)
     # At the third evaluation the history is h1 = m(s1), h2 = m(s).
     m0, m1, m2 = ROW["h2"], ROW["h1"], m
-    if form == "dpmsolver":
+    if solver_type == "dpmsolver":
         end = whole.taylor(x, m0, (m2 - m0) / r2)
     else:
         d1_0, d1_1 = (m1 - m0) / r1, (m2 - m0) / r2

@@ -1,7 +1,7 @@
 """What an adaptive method is made of: trial steps as rows, with an error row beside the result. NumPy only.
 
-`fastdiff.adaptive` runs them. Every trial step finds the model value at its beginning in the history (h1), so that a
-rejected step does not evaluate it again.
+`fastdiff.run.adaptive` runs them. Every trial step finds the model value at its beginning in the history (h1), so that
+a rejected step does not evaluate it again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastdiff.plan import H1, M, Stage
-from fastdiff.schedule_base import NoiseSchedule, Point
+from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.solvers.base import ROW, Option, Row
+from fastdiff.solvers.control import Controller
 
 CONTROL = Option(
     "batch",
@@ -25,42 +26,16 @@ DENOISE = Option(False, "end with the predicted x0 at t_end")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What an adaptive method is asked for: a schedule, and schedule times in either order."""
-
-    schedule: NoiseSchedule
-    prediction: str
-    t_start: float | None = None
-    t_end: float | None = None
-
-    def ends(self, method: str) -> tuple[Point, Point]:
-        """The schedule at both ends; its whole range by default.
-
-        Raises:
-            ValueError: a time outside the schedule, or twice the same.
-        """
-        low = self.schedule.t_min
-        first = self.schedule.t_max if self.t_start is None else float(self.t_start)
-        last = low if self.t_end is None else float(self.t_end)
-        for name, t in (("t_start", first), ("t_end", last)):
-            try:
-                self.schedule.check(t)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-        if first == last:
-            raise ValueError(f"method {method!r}: t_start={first:g} and t_end={last:g} are the same time")
-        return self.schedule.at(first), self.schedule.at(last)
-
-
-@dataclass(frozen=True)
 class Embedded:
     """An adaptive method, bound to a schedule and its two times.
 
     Attributes:
-        method, space, order: as of `Method`; the step grows with the error's power −1/`exponent`.
+        method, space, order: as of `Method`.
+        controller: what judges its steps.
         start, stop: where the integration begins and ends.
         clean: where a last step, to the predicted x0, leads from `stop`; None without it.
         first_step: the first trial's width in the independent variable; None: found from two evaluations.
+        control: "batch" for one step of the batch, "sample" for each sample's own.
         fsal: whether a step's last evaluation is the next one's first.
         forward: whether it runs from noise to data.
     """
@@ -68,13 +43,11 @@ class Embedded:
     method: str
     space: str
     order: int
-    exponent: int
+    controller: Controller
     schedule: NoiseSchedule
     start: Point
     stop: Point
     clean: Point | None
-    rtol: float
-    atol: float
     control: str
     max_nfe: int
     options: dict[str, Any]
@@ -114,9 +87,9 @@ class Embedded:
         """The two stages that find the first step: x to p by Euler's rule, then the change of the model value."""
         return None
 
-    def factor(self, error: float, retried: bool) -> tuple[bool, float]:
-        """Whether the step is accepted, and the factor of the next one's width."""
-        raise NotImplementedError
+    def arrived(self, p: Point) -> bool:
+        """Whether p is the end, or as good as it."""
+        return p == self.stop
 
     def value(self, p: Point) -> Stage:
         """The stage that evaluates the network at x, and gives the model value itself."""
@@ -139,7 +112,7 @@ class Embedded:
 
 
 def stage(
-    at: Point, to: Point, next_u: Row, next_x: Row | None = None, *, evaluate: bool = True, push: bool = False
+    at: Point, to: Point, next_u: Row, next_x: Row | None = None, *, evaluate: bool = True, keep: bool = False
 ) -> Stage:
     return Stage(
         t=at.t,
@@ -150,7 +123,7 @@ def stage(
         next_x=tuple((ROW["x"] if next_x is None else next_x).tolist()),
         t_next=to.t,
         evaluate=evaluate,
-        push=push,
+        keep=keep,
     )
 
 
@@ -163,7 +136,7 @@ def from_history(first: Stage) -> Stage:
         values[M] = 0.0
         return tuple(values)
 
-    return replace(first, next_u=moved(first.next_u), next_x=moved(first.next_x), evaluate=False, push=False)
+    return replace(first, next_u=moved(first.next_u), next_x=moved(first.next_x), evaluate=False, keep=False)
 
 
 def last_point(

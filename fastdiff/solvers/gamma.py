@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.schedule_base import NoiseSchedule, Point
+from fastdiff.files import write_whole
+from fastdiff.schedules import NoiseSchedule, Point
 
 FORMAT = "fastdiff-gamma-1"
 PURE_NOISE = -4.0
@@ -175,9 +175,7 @@ def write(path: str | Path, arrays: Arrays, meta: Mapping[str, str]) -> None:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         content = len(text).to_bytes(8, "little") + text + b"".join(v.astype("<f8").tobytes() for v in arrays.values())
-    partial = Path(f"{path}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_whole(path, content)
 
 
 def read(path: str | Path) -> tuple[Arrays, dict[str, str]]:

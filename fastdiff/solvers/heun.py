@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from fastdiff.plan import Plan
-from fastdiff.schedule_base import NoiseSchedule, Point
+from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
 
 
@@ -49,9 +49,9 @@ def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_n
         hat = churned(request.schedule, p, gamma)
         return hat, s_noise * math.sqrt(ratio(hat) ** 2 - ratio(p) ** 2)
 
-    def lift(form: Row, p: Point, hat: Point, std: float) -> Row:
+    def lift(row: Row, p: Point, hat: Point, std: float) -> Row:
         """From p to the churned point: x/alpha gains noise."""
-        return hat.alpha / p.alpha * form + hat.alpha * std * ROW["za"]
+        return hat.alpha / p.alpha * row + hat.alpha * std * ROW["za"]
 
     start, std = entry(0)
     if start != points[0]:
@@ -65,7 +65,7 @@ def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_n
         if end.sigma == 0:
             rows.add(start, end, euler, step=i)
         else:
-            rows.add(start, end, euler, ROW["x"], step=i, push=True)
+            rows.add(start, end, euler, ROW["x"], step=i, keep=True)
             heun = end.alpha * (base + width * 0.5 * (ROW["m"] + ROW["h1"]))
             rows.add(end, following, lift(heun, end, following, std), step=i)
         start = following

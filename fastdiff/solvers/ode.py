@@ -11,40 +11,72 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastdiff.names import unknown
 from fastdiff.plan import Stage
-from fastdiff.schedule_base import NoiseSchedule, Point
-from fastdiff.schedules import VE, SubVP, VPLinear
-from fastdiff.solvers.base import HISTORY, ROW, Method, Option, Row
-from fastdiff.solvers.embedded import CONTROL, MAX_NFE, Embedded, Request, last_point, stage
-from fastdiff.solvers.score_sde import Step, forward_beta, published_step, sde_time
-
-NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-WEIGHTS = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-LOWER = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
-ERROR = tuple(b - e for b, e in zip((*WEIGHTS[-1], 0.0), LOWER, strict=True))
-SAFETY, SMALLEST, LARGEST = 0.9, 0.2, 10.0
+from fastdiff.schedules import NoiseSchedule, Point
+from fastdiff.solvers.base import HISTORY, ROW, Method, Option, Request, Row
+from fastdiff.solvers.control import Controller
+from fastdiff.solvers.embedded import CONTROL, MAX_NFE, Embedded, last_point, stage
+from fastdiff.solvers.predictor_corrector import Step
 
 
 @dataclasses.dataclass(frozen=True)
-class DormandPrince(Embedded):
-    """RK5(4)7M in the variables of `space`: "noise" (x/alpha over sigma/alpha) or "velocity".
+class Tableau:
+    """An embedded Runge-Kutta pair whose last evaluation is at the result, and the next step's first.
 
     Attributes:
-        last: the published last step, in place of the predicted x0.
+        nodes: c, of every evaluation, that at the result included.
+        weights: the rows of a; the last is b, the result's own.
+        lower: b of the other order, over all evaluations.
+        order: of the result.
     """
 
+    nodes: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+    lower: tuple[float, ...]
+    order: int
+
+    @property
+    def result(self) -> tuple[float, ...]:
+        """The weights of the result, over all evaluations."""
+        return (*self.weights[-1], 0.0)
+
+    @property
+    def error(self) -> tuple[float, ...]:
+        """The weights of the estimated error."""
+        return tuple(b - e for b, e in zip(self.result, self.lower, strict=True))
+
+
+DORMAND_PRINCE = Tableau(
+    nodes=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    weights=(
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    lower=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+    order=5,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RungeKutta(Embedded):
+    """An embedded pair in the variables of `space`: "noise" (x/alpha over sigma/alpha) or "velocity".
+
+    Attributes:
+        tableau: the pair.
+        last: a published last step, instead of the predicted x0.
+    """
+
+    tableau: Tableau = DORMAND_PRINCE
     last: Step | None = None
 
     def position(self, p: Point) -> float:
@@ -62,19 +94,25 @@ class DormandPrince(Embedded):
 
     def trial(self, s: Point, t: Point) -> tuple[Stage, ...]:
         w, width = self.position(s), self.position(t) - self.position(s)
-        nodes = [s, *(self.point(w + c * width) for c in NODES[1:5]), t, t]
+        inner = [c for c in self.tableau.nodes[1:] if c < 1.0]
+        nodes = [s, *(self.point(w + c * width) for c in inner)]
+        nodes += [t] * (len(self.tableau.nodes) - len(nodes))
         base, stages = ROW["x"] / self.scale(s), []
-        for j, weights in enumerate(WEIGHTS):
+        for j, weights in enumerate(self.tableau.weights):
             # Newest first: m is the value just computed, h1 the one before it; at the first stage all is history.
             known = [HISTORY[0]] if j == 0 else [*reversed(HISTORY[:j]), ROW["m"]]
             to = nodes[j + 1]
             row = self.scale(to) * (base + width * combined(weights, known))
-            stages.append(stage(nodes[j], to, row, evaluate=j > 0, push=j > 0))
-        error = self.scale(t) * width * combined(ERROR, [*reversed(HISTORY), ROW["m"]])
-        return (*stages, stage(t, t, ROW["u"], error, push=True))
+            stages.append(stage(nodes[j], to, row, evaluate=j > 0, keep=j > 0))
+        error = (
+            self.scale(t)
+            * width
+            * combined(self.tableau.error, [*reversed(HISTORY[: len(self.tableau.weights)]), ROW["m"]])
+        )
+        return (*stages, stage(t, t, ROW["u"], error, keep=True))
 
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.array([*WEIGHTS[-1], 0.0]), np.array(ERROR)
+        return np.array(self.tableau.result), np.array(self.tableau.error)
 
     def denoise(self, p: Point) -> Stage:
         if self.last is None:
@@ -89,12 +127,6 @@ class DormandPrince(Embedded):
         euler = self.scale(p) * (ROW["x"] / self.scale(s) + width * ROW["h1"])
         return stage(s, p, euler, evaluate=False), stage(p, p, ROW["m"] - ROW["h1"])
 
-    def factor(self, error: float, retried: bool) -> tuple[bool, float]:
-        change = SAFETY * error ** (-1 / self.exponent) if error > 0 else LARGEST
-        if error < 1:
-            return True, min(1.0 if retried else LARGEST, change)
-        return False, max(SMALLEST, change)
-
 
 def combined(weights: tuple[float, ...], values: list[Row]) -> Row:
     return sum((a * k for a, k in zip(weights, values, strict=True) if a), np.zeros_like(ROW["x"]))
@@ -106,33 +138,24 @@ class LastStep(Option):
     def check(self, method: str, name: str, value: Any) -> Any:
         if isinstance(value, bool | np.bool_):
             return bool(value)
-        if value == "score_sde" and isinstance(value, str):
-            return value
+        named = list(LAST_STEPS)
         if isinstance(value, str):
-            raise ValueError(unknown(f"{name} of method {method!r}:", value, ["False", "True", "score_sde"]))
+            if value in named:
+                return value
+            raise ValueError(unknown(f"{name} of method {method!r}:", value, ["False", "True", *named]))
         raise TypeError(
-            f"{name}={value!r}: method {method!r} expects False, True or 'score_sde' (method={method!r}, {name}=True)"
+            f"{name}={value!r}: method {method!r} expects {', '.join(['False', 'True', *map(repr, named)])} "
+            f"(method={method!r}, {name}=True)"
         )
 
+    @property
+    def accepted(self) -> tuple[Any, ...]:
+        return False, True, *LAST_STEPS
 
-def published_denoising(schedule: NoiseSchedule, p: Point, steps: int) -> Step:
-    """The step of 1/steps of the SDE's time by which score_sde denoises the ODE's result at p: reverse diffusion
-    without its noise (Song et al. 2021, eq. 46), from the table of `steps` values at or below p's time."""
-    if not isinstance(schedule, VE | VPLinear):
-        raise ValueError(
-            f"denoise_to_zero='score_sde' is for ve, vp_linear and subvp, and the schedule is {schedule!r}: use "
-            "denoise_to_zero=True, the predicted x0"
-        )
-    # VE's time comes back from sigma by a logarithm: a time that is an entry's own must not round to the one below.
-    index = min(math.floor(sde_time(schedule, p) * (steps - 1) + 1e-9 * steps), steps - 1)
-    nodes = [i / (steps - 1) if steps > 1 else 0.0 for i in (index, index - 1)]
-    beta = forward_beta(schedule, nodes[0], 1.0 / steps)
-    if beta >= 1 and not isinstance(schedule, SubVP):
-        raise ValueError(
-            f"denoise_to_zero='score_sde' with sde_steps={steps}: beta/N = {beta:.3g} at t={p.t:g} is not below 1, and "
-            "the published step takes the square root of 1 - beta/N: use the N of the network's SDE (sde_steps=1000)"
-        )
-    return published_step("reverse_diffusion", schedule, p, 1.0 / steps, nodes[0], nodes[1] if index > 0 else None)
+
+LAST_STEPS: dict[str, Callable[[NoiseSchedule, Point, int], Step]] = {}
+"""Last steps other than the predicted x0, by the name of option `denoise_to_zero`: from the schedule, the point and N;
+`fastdiff.integrations` adds published ones."""
 
 
 def build(
@@ -141,9 +164,11 @@ def build(
     form: str,
     denoise_to_zero: bool | str,
     sde_steps: int,
+    rtol: float,
+    atol: float,
     **limits: Any,
-) -> DormandPrince:
-    """`limits`: rtol, atol, control and max_nfe."""
+) -> RungeKutta:
+    """`limits`: control and max_nfe."""
     if not isinstance(sde_steps, int | np.integer):
         raise TypeError(f"sde_steps={sde_steps!r}: method 'ode' expects an integer (sde_steps=1000)")
     schedule = request.schedule
@@ -168,18 +193,18 @@ def build(
             f"denoise_to_zero={denoise_to_zero!r} goes from noise to data, not from t_start={start.t:g} to "
             f"t_end={stop.t:g}"
         )
-    return DormandPrince(
+    return RungeKutta(
         method="ode",
         space=form,
-        order=5,
-        exponent=5,
+        order=DORMAND_PRINCE.order,
+        controller=Controller(rtol, atol, DORMAND_PRINCE.order),
         schedule=schedule,
         start=start,
         stop=stop,
         clean=clean,
         options={"form": form, "denoise_to_zero": denoise_to_zero, "sde_steps": sde_steps},
         fsal=True,
-        last=published_denoising(schedule, stop, sde_steps) if denoise_to_zero == "score_sde" else None,
+        last=LAST_STEPS[denoise_to_zero](schedule, stop, sde_steps) if isinstance(denoise_to_zero, str) else None,
         **limits,
     )
 
@@ -209,7 +234,6 @@ METHODS = (
                 False,
                 "end with the predicted x0 at t_end; 'score_sde': with the published step, reverse diffusion by 1/N "
                 "without noise",
-                choices=(False, True, "score_sde"),
             ),
             "sde_steps": Option(1000, "N of the published SDE, for denoise_to_zero='score_sde'", minimum=1),
             "max_nfe": MAX_NFE,

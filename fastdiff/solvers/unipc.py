@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastdiff.phi import phi
 from fastdiff.plan import MAX_HISTORY, Plan
-from fastdiff.schedule_base import Point
+from fastdiff.plan.phi import phi
+from fastdiff.schedules import Point
 from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
 from fastdiff.solvers.dpm_multistep import TO_ZERO
 
@@ -82,14 +82,14 @@ def build(
         apart = split and i > 0
         if apart:
             # The last step's own end; from here on the value of this evaluation is h1.
-            rows.add(points[i], points[i], base, step=i - 1, push=True)
+            rows.add(points[i], points[i], base, step=i - 1, keep=True)
             base, newest = ROW["x"], HISTORY
         p = order_of(i)
         predicted = update(space, variant, base, points[i::-1][:p], newest[:p], points[i + 1], None)
         # Without a further evaluation there is nothing left to correct: x' and u' are one.
         single = not corrector or i == steps - 1
         keeps = None if single else base
-        rows.add(points[i], points[i + 1], predicted, keeps, step=i, push=not apart, evaluate=not apart)
+        rows.add(points[i], points[i + 1], predicted, keeps, step=i, keep=not apart, evaluate=not apart)
     options = {
         "order": order,
         "variant": variant,

@@ -1,0 +1,20 @@
+"""From a plan to numbers: prediction, guidance and clipping bound into table rows, and the rows on a device."""
+
+from fastdiff.bind.program import Move, Program, Site, clock_dtype, echo_rows, in_range, program
+from fastdiff.bind.table import Binding, Table, bind, bind_stage, bind_stage_x0, join
+
+__all__ = [
+    "Binding",
+    "Move",
+    "Program",
+    "Site",
+    "Table",
+    "bind",
+    "bind_stage",
+    "bind_stage_x0",
+    "clock_dtype",
+    "echo_rows",
+    "in_range",
+    "join",
+    "program",
+]

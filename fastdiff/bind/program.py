@@ -1,0 +1,197 @@
+"""A bound plan as the loop runs it: where x and u live at every stage, and the numbers on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fastdiff.bind.table import Binding, bind, bind_x0, is_raw
+from fastdiff.ops.layout import IN_SCALE, NEXT_U, StageSpec
+from fastdiff.plan import IDENTITY, Plan, X
+
+
+class Move(NamedTuple):
+    """One stage as the loop runs it: structure alone, which a captured graph's signature holds.
+
+    Attributes:
+        row: of the table; the plan's stage is the one before.
+        x, u, u_to, x_to: the slots (0 or 1) of x, u and their successors.
+        begins: whether this evaluation is the first of its step.
+        ends: whether this stage is the last of its step.
+    """
+
+    row: int
+    spec: StageSpec
+    evaluate: bool
+    keep: bool
+    draws: tuple[int, int, int]
+    langevin_norm: str
+    x: int
+    u: int
+    u_to: int
+    x_to: int | None
+    begins: bool
+    ends: bool
+
+
+def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
+    """Where every stage finds and leaves x and u, with two slots and no copies.
+
+    x and u share a slot until a stage tells them apart; a stage that keeps x sends u to the other slot; a stage whose
+    next_u and next_x are equal brings them together again.
+    """
+    result = []
+    x = u = 0
+    begun = None
+    stages = plan.stages
+    for k, stage in enumerate(stages):
+        u_to, x_to = u, None
+        if stage.next_u == stage.next_x:
+            after = u
+        elif stage.next_x == IDENTITY:
+            u_to, after = (u if u != x else 1 - u), x
+        else:
+            after = x_to = x if u != x else 1 - u
+        # The first evaluation of its step: churn may open a step with a stage that has none. Or one that ends a step
+        # and is kept, for the next step to begin with: a corrector's, in a stage of its own.
+        begins = stage.evaluate and (stage.step != begun or (stage.keep and stage.t_next == stage.t))
+        begun = stage.step if stage.evaluate else begun
+        ends = k + 1 == len(stages) or stages[k + 1].step != stage.step
+        flow = (stage.evaluate, stage.keep, stage.draws, stage.langevin_norm)
+        result.append(Move(k + 1, specs[k + 1], *flow, x, u, u_to, x_to, begins, ends))
+        x, u = after, u_to
+    return tuple(result)
+
+
+class Site(NamedTuple):
+    """Where the network is evaluated.
+
+    Attributes:
+        row: of the table, and of the x0 rows.
+        spec: the structure of the stage.
+        t: the schedule's time: a float, or (B,) float64 where samples differ.
+        clock: (rows of the network's input,) the times that the network is given.
+        x0: coefficients and structure of the predicted x0, or None where nobody asks for it.
+        where: for errors, such as "step 3 (stage 4, model time 7)": of the batch, or of every sample.
+        ignored: (rows,) bool: outputs whose NaN and Inf do not matter, or None.
+    """
+
+    row: int
+    spec: StageSpec
+    t: Any
+    clock: torch.Tensor
+    x0: tuple[torch.Tensor, StageSpec] | None
+    where: tuple[str, ...]
+    ignored: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A bound plan with its tensors on one device.
+
+    Attributes:
+        plan: what it was made from.
+        moves: the stages, as the loop runs them.
+        opening: structure of row 0, which writes x into its slot and the network's first input.
+        values: (stages + 1, WIDTH) coefficients in the state's dtype.
+        draws: (stages + 1, 3) int32.
+        clock: (stages, rows of network input): the model's times.
+        x0: coefficients and structures of the predicted x0, or None where nobody asks for it.
+        raw: whether the model value is the network's raw output, so that outputs themselves may be the history.
+    """
+
+    plan: Plan
+    moves: tuple[Move, ...]
+    opening: StageSpec
+    values: torch.Tensor
+    draws: torch.Tensor
+    clock: torch.Tensor
+    x0: tuple[torch.Tensor, tuple[StageSpec, ...]] | None
+    raw: bool
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Of each stage."""
+        made = []
+        for k, (s, move, clock) in enumerate(zip(self.plan.stages, self.moves, self.clock.unbind(0), strict=True)):
+            x0 = None if self.x0 is None else (self.x0[0], self.x0[1][move.row])
+            where = f"step {s.step} (stage {k}, model time {s.model_time:g})"
+            made.append(Site(move.row, move.spec, s.t, clock, x0, (where,)))
+        return tuple(made)
+
+
+def program(
+    plan: Plan,
+    binding: Binding,
+    *,
+    copies: int,
+    rows: int,
+    observed: bool,
+    dtype: torch.dtype,
+    network_dtype: torch.dtype,
+    device: torch.device,
+) -> Program:
+    """Bind `plan`, and put its numbers in `dtype` on `device`.
+
+    Args:
+        copies: as in `fastdiff.bind.table.bind`.
+        rows: rows of the network's input, each with its time.
+        observed: whether the predicted x0 is asked for, which needs rows of its own.
+
+    Raises:
+        ValueError: as `bind`, and coefficients that `dtype` cannot hold.
+    """
+    table = bind(plan, binding, copies=copies)
+
+    def put(array: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(in_range(array, dtype)).to(device=device, dtype=dtype).contiguous()
+
+    x0 = None
+    if observed:
+        values, specs = bind_x0(plan, binding)
+        x0 = put(values), specs
+    # Spread over the rows before it goes to the device: what is kept there is then read from any stream.
+    times = torch.as_tensor(in_range(table.times, clock_dtype(network_dtype), "the network's time"))
+    clock = times.to(clock_dtype(network_dtype)).reshape(-1, 1).repeat(1, rows).to(device)
+    return Program(
+        plan=plan,
+        moves=moves(plan, table.specs),
+        opening=table.specs[0],
+        values=put(table.values),
+        draws=torch.as_tensor(table.draws).to(device),
+        clock=clock,
+        x0=x0,
+        raw=is_raw(table, plan) and not binding.corrected,
+    )
+
+
+def clock_dtype(network_dtype: torch.dtype) -> torch.dtype:
+    """Of the times given to a network: float64 for one that computes in it, float32, which is exact for every training
+    index, for all others."""
+    return torch.float64 if network_dtype == torch.float64 else torch.float32
+
+
+def in_range(values: np.ndarray, dtype: torch.dtype, what: str = "a coefficient") -> np.ndarray:
+    """`values`; ValueError where one is not finite, or not once it is rounded to `dtype`."""
+    size = np.abs(values)
+    limit = torch.finfo(dtype).max
+    if not (size <= limit).all():
+        bad = float(values[~(size <= limit)].flat[0])
+        wider = "; dtype=torch.float64 (and a network in float64) holds it" if np.isfinite(bad) else ""
+        raise ValueError(
+            f"{what} of this run is {bad:.4g}, which {dtype} cannot hold: check the schedule's range, its time_scale "
+            f"and the guidance scale{wider}"
+        )
+    return values
+
+
+def echo_rows(values: torch.Tensor) -> torch.Tensor:
+    """The rows that write x where stage k writes u', with its in_scale: for an x that was corrected after it."""
+    rows = torch.zeros_like(values)
+    rows[:, IN_SCALE] = values[:, IN_SCALE]
+    rows[:, NEXT_U + X] = 1.0
+    return rows

@@ -1,0 +1,203 @@
+"""From a plan to the numbers that the kernels read: prediction type, guidance and clipping are bound here.
+
+NumPy only. The result is a float64 table (rows of `WIDTH` coefficients) and, per stage, a `StageSpec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from fastdiff.bind.clipping import unclipped_parts
+from fastdiff.guidance import UNGUIDED, Guidance, Place
+from fastdiff.ops.layout import (
+    BLEND,
+    CG,
+    CLIP,
+    CU,
+    IN_SCALE,
+    LINEAR,
+    NEXT_U,
+    NEXT_X,
+    NONE,
+    PG,
+    PU,
+    QG,
+    QU,
+    QX,
+    RAW,
+    S0,
+    S1,
+    W1,
+    W2,
+    WIDTH,
+    StageSpec,
+    mask_of,
+)
+from fastdiff.plan import IDENTITY, NREG, M, Plan, Stage, X
+from fastdiff.prediction import PREVIOUS, check_previous, conversion, previous_conversion
+from fastdiff.solvers import step_variances
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How a network's outputs become model values.
+
+    Attributes:
+        prediction: what the network gives: one of `PREDICTIONS`, or `PREVIOUS` with DDPM's plans.
+        guidance: a form of `fastdiff.guidance`.
+        clip: whether m goes through the clamped x0.
+        corrected: whether the user corrects x0, which then takes the place of the guided output.
+    """
+
+    prediction: str = "eps"
+    guidance: Guidance = UNGUIDED
+    clip: bool = False
+    corrected: bool = False
+
+
+DEFAULT = Binding()
+
+
+class Table(NamedTuple):
+    """A bound plan: `values` float64 (stages + 1, WIDTH), `draws` int32 (stages + 1, 3), one spec per row,
+    `times` (stages,).
+
+    Row 0 is the opening: it writes the first network input from x. Row k + 1 is the plan's stage k.
+    """
+
+    values: np.ndarray
+    draws: np.ndarray
+    specs: tuple[StageSpec, ...]
+    times: np.ndarray
+
+
+def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1) -> Table:
+    """The numbers and the structure of every stage.
+
+    Args:
+        copies: how often the next network input is written (2 where both halves are evaluated; 0 where the state serves
+            as input).
+
+    Raises:
+        ValueError: an unknown prediction, one that the plan's method cannot use, or a conversion that divides by zero
+            at some stage.
+    """
+    check_previous(binding.prediction, plan.method)
+    learned = 0 if not plan.learned_variance else (2 if binding.guidance.batched else 1)
+    rows, draws, specs = [_opening(plan)], [(-1, -1, -1)], [StageSpec(NONE, False, False, 1 << X, 0, copies)]
+    variances, unclipped = step_variances(plan), unclipped_parts(plan)
+    for k, stage in enumerate(plan.stages):
+        following = plan.stages[k + 1 :]
+        place = Place(stage, plan.space, binding.prediction, None if variances is None else variances[k])
+        row, spec = bind_stage(place, binding, unclipped[k])
+        row[IN_SCALE] = next((s.in_scale for s in following if s.evaluate), 1.0)
+        writes_input = bool(following) and following[0].evaluate
+        specs.append(spec._replace(copies=copies if writes_input else 0, learned=learned if stage.evaluate else 0))
+        rows.append(row)
+        draws.append(stage.draws)
+    times = np.array([s.model_time for s in plan.stages])
+    return Table(np.stack(rows), np.array(draws, dtype=np.int32), tuple(specs), times)
+
+
+def bind_x0(plan: Plan, binding: Binding) -> tuple[np.ndarray, tuple[StageSpec, ...]]:
+    """The rows that give the predicted x0 of every stage as u', guided, neither corrected nor clipped."""
+    learned = 0 if not plan.learned_variance else (2 if binding.guidance.batched else 1)
+    pairs = [bind_stage_x0(stage, binding) for stage in plan.stages]
+    specs = [
+        spec._replace(learned=learned if s.evaluate else 0) for (_, spec), s in zip(pairs, plan.stages, strict=True)
+    ]
+    opening = StageSpec(NONE, False, False, 1 << M, 0, 0)
+    return np.stack([_opening(plan), *(row for row, _ in pairs)]), (opening, *specs)
+
+
+def bind_stage_x0(stage: Stage, binding: Binding) -> tuple[np.ndarray, StageSpec]:
+    """One row whose u' is the predicted x0."""
+    observed = Binding(binding.prediction, binding.guidance)
+    row, spec = bind_stage(Place(stage, "data", binding.prediction), observed, 0.0, combine=False)
+    return model_value_row(row), spec._replace(u_mask=1 << M, x_mask=0, copies=0)
+
+
+def model_value_row(row: np.ndarray) -> np.ndarray:
+    """The row with u' = m and no other output."""
+    only = row.copy()
+    only[NEXT_U : NEXT_X + NREG] = 0.0
+    only[NEXT_U + M] = 1.0
+    return only
+
+
+def bind_stage(
+    place: Place, binding: Binding, unclipped: float = 0.0, *, combine: bool = True
+) -> tuple[np.ndarray, StageSpec]:
+    """The table row of one stage, and its structure.
+
+    Args:
+        unclipped: w where x0 is clipped for (1 − w) of m alone, m = (1 − w)·clip(x0) + w·x0.
+        combine: whether the guidance may change the outputs' rows.
+    """
+    stage, space, guidance = place.stage, place.space, binding.guidance
+    row = np.zeros(WIDTH)
+    outputs = [np.array(stage.next_u), np.array(stage.next_x)]
+    one = stage.next_x in (IDENTITY, stage.next_u)
+    if stage.learned_variance:
+        row[S0], row[S1] = stage.learned_variance
+    if stage.evaluate and combine:
+        outputs = [guidance.combine(place, values) for values in outputs[: 1 if one else 2]] + outputs[1:] * one
+    row[NEXT_U : NEXT_U + NREG], row[NEXT_X : NEXT_X + NREG] = outputs
+    u_mask, x_mask = mask_of(outputs[0]), 0 if one else mask_of(outputs[1])
+    if not stage.evaluate:
+        return row, StageSpec(NONE, False, False, u_mask, x_mask, 0)
+    weights = None if binding.corrected else guidance.weights(place)
+    row[W1], row[W2] = (1.0, 0.0) if weights is None else weights
+    given = "x0" if binding.corrected else binding.prediction
+    if binding.clip:
+        row[PU], row[PG] = _conversion(stage, given, "data")
+        row[QU], row[QX] = conversion("x0", space, stage.alpha, stage.sigma)
+        convert = CLIP
+        if unclipped:
+            # The part of x0 that the clip leaves alone, written out in u and g.
+            row[[QU, QG]] += unclipped * row[QX] * row[[PU, PG]]
+            row[QX] *= 1.0 - unclipped
+            convert = BLEND
+        reads_u = bool(row[PU] or row[QU])
+    else:
+        row[CU], row[CG] = _conversion(stage, given, space)
+        convert, reads_u = (RAW if (row[CU], row[CG]) == (0.0, 1.0) else LINEAR), bool(row[CU])
+    return row, StageSpec(convert, weights is not None, reads_u, u_mask, x_mask, 0)
+
+
+def join(specs: Sequence[StageSpec]) -> StageSpec:
+    """The structure that holds rows of all these: what any of them reads is read."""
+    first = specs[0]
+    u_mask = x_mask = 0
+    for s in specs:
+        u_mask, x_mask = u_mask | s.u_mask, x_mask | s.x_mask
+    return first._replace(
+        convert=max(s.convert for s in specs),
+        m_reads_u=any(s.m_reads_u for s in specs),
+        u_mask=u_mask,
+        x_mask=x_mask,
+    )
+
+
+def is_raw(table: Table, plan: Plan) -> bool:
+    """Whether every model value that is kept in the history is the network's output as it came."""
+    kept = [table.specs[k + 1] for k, s in enumerate(plan.stages) if s.keep]
+    return all(spec.convert == RAW and not spec.guided and not spec.learned for spec in kept)
+
+
+def _opening(plan: Plan) -> np.ndarray:
+    row = np.zeros(WIDTH)
+    row[IN_SCALE] = next((s.in_scale for s in plan.stages if s.evaluate), 1.0)
+    row[NEXT_U + X] = 1.0
+    return row
+
+
+def _conversion(stage: Stage, prediction: str, space: str) -> tuple[float, float]:
+    # DDPM's plans work in data space, as does the predicted x0.
+    if prediction == PREVIOUS:
+        return previous_conversion(stage.next_u[X], stage.next_u[M], stage.model_time)
+    return conversion(prediction, space, stage.alpha, stage.sigma)

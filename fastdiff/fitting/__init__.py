@@ -1,0 +1,1 @@
+"""What is fitted to a network: Analytic-DPM's Gamma, and times."""

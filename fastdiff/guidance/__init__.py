@@ -1,0 +1,24 @@
+"""Forms of guidance, one small class each: `sample(model, guidance=Interval(2.0, 0.28, 2.9), cond=..., uncond=...)`."""
+
+from fastdiff.guidance.base import UNGUIDED, Guidance, Place
+from fastdiff.guidance.cfg_pp import CFGPlusPlus
+from fastdiff.guidance.choice import choose
+from fastdiff.guidance.classifier import Classifier, ClassifierMean, ClassifierScore, ScoreAfterClip
+from fastdiff.guidance.classifier_free import ClassifierFree
+from fastdiff.guidance.interval import Interval
+from fastdiff.guidance.rescale import Rescale
+
+__all__ = [
+    "UNGUIDED",
+    "CFGPlusPlus",
+    "Classifier",
+    "ClassifierFree",
+    "ClassifierMean",
+    "ClassifierScore",
+    "Guidance",
+    "Interval",
+    "Place",
+    "Rescale",
+    "ScoreAfterClip",
+    "choose",
+]

@@ -1,0 +1,1 @@
+"""Published programs: their own discretisations, and foreign names."""

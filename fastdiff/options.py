@@ -1,0 +1,208 @@
+"""The arguments of `sample`, `Sampler` and its calls, each declared once. `fastdiff.sample` tells what each means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from typing_extensions import Required, TypedDict
+
+from fastdiff.guidance import Guidance
+from fastdiff.method_names import MethodName, MethodOptions
+from fastdiff.names import CONDITIONING, ELSEWHERE, misplaced, nearest
+from fastdiff.plan import Plan
+from fastdiff.run.corrections import CorrectX0, CorrectXt
+from fastdiff.run.evaluate import Callback
+from fastdiff.run.history import Noise
+from fastdiff.run.threshold import Dynamic
+from fastdiff.schedules import NoiseSchedule
+from fastdiff.solvers import GRID_OPTIONS, METHODS, Method
+
+Clip = Literal["dynamic"] | Dynamic | tuple[float, float] | None
+Prediction = Literal["eps", "x0", "v", "score", "flow", "previous"]
+Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Seeds = int | Sequence[int] | torch.Tensor
+
+
+class SamplerOptions(MethodOptions, total=False):
+    """What a `Sampler` is made with, beside its method and steps."""
+
+    schedule: str | NoiseSchedule | None
+    prediction: Prediction | None
+    spacing: str | Sequence[float] | None
+    t_start: float | None
+    t_end: float | None
+    clip: Clip
+    dtype: torch.dtype
+    backend: Literal["cuda", "triton", "cpu", "reference"] | None
+    graph: bool | Literal["auto"]
+    plan: Plan | None
+
+
+class StartOptions(TypedDict, total=False):
+    """Where a run starts, and its noise."""
+
+    shape: Sequence[int] | None
+    seed: Seeds
+    first_sample: int
+    noise: Noise | None
+    device: torch.device | str | None
+    guidance: float | Callable[[float], float] | Guidance | None
+    guidance_scale: float | None
+
+
+class BeginOptions(StartOptions, total=False):
+    """Of `Sampler.begin`."""
+
+    network_dtype: torch.dtype | None
+
+
+class RunOptions(StartOptions, total=False):
+    """Of one run."""
+
+    cond: Mapping[str, Any] | None
+    uncond: Mapping[str, Any] | None
+    classifier_grad: Gradient | None
+    classifier_form: Literal["score", "mean", "score_after_clip"] | None
+    model_kwargs: Mapping[str, Any] | None
+    progress: bool
+    callback: Callback | None
+    check_finite: bool
+    correct_x0: CorrectX0 | None
+    correct_xt: CorrectXt | None
+    out: torch.Tensor | None
+
+
+# What a run returns depends on two arguments: one class for each pair of them, for the overloads.
+
+
+class Plain(RunOptions, total=False):
+    return_trajectory: Literal[False]
+    return_info: Literal[False]
+
+
+class WithTrajectory(RunOptions, total=False):
+    return_trajectory: Required[Literal[True]]
+    return_info: Literal[False]
+
+
+class WithInfo(RunOptions, total=False):
+    return_trajectory: Literal[False]
+    return_info: Required[Literal[True]]
+
+
+class WithBoth(RunOptions, total=False):
+    return_trajectory: Required[Literal[True]]
+    return_info: Required[Literal[True]]
+
+
+class SampleMethod(SamplerOptions, total=False):
+    method: MethodName | Method
+    steps: int | None
+
+
+class SamplePlain(SampleMethod, Plain, total=False): ...
+
+
+class SampleTrajectory(SampleMethod, WithTrajectory, total=False): ...
+
+
+class SampleInfo(SampleMethod, WithInfo, total=False): ...
+
+
+class SampleBoth(SampleMethod, WithBoth, total=False): ...
+
+
+SAMPLER_DEFAULTS: dict[str, Any] = {
+    "schedule": None,
+    "prediction": None,
+    "spacing": None,
+    "t_start": None,
+    "t_end": None,
+    "clip": None,
+    "dtype": torch.float32,
+    "backend": None,
+    "graph": "auto",
+    "plan": None,
+}
+START_DEFAULTS: dict[str, Any] = {
+    "shape": None,
+    "seed": 0,
+    "first_sample": 0,
+    "noise": None,
+    "device": None,
+    "guidance": None,
+    "guidance_scale": None,
+}
+BEGIN_DEFAULTS: dict[str, Any] = {**START_DEFAULTS, "network_dtype": None}
+RUN_DEFAULTS: dict[str, Any] = {
+    **START_DEFAULTS,
+    "cond": None,
+    "uncond": None,
+    "classifier_grad": None,
+    "classifier_form": None,
+    "model_kwargs": None,
+    "progress": False,
+    "callback": None,
+    "check_finite": False,
+    "correct_x0": None,
+    "correct_xt": None,
+    "out": None,
+    "return_trajectory": False,
+    "return_info": False,
+}
+SAMPLE_DEFAULTS: dict[str, Any] = {"method": "dpm3", "steps": None, **SAMPLER_DEFAULTS, **RUN_DEFAULTS}
+CHOICE = ("method", "steps")
+"""What names the method, in any call that takes its options."""
+
+_PLACES = {
+    "Sampler": "an argument of Sampler(...) itself",
+    "call": "an argument of the run, sampler(model, {0}=...)",
+    "begin": "an argument of Sampler.begin(...)",
+}
+
+
+def filled(call: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with the defaults filled in, for the calls that take no options of a method.
+
+    Raises:
+        TypeError: an argument that `call` does not take, with the place where it goes or the nearest that it takes.
+    """
+    for name in given:
+        if name not in defaults:
+            raise TypeError(_unknown(call, name, defaults))
+    return {**defaults, **given}
+
+
+def parted(
+    call: str, method: Method | None, given: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`given` as arguments, with the defaults filled in, and options of the method and its spacing.
+
+    What is nearest to an option is left to the method, which says what it takes.
+
+    Raises:
+        ValueError: a name that belongs to another call or library, or is nearest to an argument.
+    """
+    options = {k: v for k, v in given.items() if k not in defaults}
+    own = [*GRID_OPTIONS, *(() if method is None else method.options)]
+    everywhere = {*own, *(name for m in METHODS.values() for name in m.options)}
+    arguments = [*defaults, *CHOICE]
+    for name in options:
+        if name not in everywhere and (known_elsewhere(name) or nearest(name, [*arguments, *own]) in arguments):
+            raise ValueError(_unknown(call, name, arguments))
+    return {**defaults, **{k: v for k, v in given.items() if k in defaults}}, options
+
+
+def known_elsewhere(name: str) -> bool:
+    """Whether another call of this library or another library has an argument of that name."""
+    return name in ELSEWHERE or name in CONDITIONING or name in RUN_DEFAULTS or name in SAMPLER_DEFAULTS
+
+
+def _unknown(call: str, name: str, valid: Iterable[str]) -> str:
+    places = {}
+    for place, names in (("Sampler", SAMPLER_DEFAULTS), ("call", RUN_DEFAULTS), ("begin", BEGIN_DEFAULTS)):
+        places.update({n: _PLACES[place].format(n) for n in names if n not in places})
+    places.update(dict.fromkeys(CHOICE, _PLACES["Sampler"]))
+    return misplaced(call, name, valid, places)

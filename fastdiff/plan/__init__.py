@@ -1,0 +1,36 @@
+"""The plan: a sampler as a validated float64 table, and the phi functions that its coefficients are made of."""
+
+from fastdiff.plan.plan import SPACES, Plan
+from fastdiff.plan.stage import (
+    H1,
+    IDENTITY,
+    MAX_DRAWS,
+    MAX_HISTORY,
+    NREG,
+    REGISTERS,
+    SECOND,
+    ZA,
+    M,
+    Stage,
+    U,
+    X,
+    register,
+)
+
+__all__ = [
+    "H1",
+    "IDENTITY",
+    "MAX_DRAWS",
+    "MAX_HISTORY",
+    "NREG",
+    "REGISTERS",
+    "SECOND",
+    "SPACES",
+    "ZA",
+    "M",
+    "Plan",
+    "Stage",
+    "U",
+    "X",
+    "register",
+]

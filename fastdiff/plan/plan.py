@@ -1,0 +1,213 @@
+"""The Plan: a sampler written as data, one row (a `Stage`) per network evaluation.
+
+NumPy only. A plan says nothing about the network, its prediction type or guidance; `fastdiff.bind` adds those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from fastdiff.files import write_whole
+from fastdiff.plan.file import dump, parse
+from fastdiff.plan.stage import H1, SECOND, Stage, fail
+from fastdiff.plan.text import table_text
+from fastdiff.schedules import NoiseSchedule
+
+SPACES = ("noise", "data", "velocity", "score")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A frozen, validated sampler table. Build one with `fastdiff.plan(...)`, or by hand from `Stage` rows.
+
+    Attributes:
+        method: canonical name of the solver.
+        space: what `m` is: "noise" (eps), "data" (x0), "velocity" (eps − x0) or "score" (−eps/sigma).
+        order: the order of convergence that the solver claims.
+        times: the outer time grid, `steps + 1` schedule times, strictly monotone.
+        stages: the rows, in the order in which they run.
+        prior_std: standard deviation of x at `times[0]` when it is drawn from the prior.
+        schedule: `NoiseSchedule.to_dict()` of the schedule that the coefficients came from.
+        options: the solver's options, as given and defaulted.
+        origin: where the numbers come from, for plans that were fitted: network, guidance, teacher, seeds, errors.
+
+    Raises:
+        ValueError: naming the stage and the reason, for non-finite coefficients, repeated or non-monotone times,
+            repeated model times, history read before it is written, draws that are used but not numbered, and the like.
+    """
+
+    method: str
+    space: str
+    order: int
+    times: tuple[float, ...]
+    stages: tuple[Stage, ...]
+    prior_std: float = 1.0
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", _frozen(self.schedule))
+        object.__setattr__(self, "options", _frozen(self.options))
+        object.__setattr__(self, "origin", _frozen(self.origin))
+        self._validate()
+        if self.schedule:
+            self._check_schedule()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Read-only mappings cannot be pickled.
+        return Plan.from_json, (self.to_json(),)
+
+    @property
+    def steps(self) -> int:
+        """Number of outer steps."""
+        return len(self.times) - 1
+
+    @cached_property
+    def nfe(self) -> int:
+        """Number of network evaluations."""
+        return sum(stage.evaluate for stage in self.stages)
+
+    @cached_property
+    def history(self) -> int:
+        """How many earlier model values the stages read, at most 6."""
+        used = [j - H1 + 1 for s in self.stages for j in range(H1, SECOND) if s.next_u[j] or s.next_x[j]]
+        return max(used, default=0)
+
+    @cached_property
+    def stochastic(self) -> bool:
+        """Whether any stage draws noise."""
+        return any(d >= 0 for s in self.stages for d in s.draws)
+
+    @cached_property
+    def draws(self) -> int:
+        """One more than the largest draw number in use (0 for a deterministic plan)."""
+        return 1 + max((d for s in self.stages for d in s.draws), default=-1)
+
+    @cached_property
+    def learned_variance(self) -> bool:
+        """Whether the network gives twice the channels: the prediction and v, from which a stage makes its variance."""
+        return any(s.learned_variance for s in self.stages)
+
+    def _validate(self) -> None:
+        if self.space not in SPACES:
+            fail("space", f"got {self.space!r}, expected one of {', '.join(SPACES)}")
+        times = np.asarray(self.times, dtype=np.float64)
+        if times.ndim != 1 or len(times) < 2:
+            fail("times", f"expected at least two, got {len(np.atleast_1d(times))}")
+        if not np.isfinite(times).all():
+            fail("times", f"not finite: {self.times}")
+        steps = np.diff(times)
+        if not ((steps < 0).all() or (steps > 0).all()):
+            bad = int(np.argmax(steps * np.sign(steps[0]) <= 0)) if steps[0] else 0
+            fail(
+                "times",
+                f"must be strictly monotone, but times[{bad}]={times[bad]:g}, times[{bad + 1}]={times[bad + 1]:g}",
+            )
+        if not (np.isfinite(self.prior_std) and self.prior_std > 0):
+            fail("prior_std", f"expected a positive finite number, got {self.prior_std}")
+        if not self.stages:
+            fail("stages", "a plan needs at least one")
+        starts: dict[float, int] = {}
+        kept, step = 0, -1
+        for k, s in enumerate(self.stages):
+            s.validate(f"stage {k}", kept)
+            kept += s.keep
+            # Heun and singlestep methods come back to a time inside a step; two steps that begin at one model time do
+            # not.
+            if s.evaluate and s.step != step:
+                step = s.step
+                if s.model_time in starts:
+                    fail(
+                        f"stage {k}",
+                        f"model time {s.model_time:g} already began the step of stage {starts[s.model_time]}",
+                    )
+                starts[s.model_time] = k
+        self._validate_times()
+        last = self.stages[-1]
+        if last.next_u != last.next_x:
+            fail(f"stage {len(self.stages) - 1}", "the last stage's next_u must equal its next_x, which is the result")
+
+    def _validate_times(self) -> None:
+        first, last = self.stages[0], self.stages[-1]
+        if first.t != self.times[0]:
+            fail("times", f"begin at {self.times[0]:g}, but stage 0 is at t={first.t:g}")
+        for k, (s, following) in enumerate(zip(self.stages, self.stages[1:], strict=False)):
+            if s.t_next != following.t:
+                fail(f"stage {k + 1}", f"t={following.t:g}, but stage {k} leads to t_next={s.t_next:g}")
+        if last.t_next != self.times[-1]:
+            fail("times", f"end at {self.times[-1]:g}, but the last stage leads to t_next={last.t_next:g}")
+
+    def _check_schedule(self) -> None:
+        schedule = NoiseSchedule.from_dict(self.schedule)
+        t = np.array([s.t for s in self.stages])
+        truth = {"alpha": schedule.alpha(t), "sigma": schedule.sigma(t), "model_time": schedule.model_time(t)}
+        for name, values in truth.items():
+            own = np.array([getattr(s, name) for s in self.stages])
+            # What another machine's exp and log may change, and no more.
+            bad = np.abs(own - values) > 1e-9 * np.abs(values) + 1e-12
+            if bad.any():
+                k = int(np.argmax(bad))
+                fail(f"stage {k}", f"{name}={own[k]:g}, but the schedule has {values[k]:g} at t={t[k]:g}")
+
+    def to_json(self) -> str:
+        """Lossless JSON: floats are written with their shortest round-trip representation."""
+        return dump(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The inverse of `to_json`. Raises ValueError if `text` is not a plan, or of an unknown format."""
+        return cls(**parse(text, cls))
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json()` to `path`, whole or not at all."""
+        write_whole(path, (self.to_json() + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan that `save` wrote. Raises ValueError, with the path, for any other content."""
+        content = Path(path).read_bytes()
+        try:
+            return cls.from_json(content.decode())
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the plan's JSON, in hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def __hash__(self) -> int:
+        return hash((self.method, self.space, self.times, self.stages))
+
+    def __str__(self) -> str:
+        return table_text(self)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the coefficients of every register against the stage, and alpha, sigma and lambda, to a picture file.
+
+        Needs matplotlib (`pip install matplotlib`); the file's ending chooses the format.
+        """
+        from fastdiff.plan.picture import draw
+
+        draw(self, path)
+
+
+def _frozen(value: Any) -> Any:
+    """A read-only copy made of mappings, tuples, and what JSON keeps as it is."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({str(k): _frozen(v) for k, v in value.items()})
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(v) for v in value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(f"a plan's options must be JSON values, got {type(value).__name__}")

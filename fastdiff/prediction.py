@@ -1,0 +1,123 @@
+"""The prediction algebra: what a network gives, what a solver works in, and the way from one to the other.
+
+Every prediction is a linear form in the data and the noise, target = p·x0 + q·eps, at x = alpha·x0 + sigma·eps. From
+(p, q) follow every conversion, the classifier's shift and the training targets: a new prediction type is one line of
+`TARGETS`. NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastdiff.names import unknown
+
+PREDICTIONS = ("eps", "x0", "v", "score", "flow")
+PREVIOUS = "previous"
+"""The mean of the next, cleaner state: apart from `PREDICTIONS`, as it is a statement about a step, not a time."""
+ALL_PREDICTIONS = (*PREDICTIONS, PREVIOUS)
+
+Form = tuple[Any, Any]
+"""(p, q), floats or float64 arrays."""
+
+TARGETS: dict[str, Callable[[Any, Any], Form]] = {
+    # Ho et al. 2020, arXiv 2006.11239.
+    "eps": lambda alpha, sigma: (0.0, 1.0),
+    "x0": lambda alpha, sigma: (1.0, 0.0),
+    # Salimans and Ho 2022, arXiv 2202.00512, App. D; here for any alpha and sigma.
+    "v": lambda alpha, sigma: (-sigma, alpha),
+    # Song et al. 2021, arXiv 2011.13456: the gradient of log p(x), −eps/sigma.
+    "score": lambda alpha, sigma: (0.0, -1.0 / sigma),
+    # Lipman et al. 2023, arXiv 2210.02747, on straight paths.
+    "flow": lambda alpha, sigma: (-1.0, 1.0),
+}
+"""(p, q) of each prediction as a function of alpha and sigma."""
+
+SPACES = {"noise": "eps", "data": "x0", "velocity": "flow", "score": "score"}
+"""The prediction that a solver's model value is, for each space of a plan."""
+
+
+def target(prediction: str, alpha: Any, sigma: Any) -> Form:
+    """(p, q) of a prediction at alpha and sigma, floats or arrays.
+
+    Raises:
+        ValueError: an unknown prediction.
+        ZeroDivisionError: a score where sigma is 0.
+    """
+    if prediction not in TARGETS:
+        raise ValueError(unknown("prediction", prediction, PREDICTIONS))
+    if prediction == "score" and np.any(np.equal(sigma, 0.0)):
+        raise ZeroDivisionError("no score exists where sigma is 0")
+    return TARGETS[prediction](alpha, sigma)
+
+
+def conversion(prediction: str, space: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """(cu, cg) with m = cu·u + cg·g, for a network that predicts `prediction` and a solver that works in `space`.
+
+    u = alpha·x0 + sigma·eps and g = p·x0 + q·eps are two equations for x0 and eps; m = P·x0 + Q·eps.
+
+    Raises:
+        ValueError: unknown names; or a conversion that divides by zero (x0 from eps where alpha = 0: zero terminal
+            SNR).
+    """
+    if space not in SPACES:
+        raise ValueError(unknown("space", space, SPACES))
+    if SPACES[space] == prediction:
+        return 0.0, 1.0
+    try:
+        p, q = target(prediction, alpha, sigma)
+        big_p, big_q = target(SPACES[space], alpha, sigma)
+        determinant = alpha * q - sigma * p
+        return (big_p * q - big_q * p) / determinant, (alpha * big_q - sigma * big_p) / determinant
+    except ZeroDivisionError:
+        raise ValueError(
+            f"a network with prediction={prediction!r} cannot be used where alpha={alpha:g}, sigma={sigma:g}: the "
+            f"conversion to {space} divides by zero. At zero terminal SNR the network must predict 'v', 'x0' or "
+            "'flow'; else start at a time with alpha > 0 (t_start=...)"
+        ) from None
+
+
+def score_shift(prediction: str, alpha: float, sigma: float) -> float:
+    """The factor of grad log p(y | u) in the network's output: score += grad (Dhariwal and Nichol 2021, arXiv
+    2105.05233, Algorithm 2).
+
+    A change of the score by c changes eps by −sigma·c and x0 by (sigma²/alpha)·c, and a prediction by p and q times
+    these.
+    """
+    if prediction == PREVIOUS:
+        raise ValueError(
+            "classifier_form='score' with prediction='previous': the network gives a step's mean, not a score; use "
+            "classifier_form='mean', which shifts that mean"
+        )
+    if prediction == "score":
+        return 1.0
+    p, q = target(prediction, alpha, sigma)
+    if p == 0:
+        return float(-q * sigma)
+    if alpha == 0:
+        raise ValueError(
+            f"classifier guidance of prediction={prediction!r} needs alpha > 0: start at an earlier t_start"
+        )
+    return float(p * sigma**2 / alpha - q * sigma)
+
+
+def check_previous(prediction: str | None, method: str) -> None:
+    """ValueError where the network gives the posterior mean of a step that `method` does not take."""
+    if prediction == PREVIOUS and method != "ddpm":
+        raise ValueError(
+            f"prediction='previous' with method {method!r}: the network gives the mean of the next, cleaner state, "
+            "which only the steps of method='ddpm' have; for other methods give a network that predicts 'eps', 'x0' or "
+            "'v'"
+        )
+
+
+def previous_conversion(of_x: float, of_x0: float, model_time: float) -> tuple[float, float]:
+    """(cu, cg) with x0 = cu·x + cg·g, g = of_x·x + of_x0·x0 the mean of q(x_t | x_s, x0) (Ho et al. 2020, eq. 7)."""
+    if not of_x0:
+        raise ValueError(
+            f"prediction='previous' at model time {model_time:g}: the step's mean does not depend on x0, which "
+            "cannot be found from it; expected steps to a cleaner time: method='ddpm' without times of your own"
+        )
+    return -of_x / of_x0, 1.0 / of_x0

@@ -1,0 +1,1 @@
+"""Running: one evaluation, the loop, the adaptive driver, CUDA graphs, and what a run reports."""

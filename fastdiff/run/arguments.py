@@ -1,0 +1,205 @@
+"""Checks of what the public functions are given: each error says what was got, what was expected, and the right
+call."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdiff import ops
+from fastdiff.names import unknown
+from fastdiff.prediction import ALL_PREDICTIONS
+from fastdiff.run.history import Noise
+from fastdiff.run.network import sample_shape
+from fastdiff.run.threshold import Dynamic
+
+STATE_DTYPES = (torch.float32, torch.float64)
+
+
+def check_run(prediction: Any, dtype: Any, backend: Any, graph: Any) -> None:
+    """What every sampler is made with."""
+    if prediction is not None and prediction not in ALL_PREDICTIONS:
+        raise ValueError(unknown("prediction", prediction, ALL_PREDICTIONS))
+    if dtype not in STATE_DTYPES:
+        raise ValueError(
+            f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is (a "
+            "bfloat16 or float16 network is fine with dtype=torch.float32)"
+        )
+    if backend is not None and backend not in ops.BACKENDS:
+        raise ValueError(unknown("backend", backend, ops.BACKENDS))
+    if not isinstance(graph, bool) and graph != "auto":
+        raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
+
+
+def check_clip(clip: Any) -> Dynamic | tuple[float, float] | None:
+    """`clip` with "dynamic" spelled out."""
+    if clip is None or isinstance(clip, Dynamic):
+        return clip
+    expected = "expected None, 'dynamic', fastdiff.Dynamic(...), or bounds such as (-1, 1)"
+    if isinstance(clip, str):
+        if clip != "dynamic":
+            raise ValueError(f"clip={clip!r}: {expected}")
+        return Dynamic()
+    try:
+        lo, hi = (float(v) for v in clip)
+    except (TypeError, ValueError):
+        raise ValueError(f"clip={clip!r}: {expected}") from None
+    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+        raise ValueError(f"clip={clip!r}: expected finite bounds lo < hi, such as (-1, 1)")
+    return lo, hi
+
+
+def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
+    """Classifier-free guidance and its two conditions go together."""
+    given = {"guidance": batched, "cond": cond is not None, "uncond": uncond is not None}
+    if not any(given.values()) or all(given.values()):
+        return
+    name = "guidance_scale" if scale is not None else "guidance"
+    have = ", ".join(name if k == "guidance" else k for k, v in given.items() if v)
+    need = ", ".join(name if k == "guidance" else k for k, v in given.items() if not v)
+    hint = "; to condition without guidance, give model_kwargs=..." if given["cond"] and not batched else ""
+    raise ValueError(
+        f"classifier-free guidance needs guidance, cond and uncond together: got {have}, missing {need}{hint}"
+    )
+
+
+def check_callables(noise: Any, callback: Any) -> None:
+    """The two functions that a run calls."""
+    calls = (
+        ("noise", noise, "noise(draw, like) -> tensor of like's shape"),
+        ("callback", callback, "callback(stage, time, x, x0)"),
+    )
+    for name, value, call in calls:
+        if value is not None and not callable(value):
+            hint = "; a tensor to start from is x" if name == "noise" and isinstance(value, torch.Tensor) else ""
+            raise TypeError(f"{name} must be callable as {call}, got {type(value).__name__}{hint}")
+
+
+def check_x(x: Any) -> None:
+    if not isinstance(x, torch.Tensor):
+        hint = ""
+        if isinstance(x, tuple | list):
+            hint = ": to draw the start give shape=(B, ...)"
+        elif isinstance(x, np.ndarray):
+            hint = ": pass torch.from_numpy(x)"
+        elif callable(x):
+            hint = (
+                "; a model goes first, sampler(model, x), and begin(x) takes none: its caller evaluates the network, "
+                "sampler.step(state, model(state.input, state.time))"
+            )
+        raise TypeError(f"x must be a torch.Tensor of shape (B, ...), got {type(x).__name__}{hint}")
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"x has dtype {x.dtype}; expected floating point: pass x.float()")
+    if x.ndim < 1 or x.numel() == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, ...) with at least one sample and one element")
+    if x.requires_grad:
+        raise ValueError("x requires grad, but sampling runs without gradients: pass x.detach()")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x has NaN or Inf; expected finite values")
+
+
+def check_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        size = tuple(operator.index(n) for n in shape)
+    except (TypeError, ValueError):
+        raise TypeError(f"shape={shape!r}: expected (B, ...), such as shape=(16, 3, 32, 32)") from None
+    if not size or min(size) < 1:
+        raise ValueError(f"shape={size}: expected (B, ...) with sizes of at least 1, such as shape=(16, 3, 32, 32)")
+    return size
+
+
+def check_out(out: Any, start: torch.Tensor) -> None:
+    if out is None:
+        return
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out must be a torch.Tensor of shape {tuple(start.shape)}, got {type(out).__name__}")
+    got = (tuple(out.shape), out.dtype, out.device)
+    want = (tuple(start.shape), start.dtype, start.device)
+    if got != want or out.requires_grad:
+        raise ValueError(f"out has shape, dtype and device {got}; expected {want}, without requires_grad")
+
+
+def resolve_shape(model: Any, shape: Any, x: Any) -> tuple[int, ...]:
+    """The shape of the run's state: x's, the one asked for, or one sample of the model's."""
+    if isinstance(x, torch.Tensor):
+        if shape is not None and tuple(shape) != tuple(x.shape):
+            raise ValueError(f"shape={tuple(shape)} does not go with x of shape {tuple(x.shape)}: give one of them")
+        return tuple(x.shape)
+    if x is not None:
+        check_x(x)
+    if shape is not None:
+        return check_shape(shape)
+    one = sample_shape(model)
+    if one is None:
+        raise ValueError(
+            "cannot tell the shape of a sample: pass x=..., or shape=(B, ...), or give the model an attribute "
+            "sample_shape = (C, H, W)"
+        )
+    return (1, *one)
+
+
+def resolve_device(
+    device: torch.device | str | None, x: torch.Tensor | None, model: torch.device | None
+) -> torch.device:
+    where = (
+        torch.device(device) if device is not None else (x.device if x is not None else model or torch.device("cpu"))
+    )
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"device={str(where)!r}: torch sees no CUDA device here; use device='cpu', or leave it out")
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", torch.cuda.current_device())
+    if model is not None and (model.type != where.type or (model.index is not None and model.index != where.index)):
+        raise ValueError(
+            f"the model is on {model}, and sampling would run on {where}: move one, x.to({str(model)!r}) or "
+            "model.to(...)"
+        )
+    return where
+
+
+def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) int64 keys and (B,) int32 indices: one seed and consecutive indices, or a seed for each sample with index
+    0."""
+    if (
+        isinstance(first_sample, bool)
+        or not isinstance(first_sample, int | np.integer)
+        or not 0 <= first_sample <= 2**31 - 1 - batch
+    ):
+        raise ValueError(f"first_sample={first_sample!r}: expected an integer from 0 to {2**31 - 1 - batch}")
+    first = int(first_sample)
+    if isinstance(seed, torch.Tensor):
+        seed = seed.tolist()
+    several = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
+    values = list(seed) if several else [seed]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -(2**63) <= value < 2**64:
+            raise TypeError(
+                f"seed={value!r}: expected an integer from -2**63 to 2**64 - 1, or one such integer per sample"
+            )
+    signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
+    if not several:
+        # Made on the device: a copy from the host would wait for all that the stream has still to do.
+        seeds = torch.full((batch,), signed[0], dtype=torch.int64, device=device)
+        return seeds, torch.arange(first, first + batch, dtype=torch.int32, device=device)
+    if len(values) != batch:
+        raise ValueError(f"got {len(values)} seeds for a batch of {batch}: give one seed, or one per sample")
+    if first:
+        raise ValueError("first_sample goes with a single seed: with one seed per sample, each sample is its own")
+    own = torch.tensor(signed, dtype=torch.int64)
+    if device.type == "cuda":
+        own = own.pin_memory().to(device, non_blocking=True)
+    return own.to(device), torch.zeros(batch, dtype=torch.int32, device=device)
+
+
+def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
+    value = noise(-1, like)
+    if not isinstance(value, torch.Tensor) or value.shape != like.shape:
+        got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(
+            f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
+        )
+    return value

@@ -1,0 +1,246 @@
+"""One evaluation: what becomes of a network's output before a stage reads it.
+
+The table's loop, the adaptive driver and loops that callers own all come through here: the checks of the output, the
+halves of guidance, the classifier's gradient, the factors of a rescaled guidance, and the predicted x0, which hooks
+see, the user corrects and dynamic thresholding takes its bounds from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from fastdiff.bind import Binding, Site
+from fastdiff.ops import Backend, Buffers, Coeffs
+from fastdiff.ops.layout import W1, StageSpec
+from fastdiff.plan import SECOND
+from fastdiff.run.corrections import CorrectX0, CorrectXt, corrected
+from fastdiff.run.network import Network
+from fastdiff.run.threshold import Threshold
+
+Callback = Callable[[int, float, torch.Tensor, torch.Tensor], None]
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What a run reports while it goes, and the user's corrections; everything optional, nothing costs when absent.
+
+    Attributes:
+        progress: given how far the run is: steps done, or percent of the way of an adaptive method.
+        callback: (number, time, x, x0): the stage of a plan, or the accepted steps of an adaptive method.
+        trajectory: (time, x, x0) of every step.
+        finite: whether outputs are checked for NaN and Inf.
+    """
+
+    progress: Callable[[float], None] | None = None
+    callback: Callback | None = None
+    trajectory: list[tuple[float, torch.Tensor, torch.Tensor]] | None = None
+    finite: bool = False
+    correct_x0: CorrectX0 | None = None
+    correct_xt: CorrectXt | None = None
+
+    @property
+    def watches(self) -> bool:
+        """Whether the predicted x0 is reported."""
+        return self.callback is not None or self.trajectory is not None
+
+
+class Outputs(NamedTuple):
+    """What a stage reads of an evaluation.
+
+    Attributes:
+        first, second: see `Buffers`.
+        factor: (B,) factors of the guided output, or None.
+        x0: the predicted x0, corrected and thresholded, where anybody asks for it.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor | None
+    factor: torch.Tensor | None
+    x0: torch.Tensor | None
+
+
+class Evaluator:
+    """What one run does with each output of the network.
+
+    Args:
+        keeps_input: whether the network is given memory that the sampler still needs afterwards, so that a change in
+            place must be seen.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        backend: Backend,
+        binding: Binding,
+        hooks: Hooks,
+        threshold: Threshold | None,
+        state_dtype: torch.dtype,
+        keeps_input: bool,
+    ) -> None:
+        self.network, self.backend, self.binding, self.hooks = network, backend, binding, hooks
+        self.threshold, self.state_dtype, self.keeps_input = threshold, state_dtype, keeps_input
+        self.admitted: torch.dtype | None = None
+        self.version = 0
+
+    def on(self, network: Network) -> Evaluator:
+        """The same for another network."""
+        return Evaluator(
+            network, self.backend, self.binding, self.hooks, self.threshold, self.state_dtype, self.keeps_input
+        )
+
+    def give(self, given: torch.Tensor) -> None:
+        """The network is about to be called on `given`."""
+        self.version = given._version
+
+    def admit(self, out: torch.Tensor, given: torch.Tensor, site: Site, report: bool = True) -> torch.Tensor:
+        """The output, contiguous, after checks of the input's memory, the dtype and, where asked for, of NaN and Inf.
+
+        Raises:
+            RuntimeError: the network changed its input in place.
+            TypeError: a dtype that the back end does not read.
+            FloatingPointError: NaN or Inf.
+        """
+        if self.keeps_input and given._version != self.version:
+            raise RuntimeError(
+                "the model changed its input in place, which the sampler still needs: let it work on a copy, "
+                "lambda x, t, **kw: model(x.clone(), t, **kw)"
+            )
+        if out.dtype is not self.admitted:
+            ok, why = self.backend.supports(given.device, self.state_dtype, out.dtype)
+            if not ok:
+                raise TypeError(
+                    f"the model returned {out.dtype}, which the back end {self.backend.NAME!r} does not read: {why}; "
+                    "cast it, lambda x, t, **kw: model(x, t, **kw).float()"
+                )
+            self.admitted = out.dtype
+        if not out.is_contiguous():
+            out = out.contiguous()
+        if self.hooks.finite and report:
+            require_finite(out, site, self.network.batch)
+        return out
+
+    def outputs(self, out: torch.Tensor, u: torch.Tensor, site: Site, coeffs: Coeffs, watch: bool = False) -> Outputs:
+        """What the stage reads of an admitted output at `u`; `watch`: whether hooks want the predicted x0."""
+        guidance = self.binding.guidance
+        first, second, factor = out, None, None
+        if self.network.guided:
+            batch = len(u)
+            first, second = out.narrow(0, 0, batch), out.narrow(0, batch, batch)
+        elif guidance.gradient is not None:
+            first, second = with_gradient(guidance.gradient, u, site.clock.clone(), out)
+        if guidance.rescales:
+            factor = self._factor(first, second, site, coeffs)
+        hooks = self.hooks
+        if site.x0 is None or not (watch or self.threshold is not None or hooks.correct_x0 is not None):
+            return Outputs(first, second, factor, None)
+        values, spec = site.x0
+        x0 = torch.empty_like(u)
+        data, row = placed(Coeffs(values, coeffs.draws, coeffs.seeds, coeffs.index, rows=coeffs.rows), site.row, factor)
+        self.backend.stage(spec, row, data, Buffers(u=u, first=first, second=second, u_out=x0))
+        if hooks.correct_x0 is not None:
+            x0 = corrected("correct_x0", hooks.correct_x0(x0, site.t), u)
+            first, second = _instead(x0, first, second, site.spec)
+            # It stands for the guided output now; and the stage has yet to read it, while hooks may write into it.
+            factor, x0 = None, x0.clone() if watch else x0
+        if self.threshold is not None:
+            self.threshold(x0, coeffs)
+        if watch:
+            x0 = _clamped(x0, coeffs)
+        return Outputs(first, second, factor, x0)
+
+    def _factor(
+        self, first: torch.Tensor, second: torch.Tensor | None, site: Site, coeffs: Coeffs
+    ) -> torch.Tensor | None:
+        assert second is not None
+        if site.spec.learned:
+            first, second = first.chunk(2, dim=1)[0], second.chunk(2, dim=1)[0]
+        weights = own_rows(coeffs, site.row).narrow(1, W1, 2)
+        column = (-1,) + (1,) * (first.ndim - 1)
+        # Both cast first: the kernels combine in the state's dtype too.
+        wide = first.to(weights.dtype)
+        g = weights.select(1, 0).reshape(column) * wide + weights.select(1, 1).reshape(column) * second.to(
+            weights.dtype
+        )
+        return self.binding.guidance.rescale(wide, g)
+
+
+def own_rows(coeffs: Coeffs, row: int) -> torch.Tensor:
+    """(1, WIDTH), or (B, WIDTH) where each sample has a row of its own: fresh memory."""
+    # By select instead of indexing, which tests on fake tensors cannot do.
+    if coeffs.rows is None:
+        return coeffs.table.select(0, row).unsqueeze(0).clone()
+    return coeffs.table.index_select(0, coeffs.rows)
+
+
+def placed(coeffs: Coeffs, row: int, factor: torch.Tensor | None) -> tuple[Coeffs, int]:
+    """The coefficients and the row of a stage whose guided output is multiplied by `factor`, (B,): a row for each
+    sample, written on the device."""
+    if factor is None:
+        return coeffs, row
+    table = own_rows(coeffs, row)
+    table = table.repeat(len(factor), 1) if len(table) != len(factor) else table
+    table.narrow(1, W1, 2).mul_(factor.to(table.dtype).reshape(-1, 1))
+    return with_rows(coeffs, table, row), 0
+
+
+def with_rows(coeffs: Coeffs, table: torch.Tensor, row: int) -> Coeffs:
+    """`coeffs` with these rows: one for the batch, or one for each sample."""
+    if coeffs.rows is None:
+        draws = coeffs.draws.select(0, row).repeat(len(table), 1)
+    else:
+        draws = coeffs.draws.index_select(0, coeffs.rows)
+    each = len(table) > 1 or coeffs.rows is not None
+    rows = torch.arange(len(table), dtype=torch.int32, device=table.device) if each else None
+    return replace(coeffs, table=table, draws=draws, rows=rows)
+
+
+def with_gradient(
+    gradient: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], u: torch.Tensor, t: torch.Tensor, out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The network's output and the classifier's gradient, in the wider dtype of the two."""
+    # The loop runs without gradients, which a classifier's needs.
+    with torch.enable_grad():
+        grad = gradient(u.detach().clone(), t)
+    if not isinstance(grad, torch.Tensor) or grad.shape != u.shape:
+        got = tuple(grad.shape) if isinstance(grad, torch.Tensor) else type(grad).__name__
+        raise ValueError(f"classifier_grad returned {got}, expected a tensor of x's shape {tuple(u.shape)}")
+    wider = torch.promote_types(out.dtype, grad.dtype)
+    return out.to(wider), grad.detach().to(device=out.device, dtype=wider).contiguous()
+
+
+def require_finite(out: torch.Tensor, site: Site, batch: int) -> None:
+    """FloatingPointError where an output has NaN or Inf, with the place and the sample. Waits for the device."""
+    good = torch.isfinite(out).reshape(len(out), -1).all(dim=1)
+    if site.ignored is not None:
+        good = good | site.ignored
+    if bool(good.all()):
+        return
+    row = int(torch.argmin(good.int()))
+    sample = row % batch
+    half = "" if len(out) == batch else f", in the {'un' if row >= batch else ''}conditional half"
+    where = site.where[sample % len(site.where)]
+    raise FloatingPointError(
+        f"the network returned NaN or Inf at {where} for sample {sample} of {batch}{half}: check the network's dtype, "
+        "its input scale and prediction=..."
+    )
+
+
+def _instead(
+    x0: torch.Tensor, first: torch.Tensor, second: torch.Tensor | None, spec: StageSpec
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Let the stage, which is bound to the prediction of x0, read the corrected one instead of the network's output."""
+    # Beside x0, the second half of the channels still tells the variance.
+    joined = torch.cat([x0, first.chunk(2, dim=1)[1].to(x0.dtype)], dim=1) if spec.learned else x0
+    reads = second is not None and spec.mask >> SECOND & 1
+    return joined, second.to(x0.dtype) if second is not None and reads else None
+
+
+def _clamped(x0: torch.Tensor, c: Coeffs) -> torch.Tensor:
+    if c.lo is None or c.hi is None or c.scale is None:
+        return x0
+    column = (-1,) + (1,) * (x0.ndim - 1)
+    return torch.maximum(torch.minimum(x0, c.hi.reshape(column)), c.lo.reshape(column)) * c.scale.reshape(column)

@@ -1,0 +1,437 @@
+"""The whole loop as one CUDA graph: capture, replay with other values, and the eager loop where nothing can be
+captured.
+
+A graph is kept for each signature: model, shapes, dtypes, and the plan's structure. Everything that is a value (seeds,
+x, coefficients, times, bounds, conditioning) lies in static buffers, which every call fills before it replays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from fastdiff.names import warn
+from fastdiff.ops import Coeffs
+from fastdiff.run.capture import CudaCapture
+from fastdiff.run.history import recycles
+from fastdiff.run.loop import Run, run
+
+MAX_GRAPHS = 16
+"""How many graphs are kept, the least recently used going first."""
+
+_MAX_SEEN = 1024
+
+CAPTURE: Any = CudaCapture
+
+
+SLOT = type("SLOT", (), {"__repr__": lambda self: "SLOT"})()
+"""Stands for a tensor among the other values of the keyword arguments."""
+
+
+class Refusal(NamedTuple):
+    """Why a run can have no graph; `asked`: since the call asks for work on the host, which needs no warning."""
+
+    why: str
+    asked: bool = False
+
+
+class Leaves(NamedTuple):
+    """The tensors of the model's keyword arguments, and all else about them."""
+
+    tensors: list[torch.Tensor]
+    rest: tuple[Any, ...]
+    spec: Any
+
+    def fill(self, tensors: list[torch.Tensor]) -> dict[str, Any]:
+        """The keyword arguments with these tensors in their places."""
+        given = iter(tensors)
+        filled: dict[str, Any] = tree_unflatten([next(given) if v is SLOT else v for v in self.rest], self.spec)
+        return filled
+
+
+@dataclasses.dataclass
+class Entry:
+    """A captured run: the graph and the static buffers that it reads and writes. It does not keep the model alive."""
+
+    graph: Any
+    pool: Any
+    coeffs: Coeffs
+    clock: torch.Tensor
+    x0: torch.Tensor | None
+    start: torch.Tensor
+    result: torch.Tensor
+    leaves: Leaves
+    addresses: tuple[int, ...]
+    stream: Any
+    sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def in_use(self) -> None:
+        """Tell the allocator where another stream than the buffers' own reads them, perhaps beyond the entry's life."""
+        if self.stream is None:
+            return
+        stream = torch.cuda.current_stream(self.start.device)
+        if stream == self.stream:
+            return
+        c = self.coeffs
+        buffers = (self.start, self.clock, self.x0, c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale)
+        for buffer in (*buffers, *self.leaves.tensors):
+            if buffer is not None:
+                buffer.record_stream(stream)
+
+
+class _Cache:
+    """Graphs by signature, least recently used first; signatures seen once; and signatures that failed, with the
+    reason."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self.seen: OrderedDict[Hashable, None] = OrderedDict()
+        self.failed: OrderedDict[Hashable, str] = OrderedDict()
+        self.pools: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable) -> Entry | None:
+        with self.lock:
+            entry = self.entries.get(key)
+            if entry is not None:
+                self.entries.move_to_end(key)
+            return entry
+
+    def put(self, key: Hashable, entry: Entry) -> None:
+        with self.lock:
+            self.entries[key] = entry
+            while len(self.entries) > MAX_GRAPHS:
+                self.entries.popitem(last=False)
+
+    def first_time(self, key: Hashable) -> bool:
+        with self.lock:
+            if key in self.seen:
+                return False
+            self.seen[key] = None
+            while len(self.seen) > _MAX_SEEN:
+                self.seen.popitem(last=False)
+            return True
+
+    def fail(self, key: Hashable, why: str) -> None:
+        with self.lock:
+            self.failed[key] = why
+            while len(self.failed) > _MAX_SEEN:
+                self.failed.popitem(last=False)
+
+    def pool(self, owner: Hashable, device: torch.device) -> Any:
+        with self.lock:
+            key = (owner, device)
+            if key not in self.pools:
+                self.pools[key] = CAPTURE.make_pool(device)
+            return self.pools[key]
+
+    def drop(self, match: Callable[[Any], bool]) -> None:
+        with self.lock:
+            for table in (self.entries, self.seen, self.failed):
+                for key in [k for k in table if match(k)]:
+                    del table[key]
+            for key in [k for k in self.pools if match(k)]:
+                del self.pools[key]
+
+
+_cache = _Cache()
+
+
+def capture_refusal() -> str | None:
+    """Why nothing can be captured in this process, or None."""
+    why: str | None = CAPTURE.refusal()
+    return why
+
+
+def clear_graphs() -> None:
+    """Free every captured graph and its memory, and forget which models could not be captured."""
+    _cache.drop(lambda key: True)
+
+
+def _identity(model: Any) -> Hashable | None:
+    """What stands for the model in a signature, and does not keep it alive; None if nothing can."""
+    owner, function = (model.__self__, model.__func__) if isinstance(model, MethodType) else (model, None)
+    try:
+        return (weakref.ref(owner, _forget), function)
+    except TypeError:
+        return None
+
+
+def _has_own_graphs(model: Any) -> bool:
+    """Whether it was compiled in a mode that makes CUDA graphs."""
+    asked = getattr(model, "get_compiler_config", None)
+    config = asked() if asked is not None else None
+    return bool(isinstance(config, dict) and config.get("triton.cudagraphs"))
+
+
+def _forget(dead: Any) -> None:
+    _cache.drop(lambda key: key[0][0] is dead or key[0][0] == dead)
+
+
+def _leaves(kwargs: dict[str, Any]) -> Leaves:
+    values, spec = tree_flatten(kwargs)
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    rest = tuple(SLOT if isinstance(v, torch.Tensor) else v for v in values)
+    return Leaves(tensors, rest, spec)
+
+
+def _parameters(model: Any) -> list[torch.Tensor]:
+    owner = model.__self__ if isinstance(model, MethodType) else model
+    return [*owner.parameters(), *owner.buffers()] if isinstance(owner, torch.nn.Module) else []
+
+
+def _addresses(model: Any) -> tuple[int, ...]:
+    """Where the weights lie: a graph reads them there, and nowhere else."""
+    return tuple(p.data_ptr() for p in _parameters(model))
+
+
+def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
+    """The key of a run's graph, or why it cannot have one."""
+    model, hooks, program = r.network.model, r.hooks, r.program
+    if start.device.type != CAPTURE.DEVICE:
+        return Refusal(f"it needs a CUDA device, and this run is on {start.device}", True)
+    guidance = r.evaluator.binding.guidance
+    asked = {
+        "callback": hooks.callback,
+        "return_trajectory": hooks.trajectory,
+        "check_finite": hooks.finite or None,
+        "progress": hooks.progress,
+        "noise": r.noise,
+        "classifier_grad": guidance.gradient,
+        "correct_x0": hooks.correct_x0,
+        "correct_xt": hooks.correct_xt,
+    }
+    present = [name for name, value in asked.items() if value is not None]
+    if present:
+        return Refusal(f"{', '.join(present)} runs on the host between the network's calls", True)
+    owner = _identity(model)
+    if owner is None:
+        return Refusal(f"a {type(model).__name__} cannot be weakly referenced, so its graph could outlive it")
+    if _has_own_graphs(model):
+        return Refusal(f"the model {_OWN_GRAPHS}")
+    leaves = _leaves(r.network.kwargs)
+    elsewhere = next((t.device for t in leaves.tensors if t.device != start.device), None)
+    if elsewhere is not None:
+        return Refusal(
+            f"a tensor on {elsewhere} in model_kwargs or cond would be read once, when the graph is captured"
+        )
+    autocast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+    key = (
+        owner,
+        bool(getattr(model, "training", False)),
+        start.shape,
+        start.dtype,
+        start.device,
+        r.network_dtype,
+        r.direct,
+        program.plan.history,
+        program.raw,
+        r.network.guided,
+        guidance.fixed,
+        program.opening,
+        program.moves,
+        r.backend.NAME,
+        r.coeffs.lo is None,
+        r.evaluator.threshold,
+        None if program.x0 is None else program.x0[1],
+        tuple((t.shape, t.dtype, t.device) for t in leaves.tensors),
+        leaves.rest,
+        # 1, 1.0 and True are equal.
+        tuple(type(v) for v in leaves.rest),
+        str(leaves.spec),
+        autocast,
+        recycles(model),
+    )
+    try:
+        hash(key)
+    except TypeError:
+        return Refusal("model_kwargs holds values that are neither tensors nor hashable")
+    return key
+
+
+def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Run eagerly, capture or replay, as `mode` ("auto", True, False) says; into `out` if given.
+
+    Raises:
+        RuntimeError: mode is True and the run cannot be captured; the message says why.
+    """
+    if mode is False or (mode == "auto" and start.device.type != CAPTURE.DEVICE):
+        return _deliver(run(r, start), out)
+    key = signature(r, start)
+    if isinstance(key, Refusal):
+        if mode is True:
+            raise RuntimeError(f"graph=True: {key.why}; use graph='auto' or graph=False")
+        if not key.asked and _cache.first_time((("refused",), key.why)):
+            warn(f"{_EAGERLY}{key.why}")
+        return _deliver(run(r, start), out)
+    entry = _cache.get(key)
+    if entry is None:
+        why = _cache.failed.get(key)
+        if mode == "auto" and (why is not None or _cache.first_time(key)):
+            return _deliver(run(r, start), out)
+        reason = None
+        try:
+            entry = _capture(key, r, start)
+        except Exception as error:
+            reason = _reason(error)
+            _cache.fail(key, reason)
+            if mode is True:
+                raise RuntimeError(f"graph=True: the model cannot be captured: {reason}") from error
+        if entry is None:
+            # Not in the handler, where the error's frames would still hold the memory of the attempt.
+            warn(f"{_EAGERLY}{reason}")
+            return _deliver(run(r, start), out)
+    result = _replay(entry, r, start, out)
+    if entry.addresses != _addresses(r.network.model):
+        # Looked at while the graph runs. Its result is not: some weights lie elsewhere now.
+        with _cache.lock:
+            _cache.entries.pop(key, None)
+        return execute(r, start, mode, out)
+    return result
+
+
+def _deliver(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    return result if out is None else out.copy_(result)
+
+
+def _static(r: Run, leaves: Leaves) -> Run:
+    """A copy of the run whose every device value lies in a buffer of its own; `leaves` holds the static tensors."""
+    c, program, evaluator = r.coeffs, r.program, r.evaluator
+
+    def own(t: torch.Tensor | None) -> torch.Tensor | None:
+        return None if t is None else t.clone()
+
+    coeffs = Coeffs(
+        c.table.clone(), c.draws.clone(), c.seeds.clone(), c.index.clone(), own(c.lo), own(c.hi), own(c.scale)
+    )
+    x0 = None if program.x0 is None else (program.x0[0].clone(), program.x0[1])
+    network = r.network.with_kwargs(leaves.fill(leaves.tensors))
+    return dataclasses.replace(
+        r,
+        coeffs=coeffs,
+        program=dataclasses.replace(program, clock=program.clock.clone(), x0=x0),
+        evaluator=evaluator.on(network),
+    )
+
+
+def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
+    """Warm up, record, and keep a graph of `r`."""
+    model = r.network.model
+    pool = _cache.pool(key[0], start.device)
+    with pool.turn(), _no_autocast_cache():
+        made = _cache.get(key)
+        if made is not None:
+            # Another thread captured it while this one waited.
+            return made
+        found = _leaves(r.network.kwargs)
+        leaves = found._replace(tensors=[t.clone() for t in found.tensors])
+        static, first = _static(r, leaves), start.clone()
+        graph = CAPTURE(start.device, pool)
+        body = functools.partial(run, static, first)
+        graph.warm_up(body)
+        if recycles(model) != key[-1]:
+            # Learnt in the warm-up: the model returns buffers of its own again. The next call's signature knows it.
+            raise RuntimeError(
+                "it returns the same output buffer again, as networks that replay graphs of their own do"
+            )
+        addresses = _addresses(model)
+        result = graph.capture(body)
+        if _addresses(model) != addresses:
+            raise RuntimeError("it gives its parameters or buffers other memory whenever it runs")
+        stream = torch.cuda.current_stream(start.device) if start.device.type == "cuda" else None
+        x0 = None if static.program.x0 is None else static.program.x0[0]
+        entry = Entry(graph, pool, static.coeffs, static.program.clock, x0, first, result, leaves, addresses, stream)
+        _cache.put(key, entry)
+    return entry
+
+
+def _replay(entry: Entry, r: Run, start: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    """Fill the static buffers, launch, and return a fresh tensor, or `out` filled."""
+    with entry.pool.turn():
+        entry.in_use()
+        _fill(entry, r, start)
+        entry.graph.replay()
+        return entry.result.clone() if out is None else out.copy_(entry.result)
+
+
+def _fill(entry: Entry, r: Run, start: torch.Tensor) -> None:
+    """Copy every value of `r` into the buffers that the graph reads. On the device: no synchronisation."""
+    static, c = entry.coeffs, r.coeffs
+    entry.start.copy_(start)
+    static.seeds.copy_(c.seeds)
+    static.index.copy_(c.index)
+    sources = (c.table, c.draws, r.program.clock)
+    # A sampler's tables are made once and never written again: the same tensors need no second copy.
+    if entry.sources is None or any(a is not b for a, b in zip(entry.sources, sources, strict=True)):
+        static.table.copy_(c.table)
+        static.draws.copy_(c.draws)
+        entry.clock.copy_(r.program.clock)
+        if entry.x0 is not None and r.program.x0 is not None:
+            entry.x0.copy_(r.program.x0[0])
+        entry.sources = sources
+    for mine, theirs in ((static.lo, c.lo), (static.hi, c.hi), (static.scale, c.scale)):
+        if mine is not None and theirs is not None:
+            mine.copy_(theirs)
+    for kept, given in zip(entry.leaves.tensors, _leaves(r.network.kwargs).tensors, strict=True):
+        kept.copy_(given)
+
+
+@contextlib.contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Weights cast by autocast must be cast inside the graph: a cached copy would be freed under it."""
+    if not torch.is_autocast_enabled("cuda"):
+        yield
+        return
+    torch.clear_autocast_cache()
+    with torch.autocast("cuda", dtype=torch.get_autocast_dtype("cuda"), cache_enabled=False):
+        yield
+
+
+_EAGERLY = "the model cannot be captured in a CUDA graph, so its loop runs eagerly, with the same result: "
+_OWN_GRAPHS = (
+    'makes or replays CUDA graphs of its own, as torch.compile does with mode="reduce-overhead" or "max-autotune": '
+    "compile it in the default mode, or with graph=False"
+)
+_UNRECORDED = "it uses the device in a way that a capture cannot record (another stream, or a synchronisation)"
+_INVALIDATED = "failed due to a previous error during capture"
+
+_CAUSES = (
+    (
+        "stream is capturing",
+        "it waits for the device or copies to the host inside the loop (.item(), .cpu(), printing, "
+        "a Python branch on a tensor)",
+    ),
+    ("StreamCapture", _UNRECORDED),
+    ("uncaptured work in another stream", _UNRECORDED),
+    ("unjoined work", _UNRECORDED),
+    (_INVALIDATED, _UNRECORDED),
+    ("generator", "it draws random numbers from a generator that the graph does not know"),
+    ("Offset increment outside graph capture", "it draws random numbers from a generator that the graph does not know"),
+    ("Expected all tensors to be on the same device", "it holds CPU tensors"),
+    ("CPU and CUDA", "it copies between the CPU and the device inside the loop"),
+    ("CUDAGraph", f"it {_OWN_GRAPHS}"),
+    ("out of memory", "there is not enough memory for a graph beside what is in use"),
+)
+
+
+def _reason(error: BaseException) -> str:
+    """One sentence for the causes that are known, and the error's own first line."""
+    # The end of a capture that failed raises too, over the error that tells why.
+    while _INVALIDATED in str(error) and error.__context__ is not None:
+        error = error.__context__
+    text = str(error)
+    own = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    for sign, cause in _CAUSES:
+        if sign in text:
+            return f"{cause} [{type(error).__name__}: {own}]"
+    return f"{type(error).__name__}: {own}"

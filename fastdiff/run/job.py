@@ -1,0 +1,141 @@
+"""One run as its engine needs it, made from what the caller gave."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from fastdiff import ops
+from fastdiff.bind import Binding
+from fastdiff.names import warn
+from fastdiff.ops import Backend, Coeffs
+from fastdiff.ops.philox import PRIOR
+from fastdiff.plan import Stage
+from fastdiff.run.arguments import check_x, prior_noise, resolve_device, resolve_seeds
+from fastdiff.run.evaluate import Evaluator, Hooks
+from fastdiff.run.history import Noise
+from fastdiff.run.network import Network
+from fastdiff.run.report import Info, Trajectory
+from fastdiff.run.threshold import Dynamic, set_bounds
+from fastdiff.schedules import Point
+
+Bounds = Dynamic | tuple[float, float] | None
+
+
+@dataclass(slots=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        x: (B, ...) contiguous, in the state's dtype, on its device.
+        seeds, index: (B,) int64 and (B,) int32, on the device.
+        noise: the user's own, or None.
+    """
+
+    backend: Backend
+    x: torch.Tensor
+    seeds: torch.Tensor
+    index: torch.Tensor
+    noise: Noise | None
+
+
+@dataclass(slots=True)
+class Job:
+    """One run: where it begins, the network, how its outputs become model values, and what it reports.
+
+    Attributes:
+        network_dtype: of the network's input.
+        bounds: of the predicted x0.
+        graph: "auto", True or False.
+        out: where the result goes, or None.
+    """
+
+    start: Start
+    network: Network
+    network_dtype: torch.dtype
+    binding: Binding
+    bounds: Bounds
+    hooks: Hooks
+    graph: bool | str = False
+    progress: bool = False
+    out: torch.Tensor | None = None
+
+    def evaluator(self, coeffs: Coeffs, direct: bool) -> Evaluator:
+        """What this run does with the network's outputs; `coeffs` gets the bounds. `direct`: the network is given
+        memory of the state itself."""
+        start = self.start
+        threshold = set_bounds(self.bounds, coeffs, start.x, start.backend)
+        return Evaluator(self.network, start.backend, self.binding, self.hooks, threshold, start.x.dtype, direct)
+
+    @property
+    def observed(self) -> bool:
+        """Whether the predicted x0 is asked for at every evaluation."""
+        return self.hooks.watches or self.hooks.correct_x0 is not None or isinstance(self.bounds, Dynamic)
+
+
+class Engine(Protocol):
+    """What a `Sampler` holds: a plan with its loop, or an adaptive method with its driver."""
+
+    name: str
+    """The method's."""
+
+    @property
+    def first(self) -> Stage | Point:
+        """Where a run starts."""
+
+    @property
+    def prior_std(self) -> float:
+        """Of x there, when it is drawn from the prior."""
+
+    def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
+        """Raise for arguments of a run that do not go with it."""
+
+    def run(self, job: Job) -> tuple[torch.Tensor, Trajectory | None, Info | None]:
+        """Sample."""
+
+
+def begin(
+    engine: Engine,
+    x: torch.Tensor | None,
+    size: tuple[int, ...],
+    arguments: Mapping[str, Any],
+    dtype: torch.dtype,
+    backend: str | None,
+    model_device: torch.device | None,
+    network_dtype: torch.dtype | None,
+) -> Start:
+    """The back end, x at the start, and every sample's seed and index."""
+    noise = arguments["noise"]
+    if x is not None:
+        check_x(x)
+    where = resolve_device(arguments["device"], x, model_device)
+    seeds, index = resolve_seeds(arguments["seed"], arguments["first_sample"], size[0], where)
+    module = ops.select(backend, where, dtype, network_dtype or dtype)
+    if x is not None:
+        return Start(module, x.detach().to(device=where, dtype=dtype).contiguous(), seeds, index, noise)
+    first = engine.first
+    if first.alpha > first.sigma:
+        warn(
+            f"x is pure noise, drawn at t={first.t:g}, where alpha={first.alpha:.3g}, sigma={first.sigma:.3g}: a "
+            "network expects little noise there, and the result will be no sample; start at a noisier time, or "
+            "pass x (times of discrete schedules are indices, not sigmas)"
+        )
+    start = torch.empty(size, dtype=dtype, device=where)
+    if noise is not None:
+        start.copy_(prior_noise(noise, start))
+    else:
+        module.normal_(start, seeds, index, 0, PRIOR)
+    start *= engine.prior_std
+    return Start(module, start, seeds, index, noise)
+
+
+@contextlib.contextmanager
+def sampling_mode() -> Iterator[None]:
+    """No gradients, and ordinary tensors even in a caller's inference mode, whose tensors have no version counter."""
+    # In this order: leaving inference mode switches gradients on.
+    with torch.inference_mode(False), torch.no_grad():
+        yield

@@ -1,0 +1,50 @@
+"""Lanes: the controlled steps of an adaptive run, and the rows that carry several of them through one stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastdiff.bind import Binding, bind_stage, bind_stage_x0, join
+from fastdiff.guidance import Place
+from fastdiff.ops.layout import IN_SCALE, StageSpec
+from fastdiff.plan import Stage
+from fastdiff.schedules import Point
+
+
+@dataclass
+class Lane:
+    """One controlled step: of the batch, or of one sample.
+
+    Attributes:
+        at: where it is; to: where its trial leads.
+        h: the width of the next trial; retried: whether the last one was rejected.
+        stages: the rows of its trial.
+    """
+
+    at: Point
+    h: float = 0.0
+    retried: bool = False
+    done: bool = False
+    accepted: int = 0
+    rejected: int = 0
+    evaluations: int = 0
+    times: list[float] = field(default_factory=list)
+    stages: tuple[Stage, ...] = ()
+    to: Point | None = None
+
+
+def stage_rows(stages: Sequence[Stage], space: str, binding: Binding, copies: int) -> tuple[np.ndarray, StageSpec]:
+    """The table rows of one stage, of each lane, and the structure that holds all of them."""
+    pairs = [bind_stage(Place(s, space, binding.prediction), binding) for s in stages]
+    values = np.stack([row for row, _ in pairs])
+    values[:, IN_SCALE] = 1.0
+    return values, join([spec for _, spec in pairs])._replace(copies=copies)
+
+
+def x0_rows(stages: Sequence[Stage], binding: Binding) -> tuple[np.ndarray, StageSpec]:
+    """Rows that give the predicted x0 of those stages, neither corrected nor clipped."""
+    pairs = [bind_stage_x0(s, binding) for s in stages]
+    return np.stack([row for row, _ in pairs]), join([spec for _, spec in pairs])

@@ -1,0 +1,191 @@
+"""The one loop: it walks a program around the network. No host synchronisation, no branch on a device value.
+
+Where x and u live, when the history is written and which buffer is free are decided on the host, from the plan alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastdiff.bind import Move, Program
+from fastdiff.ops import Backend, Buffers, Coeffs
+from fastdiff.ops.layout import StageSpec
+from fastdiff.run.corrections import corrected
+from fastdiff.run.evaluate import Evaluator, Hooks, placed
+from fastdiff.run.history import Draws, History, Noise, Recycled, recycles, remember
+from fastdiff.run.langevin import langevin_rows
+from fastdiff.run.network import Network
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that one run of the loop needs, prepared by the sampler.
+
+    Attributes:
+        program: the plan, bound, on the device.
+        coeffs: coefficients, seeds, bounds.
+        evaluator: what becomes of the network's outputs.
+        network_dtype: dtype of the network's input.
+        direct: whether the slots themselves are the network's input (same dtype, in_scale = 1).
+        noise: the user's own noise, or None.
+        echo: the rows that write x instead of u', for an x_t corrected by the user, or None.
+    """
+
+    program: Program
+    coeffs: Coeffs
+    evaluator: Evaluator
+    network_dtype: torch.dtype
+    direct: bool
+    noise: Noise | None = None
+    echo: Coeffs | None = None
+
+    @property
+    def network(self) -> Network:
+        return self.evaluator.network
+
+    @property
+    def hooks(self) -> Hooks:
+        return self.evaluator.hooks
+
+    @property
+    def backend(self) -> Backend:
+        return self.evaluator.backend
+
+
+class State:
+    """A run between two network evaluations: the buffers, the history, and the stage that waits for an output.
+
+    Attributes:
+        k: the stage whose network evaluation is due; the number of stages when all is done.
+        input: what the network is to be given, (B, ...) or (2·B, ...) under batched guidance, in its own dtype.
+        time: the model's time for `input`, one per row.
+        x: the latest state; the result at the end.
+    """
+
+    def __init__(self, r: Run, x: torch.Tensor, copies: bool = False, quiet: int = 0) -> None:
+        self.r, self.k, self.quiet = r, 0, quiet
+        self.batch, guided, program = x.shape[0], r.network.guided, r.program
+        both = (2 * self.batch, *x.shape[1:]) if guided else x.shape
+        apart = any(m.x != m.u or m.u_to != m.u or m.x_to is not None for m in program.moves)
+        # Under guidance a slot that serves as the network's input holds both halves.
+        self.slots = [
+            torch.empty(both if r.direct else x.shape, dtype=x.dtype, device=x.device) for _ in range(1 + apart)
+        ]
+        self.halves = [slot.narrow(0, 0, self.batch) for slot in self.slots] if guided and r.direct else self.slots
+        self.shared = None if r.direct else torch.empty(both, dtype=r.network_dtype, device=x.device)
+        self.own = self.slots if self.shared is None else [*self.slots, self.shared]
+        # A run of its own time tensors, since networks scale them in place.
+        self.times = program.clock.clone().unbind(0)
+        # Own noise and corrections may not be asked for twice, so such a run must never begin again.
+        once = r.noise is not None or r.hooks.correct_x0 is not None or r.echo is not None
+        self.past = History(program.plan.history, program.raw, copies or once)
+        self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves))
+        self._write(Buffers(x=x), program.opening, 0, r.coeffs, 0)
+        self.x = self.halves[0]
+        self._settle()
+
+    @property
+    def done(self) -> bool:
+        return self.k == len(self.r.program.moves)
+
+    def _settle(self) -> None:
+        """Run the stages that need no network, up to the next that does."""
+        moves = self.r.program.moves
+        while self.k < len(moves) and not moves[self.k].evaluate:
+            self._finish(moves[self.k], self._buffers(moves[self.k]), None)
+        if self.k < len(moves):
+            self.input = self.slots[moves[self.k].u] if self.shared is None else self.shared
+            self.time = self.times[self.k]
+            self.r.evaluator.give(self.input)
+
+    def _buffers(self, move: Move) -> Buffers:
+        return Buffers(x=self.halves[move.x], u=self.halves[move.u], h=tuple(self.past.values))
+
+    def step(self, out: torch.Tensor) -> None:
+        """Take the network's output at `input`, and go on to the next evaluation. `out` has the shape of `input`."""
+        r, k = self.r, self.k
+        move, evaluator, hooks = r.program.moves[k], r.evaluator, r.hooks
+        site = r.program.sites[k]
+        loud = k >= self.quiet
+        out = self.past.arrived(evaluator.admit(out, self.input, site, loud), self.own, k)
+        buf = self._buffers(move)
+        assert buf.u is not None
+        records = loud and move.begins and hooks.trajectory is not None
+        calls = loud and hooks.callback is not None
+        found = evaluator.outputs(out, buf.u, site, r.coeffs, records or calls)
+        buf.first, buf.second = found.first, found.second
+        if found.x0 is not None:
+            if records and hooks.trajectory is not None:
+                hooks.trajectory.append((site.t, buf.u.clone(), found.x0.clone() if calls else found.x0))
+            if calls and hooks.callback is not None:
+                hooks.callback(k, site.t, buf.u.clone(), found.x0)
+        if move.keep:
+            buf.m_out = self.past.slot(buf.first, buf.u)
+        self._finish(move, buf, found.factor)
+        self._settle()
+
+    def _finish(self, move: Move, buf: Buffers, factor: torch.Tensor | None) -> None:
+        """Run the stage itself, and take it into account."""
+        r, k = self.r, self.k
+        if self.draws is not None and buf.u is not None:
+            buf.z = self.draws(k, move.draws, buf.u)
+        if move.x_to is not None:
+            buf.x_out = self.halves[move.x_to]
+        coeffs, row = placed(r.coeffs, move.row, factor)
+        if move.langevin_norm:
+            coeffs = langevin_rows(r.backend, move.spec, row, move.langevin_norm, move.draws[0], coeffs, buf)
+            row = 0
+        last = k + 1 == len(r.program.moves)
+        if last and r.network.guided and r.direct:
+            # A fresh tensor, rather than half of a buffer that would stay alive with it.
+            buf.u_out = self.x = torch.empty_like(self.halves[0])
+            r.backend.stage(move.spec, row, coeffs, buf)
+        else:
+            self._write(buf, move.spec, row, coeffs, move.u_to)
+            self.x = self.halves[move.u_to]
+        if move.keep:
+            self.past.keep(buf)
+        if move.ends and r.echo is not None:
+            self._correct(move, r.echo)
+        if move.ends and r.hooks.progress is not None and k >= self.quiet:
+            r.hooks.progress(r.program.plan.stages[k].step + 1)
+        self.k = k + 1
+
+    def _correct(self, move: Move, echo: Coeffs) -> None:
+        """Let the user's x_t take the place of the step's."""
+        r, s = self.r, self.r.program.plan.stages[self.k]
+        assert r.hooks.correct_xt is not None
+        x = corrected("correct_xt", r.hooks.correct_xt(self.x.clone(), s.t_next, s.step + 1), self.x)
+        if move.row == len(r.program.moves):
+            self.x = x.clone()
+        else:
+            self._write(Buffers(x=x), r.program.opening._replace(copies=move.spec.copies), move.row, echo, move.u_to)
+
+    def _write(self, buf: Buffers, spec: StageSpec, row: int, coeffs: Coeffs, slot: int) -> None:
+        """Run a stage whose u' goes to `slot`, and to the network's input where the spec says so."""
+        if spec.copies:
+            buf.net_in = self.slots[slot] if self.shared is None else self.shared
+        if not (spec.copies and self.shared is None):
+            buf.u_out = self.halves[slot]
+        self.r.backend.stage(spec, row, coeffs, buf)
+
+
+def run(r: Run, x: torch.Tensor) -> torch.Tensor:
+    """Sample from `x` (B, ...), contiguous in the state's dtype, and return a fresh tensor. `x` is not changed."""
+    model = r.network.model
+    try:
+        return _run(r, x, recycles(model), 0)
+    except Recycled as found:
+        remember(model)
+        # All that was reported so far was right: nothing is reported twice.
+        return _run(r, x, True, found.stage)
+
+
+def _run(r: Run, x: torch.Tensor, copies: bool, quiet: int) -> torch.Tensor:
+    """One pass over the stages; hooks are silent before stage `quiet`."""
+    state, network, last = State(r, x, copies, quiet), r.network, len(r.program.moves)
+    while state.k < last:
+        state.step(network(state.input, state.time))
+    return state.x

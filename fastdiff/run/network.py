@@ -1,0 +1,221 @@
+"""From a user's model to one contract: `network(x, t) -> tensor` of x's shape. Guidance batching and output checks live
+here."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+Tree = Mapping[str, Any]
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What a network's input may be."""
+
+
+# What conditioning that cannot be stacked should have been.
+TENSORS = (
+    "pass tensors whose first dimension is the batch, such as {'y': torch.tensor([1, 2])} rather than {'y': [1, 2]}"
+)
+
+
+def stated(model: Any, name: str) -> Any:
+    """What a model states of itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`).
+
+    A wrapper such as DistributedDataParallel, which keeps the model as `module`, says what the model says.
+    """
+    value = getattr(model, name, None)
+    inner = getattr(model, "module", None) if isinstance(model, torch.nn.Module) else None
+    return stated(inner, name) if value is None and isinstance(inner, torch.nn.Module) else value
+
+
+def sample_shape(model: Any) -> tuple[int, ...] | None:
+    """The shape of one sample (no batch dimension): `model.sample_shape`, or a diffusers model's config."""
+    shape = stated(model, "sample_shape")
+    if shape is not None:
+        return tuple(int(n) for n in shape)
+    config = stated(model, "config")
+    channels, size = getattr(config, "in_channels", None), getattr(config, "sample_size", None)
+    if channels is None or size is None:
+        return None
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    frames = getattr(config, "sample_frames", None)
+    return (
+        (int(channels), int(height), int(width))
+        if frames is None
+        else (int(channels), int(frames), int(height), int(width))
+    )
+
+
+def placement(model: Any) -> tuple[torch.device | None, torch.dtype | None]:
+    """Device and dtype of a module's parameters, as far as they tell; (None, None) for a plain function."""
+    if isinstance(model, torch.nn.Module):
+        for p in model.parameters():
+            # Quantised weights say nothing about the input, offloaded ones (on "meta") nothing about the device.
+            if p.dtype in DTYPES:
+                return None if p.device.type == "meta" else p.device, p.dtype
+    device, dtype = stated(model, "device"), stated(model, "dtype")
+    return device if isinstance(device, torch.device) else None, dtype if dtype in DTYPES else None
+
+
+def time_by_name(model: Any) -> bool:
+    """Whether the time goes to `timestep=`: diffusers' transformers have the text, not the time, as second argument."""
+    if not isinstance(model, torch.nn.Module):
+        return False
+    try:
+        # A compiled module has no signature of its own.
+        names = list(inspect.signature(getattr(model, "_orig_mod", model).forward).parameters)
+    except (TypeError, ValueError):
+        return False  # written in C++
+    return "timestep" in names and names.index("timestep") != 1
+
+
+def _unwrap(out: Any) -> torch.Tensor:
+    if isinstance(out, tuple | list) and out and isinstance(out[0], torch.Tensor):
+        return out[0]
+    sample = out.get("sample") if isinstance(out, Mapping) else getattr(out, "sample", None)
+    if isinstance(sample, torch.Tensor):
+        return sample
+    raise TypeError(
+        f"the model returned {type(out).__name__}; expected a tensor, a tuple whose first entry is one, or an object "
+        "with a tensor .sample: wrap it as lambda x, t: model(x, t).your_field"
+    )
+
+
+def _batch_tree(name: str, tree: Tree, batch: int) -> None:
+    if not isinstance(tree, Mapping):
+        raise TypeError(
+            f"{name} must be a dict of keyword arguments, such as {name}={{'y': labels}}; got {type(tree).__name__}"
+        )
+    for key, value in tree.items():
+        for leaf in tree_flatten(value)[0]:
+            if isinstance(leaf, torch.Tensor) and (leaf.ndim == 0 or leaf.shape[0] != batch):
+                raise ValueError(
+                    f"{name}[{key!r}] has shape {tuple(leaf.shape)}; expected the batch, {batch}, as first dimension: "
+                    f"expand it, value.expand({batch}, ...)"
+                )
+
+
+def _stack(cond: Tree, uncond: Tree) -> dict[str, Any]:
+    a, a_spec = tree_flatten(dict(cond))
+    b, b_spec = tree_flatten({k: uncond[k] for k in cond} if set(cond) == set(uncond) else dict(uncond))
+    if a_spec != b_spec:
+        hint = "give each key in both" if set(cond) != set(uncond) else TENSORS
+        raise ValueError(
+            f"cond and uncond must have the same structure; got keys {sorted(cond)} and {sorted(uncond)}: {hint}"
+        )
+    joined = []
+    for x, y in zip(a, b, strict=True):
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            if x.shape != y.shape:
+                raise ValueError(
+                    f"cond and uncond differ in shape: {tuple(x.shape)} and {tuple(y.shape)}; pad them to one"
+                )
+            joined.append(torch.cat([x, y]))
+        elif any(isinstance(v, torch.Tensor | np.ndarray) for v in (x, y)) or type(x) is not type(y) or x != y:
+            got = " and ".join("a tensor" if isinstance(v, torch.Tensor) else repr(v) for v in (x, y))
+            raise ValueError(f"cond and uncond may differ in the values of tensors only; got {got}: {TENSORS}")
+        else:
+            joined.append(x)
+    return tree_unflatten(joined, a_spec)
+
+
+class Network:
+    """The user's model behind one call. Built for one run; holds the batched conditioning.
+
+    Args:
+        model: callable (x, t, **kwargs) -> tensor | tuple | object with .sample.
+        batch: number of samples B; under guidance the model sees 2·B rows, the conditional half first.
+        model_kwargs: given with every call; tensors whose first dimension is B are repeated under guidance.
+        cond, uncond: dicts of tensors (or nested dicts and lists) with first dimension B: classifier-free guidance.
+        learned: whether the model gives (B, 2·C, ...), the prediction and the value that its variance is made from.
+
+    Raises:
+        TypeError, ValueError: conditioning of the wrong type, batch or structure.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        batch: int,
+        model_kwargs: Tree | None = None,
+        cond: Tree | None = None,
+        uncond: Tree | None = None,
+        learned: bool = False,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
+        part = next((p for p in ("unet", "transformer") if hasattr(model, p) and hasattr(model, "scheduler")), None)
+        if part is not None:
+            raise TypeError(f"model is a pipeline, {type(model).__name__}; expected its network: pass model.{part}")
+        self.model = model
+        self.named = time_by_name(model)
+        self.batch = batch
+        self.learned = learned
+        self.guided = cond is not None
+        kwargs = dict(model_kwargs or {})
+        if cond is not None and uncond is not None:
+            _batch_tree("cond", cond, batch)
+            _batch_tree("uncond", uncond, batch)
+            twice = set(kwargs) & set(cond)
+            if twice:
+                raise ValueError(f"{sorted(twice)} given both in model_kwargs and in cond: give it once")
+
+            def repeat(leaf: Any) -> Any:
+                own = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+                return torch.cat([leaf, leaf]) if own else leaf
+
+            kwargs = {**tree_map(repeat, kwargs), **_stack(cond, uncond)}
+        self.kwargs = kwargs
+
+    def with_kwargs(self, kwargs: dict[str, Any]) -> Network:
+        """The same network, given other keyword arguments, already batched."""
+        other = copy.copy(self)
+        other.kwargs = kwargs
+        return other
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out = self.model(x, timestep=t, **self.kwargs) if self.named else self.model(x, t, **self.kwargs)
+        return self.check(out, x)
+
+    def check(self, out: Any, x: torch.Tensor) -> torch.Tensor:
+        """The tensor in a model's output, of x's device, and of its shape, with twice the channels if `learned`.
+
+        Raises TypeError or ValueError for anything else.
+        """
+        if not isinstance(out, torch.Tensor):
+            out = _unwrap(out)
+        if self.learned and x.ndim < 2:
+            raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
+        want = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned else x.shape
+        if out.shape != want or out.device != x.device or not out.dtype.is_floating_point:
+            self._reject(out, x, tuple(want))
+        return out
+
+    @staticmethod
+    def _reject(out: torch.Tensor, x: torch.Tensor, want: tuple[int, ...]) -> None:
+        got = tuple(out.shape)
+        if got != want and want != tuple(x.shape):
+            raise ValueError(
+                f"the model returned shape {got}, expected {want}: twice the channels of its input, the prediction and "
+                "then its learned variance; for networks without one use variance='small' or 'large'"
+            )
+        if got != want:
+            hint = ""
+            if len(got) == len(want) and got[1:2] == (2 * want[1],) and got[2:] == want[2:]:
+                hint = (
+                    ": twice the channels, as networks with a learned variance give; method='ddpm', "
+                    "variance='learned_range' takes them; for other methods return the mean alone, "
+                    "lambda x, t, **kw: model(x, t, **kw).chunk(2, dim=1)[0]"
+                )
+            raise ValueError(f"the model returned shape {got}, expected {want}, the shape of its input{hint}")
+        if out.device != x.device:
+            raise ValueError(
+                f"the model returned a tensor on {out.device}, its input is on {x.device}: move the model there"
+            )
+        raise TypeError(f"the model returned {out.dtype}; expected a floating-point tensor")

@@ -1,0 +1,47 @@
+"""The built-in noise by itself: `randn`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fastdiff import ops
+from fastdiff.ops.philox import PRIOR, STEP
+from fastdiff.run.arguments import STATE_DTYPES, check_shape, resolve_device, resolve_seeds
+
+
+def randn(
+    shape: Sequence[int],
+    *,
+    seed: int | Sequence[int] = 0,
+    draw: int = 0,
+    first_sample: int = 0,
+    prior: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Exactly the noise that the kernels draw: standard normals (B, ...), a function of seed, draw and sample index
+    alone.
+
+    Args:
+        shape: (B, ...).
+        seed, first_sample: as in `fastdiff.sample`.
+        draw: number of the draw, 0 to 2^32 − 1.
+        prior: the stream of the initial x_T instead of the steps'.
+        dtype: torch.float32 or torch.float64 (the same float32 values).
+        device, backend: as in `fastdiff.sample`.
+    """
+    if dtype not in STATE_DTYPES:
+        raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float64")
+    size = check_shape(shape)
+    if isinstance(draw, bool) or not isinstance(draw, int | np.integer) or not 0 <= draw < 2**32:
+        raise ValueError(f"draw={draw!r}: expected an integer from 0 to 2**32 - 1")
+    where = resolve_device(device, None, None)
+    seeds, index = resolve_seeds(seed, first_sample, size[0], where)
+    module = ops.select(backend, where, dtype, dtype)
+    out = torch.empty(size, dtype=dtype, device=where)
+    module.normal_(out, seeds, index, draw, PRIOR if prior else STEP)
+    return out

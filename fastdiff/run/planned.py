@@ -1,0 +1,93 @@
+"""The engine of methods with a plan: the table, bound and kept on its devices, and the loop around the network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fastdiff.bind import Binding, Program, echo_rows, program
+from fastdiff.ops import Coeffs
+from fastdiff.plan import Plan, Stage
+from fastdiff.run.corrections import check_corrections
+from fastdiff.run.graph import execute
+from fastdiff.run.job import Job
+from fastdiff.run.loop import Run, State
+from fastdiff.run.report import Info, Trajectory, progress_bar
+
+_KEPT = 16
+
+
+class PlanEngine:
+    """A plan, ready to run on any model, from any thread.
+
+    Args:
+        dtype: of the state.
+    """
+
+    def __init__(self, plan: Plan, dtype: torch.dtype) -> None:
+        self.plan, self.dtype, self.name = plan, dtype, plan.method
+        self._programs: dict[tuple[Any, ...], Program] = {}
+
+    @property
+    def first(self) -> Stage:
+        return self.plan.stages[0]
+
+    @property
+    def prior_std(self) -> float:
+        return self.plan.prior_std
+
+    def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
+        if arguments["return_info"]:
+            raise ValueError(
+                f"return_info goes with adaptive methods: what method {self.name!r} does is known before, in "
+                f"Sampler.plan ({self.plan.nfe} network evaluations)"
+            )
+        check_corrections(self.plan, arguments["correct_x0"], arguments["correct_xt"])
+
+    def run(self, job: Job) -> tuple[torch.Tensor, Trajectory | None, Info | None]:
+        r, hooks, start = self.prepare(job), job.hooks, job.start.x
+        bar = progress_bar(hooks, self.name, self.plan.steps, "step") if job.progress else contextlib.nullcontext()
+        with bar:
+            result = execute(r, start, job.graph, job.out)
+        if hooks.trajectory is None:
+            return result, None, None
+        _, states, predicted = zip(*hooks.trajectory, strict=True)
+        times = torch.tensor(self.plan.times, dtype=torch.float64, device=start.device)
+        return result, Trajectory(times, torch.stack([start, *states[1:], result]), torch.stack(predicted)), None
+
+    def state(self, job: Job) -> State:
+        """A run whose loop is the caller's."""
+        # The outputs are the caller's, who may write into them again: the history gets copies.
+        return State(self.prepare(job), job.start.x, copies=True)
+
+    def prepare(self, job: Job) -> Run:
+        """Everything that the loop needs."""
+        start, guided = job.start, job.network.guided
+        direct = job.network_dtype == self.dtype and all(s.in_scale == 1.0 for s in self.plan.stages)
+        bound = self._bind(
+            job.binding,
+            copies=2 if guided else int(not direct),
+            rows=len(start.x) * (1 + guided),
+            observed=job.observed,
+            network_dtype=job.network_dtype,
+            device=start.x.device,
+        )
+        coeffs = Coeffs(bound.values, bound.draws, start.seeds, start.index)
+        echo = None
+        if job.hooks.correct_xt is not None:
+            echo = Coeffs(echo_rows(bound.values), bound.draws, start.seeds, start.index)
+        return Run(bound, coeffs, job.evaluator(coeffs, direct), job.network_dtype, direct, start.noise, echo)
+
+    def _bind(self, binding: Binding, **where: Any) -> Program:
+        """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""
+        key = (binding.prediction, binding.guidance.key, binding.clip, binding.corrected, *where.values())
+        found = self._programs.get(key)
+        if found is None:
+            found = program(self.plan, binding, dtype=self.dtype, **where)
+            if len(self._programs) >= _KEPT:
+                self._programs.clear()
+            self._programs[key] = found
+        return found

@@ -1,0 +1,30 @@
+"""Noise schedules, and the time grids on them."""
+
+from fastdiff.schedules.base import NoiseSchedule, Point
+from fastdiff.schedules.continuous import VE, SubVP, VPLinear, edm, flow, subvp, ve, vp_cosine, vp_linear
+from fastdiff.schedules.discrete import Discrete, cosine, ddpm, discrete, scaled_linear
+from fastdiff.schedules.registry import SCHEDULES, resolve
+from fastdiff.schedules.smld import SMLD, smld
+
+__all__ = [
+    "SCHEDULES",
+    "SMLD",
+    "VE",
+    "Discrete",
+    "NoiseSchedule",
+    "Point",
+    "SubVP",
+    "VPLinear",
+    "cosine",
+    "ddpm",
+    "discrete",
+    "edm",
+    "flow",
+    "resolve",
+    "scaled_linear",
+    "smld",
+    "subvp",
+    "ve",
+    "vp_cosine",
+    "vp_linear",
+]

@@ -1,0 +1,289 @@
+"""What every noise schedule offers; the schedules themselves are the other files of this folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdiff.names import unknown
+
+Array = NDArray[np.float64]
+Values = TypeVar("Values", float, NDArray[np.float64])
+
+
+class Point(NamedTuple):
+    """One evaluation of a schedule: everything that a stage needs to know about one time."""
+
+    t: float
+    model_time: float
+    alpha: float
+    sigma: float
+    lam: float
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class NoiseSchedule:
+    """x_t = alpha(t) x_0 + sigma(t) eps, with lam(t) = log(alpha / sigma).
+
+    Frozen, hashable, equal by content. Times are public times (see each schedule). Every function of time takes a float
+    or an array and returns the same in float64; a time outside `[t_clean, t_max]` raises ValueError (VE and EDM take
+    any sigma >= 0, as churn may pass the largest). Make one with the functions of `fastdiff.schedules`.
+
+    `time_scale`: what the network is given is `time_scale` times its own time (999 for score_sde's VP networks, 1000
+    for SD3's flow network).
+    """
+
+    time_scale: float = dataclasses.field(default=1.0, kw_only=True)
+
+    kind: ClassVar[str]
+    """"vp", "subvp", "ve", "edm" or "flow"."""
+    factory: ClassVar[str]
+    """The function of `fastdiff.schedules` that makes it."""
+    discrete: ClassVar[bool] = False
+    _types: ClassVar[dict[str, type[NoiseSchedule]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        if "factory" in vars(cls):
+            NoiseSchedule._types[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "time_scale", positive("time_scale", self.time_scale))
+
+    # The ends of the time axis.
+
+    @property
+    def num_train(self) -> int | None:
+        """The number of training times N of a discrete schedule, else None."""
+        return None
+
+    @property
+    def t_max(self) -> float:
+        """Where sampling starts by default."""
+        return 1.0
+
+    @property
+    def t_min(self) -> float:
+        """Where ODE solvers end by default."""
+        return 1e-3
+
+    @property
+    def t_clean(self) -> float:
+        """Where sigma is exactly 0 and alpha exactly 1; a legal end of every grid."""
+        return 0.0
+
+    @property
+    def t_floor(self) -> float:
+        """The lowest time with noise that a grid in log-SNR ends at: `t_min`, unless that is already clean."""
+        return self.t_min
+
+    def check(self, t: float | Array) -> None:
+        """Raise ValueError unless every time is in `[t_clean, t_max]`."""
+        self._check(t, self.t_max)
+
+    def _check(self, t: float | Array, upper: float) -> None:
+        x = np.asarray(t, dtype=np.float64)
+        bad = ~((x >= self.t_clean) & (x <= upper))
+        if np.any(bad):
+            raise ValueError(
+                f"time {float(x[bad].flat[0])!r} is outside the range of {self!r}: expected "
+                f"{self.t_clean!r} (clean) <= t <= {upper!r}"
+            )
+
+    def _times(self, t: float | Array) -> Array:
+        self._check(t, self._t_limit)
+        return np.asarray(t, dtype=np.float64)
+
+    @property
+    def _t_limit(self) -> float:
+        return self.t_max
+
+    # Functions of time. Subclasses give _log_alpha_sigma, and the rest follows.
+
+    def _log_alpha_sigma(self, t: Array) -> tuple[Array, Array, Array, Array]:
+        """alpha, sigma and their logarithms (-inf for 0) at float64 times inside the range."""
+        raise NotImplementedError
+
+    def _inverse_lambda(self, lam: Array) -> Array:
+        raise NotImplementedError
+
+    def _model_time(self, t: Array) -> Array:
+        return t
+
+    def _all(self, t: float | Array) -> tuple[Array, Array, Array, Array]:
+        x = self._times(t)
+        with np.errstate(divide="ignore"):
+            return self._log_alpha_sigma(x)
+
+    def alpha(self, t: Values) -> Values:
+        """The coefficient of x_0."""
+        return cast(Values, self._all(t)[0][()])
+
+    def sigma(self, t: Values) -> Values:
+        """The standard deviation of the noise."""
+        return cast(Values, self._all(t)[1][()])
+
+    def log_alpha(self, t: Values) -> Values:
+        """log alpha, -inf where alpha is 0."""
+        return cast(Values, self._all(t)[2][()])
+
+    def lam(self, t: Values) -> Values:
+        """log(alpha / sigma), half the log-SNR: inf where sigma is 0, -inf where alpha is 0."""
+        _, _, log_alpha, log_sigma = self._all(t)
+        return cast(Values, (log_alpha - log_sigma)[()])
+
+    def model_time(self, t: Values) -> Values:
+        """The time given to the network."""
+        return cast(Values, (self.time_scale * self._model_time(self._times(t)))[()])
+
+    def drift(self, t: Values) -> Values:
+        """f(t) = d log alpha / dt of the SDE dx = f(t) x dt + g(t) dw with these alpha and sigma (see `diffusion`)."""
+        return cast(Values, self._sde(t)[0][()])
+
+    def diffusion(self, t: Values) -> Values:
+        """g(t) of the SDE dx = f(t) x dt + g(t) dw, with g² = d sigma²/dt − 2 f sigma² (Song et al. 2021, 2011.13456).
+
+        Both take the public time, and mean derivatives with respect to the SDE's own time. The two are the same but for
+        VE, where the SDE's is u in [0, 1] with sigma = sigma_min (sigma_max / sigma_min)^u (App. C), and ours is sigma.
+        Discrete schedules are chains, not SDEs: ValueError.
+        """
+        return cast(Values, np.sqrt(self._sde(t)[1])[()])
+
+    def _sde(self, t: float | Array) -> tuple[Array, Array]:
+        x = self._times(t)
+        with np.errstate(divide="ignore"):
+            return self._drift_diffusion(x)
+
+    def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
+        """f and g² at float64 times inside the range."""
+        raise ValueError(
+            f"{self!r} is a chain of {self.num_train} steps without an SDE of its own; expected a continuous schedule, "
+            "such as fastdiff.schedules.vp_linear(), which DDPM's becomes with many steps"
+        )
+
+    def at(self, t: float) -> Point:
+        """Everything at one time, from one evaluation."""
+        alpha, sigma, log_alpha, log_sigma = self._all(t)
+        return Point(
+            float(t), float(self.model_time(float(t))), float(alpha), float(sigma), float(log_alpha - log_sigma)
+        )
+
+    def inverse_lambda(self, lam: Values) -> Values:
+        """The time at which log(alpha / sigma) is `lam`; inf gives `t_clean`.
+
+        Raises ValueError where `lam` is below its value at `t_max` by more than rounding.
+        """
+        x = np.asarray(lam, dtype=np.float64)
+        lowest = -math.inf if math.isinf(self._t_limit) else self.lam(self.t_max)
+        # Rounding: lam(t) is good to a few units in the last place of |lam| + 1.
+        bad = ~(x >= lowest - 1e-12 * (1.0 + abs(lowest))) if math.isfinite(lowest) else np.isnan(x)
+        if np.any(bad):
+            raise ValueError(
+                f"lambda {float(x[bad].flat[0])!r} is not reached by {self!r}: expected at least {lowest!r}, "
+                f"its value at t_max = {self.t_max!r}"
+            )
+        with np.errstate(over="ignore", divide="ignore"):
+            t = self._inverse_lambda(x)
+        return cast(Values, np.clip(t, self.t_clean, self._t_limit)[()])
+
+    def prior_std(self, t: float | None = None) -> float:
+        """The standard deviation of x at time `t` (default `t_max`) when nothing but noise is known."""
+        self.check(self.t_max if t is None else t)
+        return 1.0
+
+    # Content.
+
+    def __repr__(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        scale = values.pop("time_scale")
+        if scale != 1.0:
+            values["time_scale"] = scale
+        return f"{self.factory}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+    def _parameters(self) -> dict[str, Any]:
+        """What equality is made of, as JSON values."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object from which `NoiseSchedule.from_dict` makes an equal schedule."""
+        return {"type": type(self).__name__, **self._parameters()}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> NoiseSchedule:
+        """The schedule that `to_dict` wrote; ValueError for an unknown type or field."""
+        fields = dict(data)
+        name = fields.pop("type", None)
+        cls = NoiseSchedule._types.get(name) if isinstance(name, str) else None
+        if cls is None:
+            raise ValueError(unknown("schedule type", name, NoiseSchedule._types))
+        valid = {f.name for f in dataclasses.fields(cls)}
+        for field in fields:
+            if field not in valid:
+                raise ValueError(unknown(f"field of {name}", field, sorted(valid)))
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields and f.default is dataclasses.MISSING]
+        if missing:
+            raise ValueError(f"{name} lacks the fields {', '.join(missing)}; expected what to_dict() gives")
+        return cls._from_fields(fields)
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, Any]) -> NoiseSchedule:
+        return cls(**fields)
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the canonical JSON of the content: equal for equal schedules."""
+        content = {"type": type(self).__name__, **self._parameters()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Indexed(NoiseSchedule):
+    """A schedule of N training times; the public time is their index, as a float."""
+
+    discrete: ClassVar[bool] = True
+
+    @property
+    def num_train(self) -> int:
+        """The number of training times N."""
+        raise NotImplementedError
+
+    @property
+    def t_max(self) -> float:
+        """The last index, N - 1."""
+        return float(self.num_train - 1)
+
+    @property
+    def t_min(self) -> float:
+        """Index 0."""
+        return 0.0
+
+    @property
+    def t_clean(self) -> float:
+        """-1: one step before index 0."""
+        return -1.0
+
+
+def positive(name: str, value: float, *, zero: bool = False) -> float:
+    """`value` as a finite positive float (or 0, where `zero`), else ValueError."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not zero):
+        raise ValueError(f"{name} got {value!r}; expected a finite number {'>= 0' if zero else '> 0'}")
+    return number
+
+
+def vp_parts(log_alpha: Array) -> tuple[Array, Array, Array, Array]:
+    """alpha, sigma and logarithms where alpha^2 + sigma^2 = 1: no cancellation at either end."""
+    variance = 0.0 - np.expm1(2.0 * log_alpha)
+    return np.exp(log_alpha), np.sqrt(variance), log_alpha, 0.5 * np.log(variance)
+
+
+def vp_log_alpha(lam: Array) -> Array:
+    """log alpha of a variance-preserving schedule: -log(1 + exp(-2 lam)) / 2, to full relative accuracy."""
+    return -0.5 * np.logaddexp(0.0, -2.0 * lam)

@@ -1,0 +1,42 @@
+"""Schedules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastdiff.names import unknown
+from fastdiff.schedules.base import NoiseSchedule
+from fastdiff.schedules.continuous import edm, flow, subvp, ve, vp_cosine, vp_linear
+from fastdiff.schedules.discrete import cosine, ddpm, scaled_linear
+from fastdiff.schedules.smld import smld
+
+SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
+    "ddpm": ddpm,
+    "scaled_linear": scaled_linear,
+    "cosine": cosine,
+    "vp_linear": vp_linear,
+    "vp_cosine": vp_cosine,
+    "subvp": subvp,
+    "ve": ve,
+    "smld": smld,
+    "edm": edm,
+    "flow": flow,
+}
+_ALIASES = {"sd": "scaled_linear", "vp": "vp_linear"}
+
+
+def resolve(schedule: str | NoiseSchedule) -> NoiseSchedule:
+    """A schedule from its name ("sd" is short for "scaled_linear", "vp" for "vp_linear"), or the schedule itself."""
+    if isinstance(schedule, NoiseSchedule):
+        return schedule
+    if isinstance(schedule, str):
+        factory = SCHEDULES.get(_ALIASES.get(schedule, schedule))
+        if factory is not None:
+            return factory()
+        raise ValueError(unknown("schedule", schedule, [*SCHEDULES, *_ALIASES]))
+    foreign = hasattr(schedule, "alphas_cumprod")
+    call = "alphas_cumprod=scheduler.alphas_cumprod" if foreign else "betas=betas"
+    raise ValueError(
+        f"schedule got {type(schedule).__name__}; expected a name such as 'ddpm', or a NoiseSchedule such as "
+        f"fastdiff.schedules.discrete({call})"
+    )

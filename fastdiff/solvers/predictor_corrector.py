@@ -1,0 +1,219 @@
+"""Predictor-corrector sampling of score SDEs: VE (continuous and SMLD), VP (continuous and discrete) and sub-VP.
+
+Song et al. 2021 (arXiv 2011.13456): Algorithms 2 to 5, App. D, E, F and G. Each step corrects `n_corrector` times at
+its time, then predicts the next. With s the step's time, t the next, m the score, and x_s = r·x_t + sqrt(V)·z the
+forward transition from t to s,
+
+    reverse_diffusion   x' = (2 − r)·x + V·m + sqrt(V)·z                        (eq. 46)
+    euler_maruyama      x' = (1 + B/2)·x + V·m + sqrt(V)·z,                     B = beta·dt, V = g²·dt
+    ancestral           x' = (x + V·m)/r + std·z                                (eq. 4; eq. 47)
+    Langevin            x' = x + 2·a·(snr·q)²·m + 2·snr·q·sqrt(a)·z,            q = ‖z‖/‖m‖ (Algorithms 4 and 5)
+    annealed Langevin   the same with q = sigma_s
+
+and the probability flow has half of V and no noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fastdiff.plan import Plan
+from fastdiff.schedules import VE, NoiseSchedule, Point, SubVP, VPLinear
+from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.ddim import fresh, posterior_std
+
+PREDICTORS = ("reverse_diffusion", "euler_maruyama", "ancestral", "none")
+CORRECTORS = ("langevin", "ald", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one step does to x without the corrector: x' = keep·x + score·m + std·z; and the corrector's alpha."""
+
+    keep: float
+    score: float
+    std: float
+    alpha: float
+
+
+def sde_time(schedule: NoiseSchedule, p: Point) -> float:
+    """The SDE's own time: for VE, sigma = sigma_min·(sigma_max/sigma_min)^time, and its clean end counts as 0."""
+    if isinstance(schedule, VE):
+        return math.log(p.t / schedule.sigma_min) / log_ratio(schedule) if p.t else 0.0
+    return p.t
+
+
+def log_ratio(schedule: VE) -> float:
+    return math.log(schedule.sigma_max / schedule.sigma_min)
+
+
+def beta_at(schedule: VPLinear, time: float) -> float:
+    return schedule.beta_min + time * (schedule.beta_max - schedule.beta_min)
+
+
+def diffusion(schedule: NoiseSchedule, s: Point, dt: float) -> tuple[float, float] | None:
+    """(beta·dt, g²·dt) at s for the three SDEs of the paper (eqs. 30 to 32), else None."""
+    if isinstance(schedule, VE):
+        return 0.0, 2.0 * s.sigma**2 * log_ratio(schedule) * dt
+    if isinstance(schedule, VPLinear):
+        b = beta_at(schedule, s.t) * dt
+        # 1 − exp(−2·integral of beta) is 1 − alpha⁴.
+        return b, b * (1.0 - s.alpha**4) if isinstance(schedule, SubVP) else b
+    return None
+
+
+def transition(s: Point, t: Point) -> tuple[float, float]:
+    """(r, V) of the exact forward transition from t, the cleaner time, to s."""
+    return s.alpha / t.alpha, s.sigma**2 * fresh(s, t)
+
+
+def exact_step(predictor: str, schedule: NoiseSchedule, s: Point, t: Point) -> Step:
+    """The step between two times of any grid, from the transition between them."""
+    r, v = transition(s, t)
+    alpha = r * r if schedule.kind in ("vp", "subvp") else 1.0
+    if predictor == "euler_maruyama":
+        # A sigma below VE's sigma_min is before the SDE's beginning.
+        drift = diffusion(schedule, s, max(sde_time(schedule, s) - sde_time(schedule, t), 0.0))
+        b, v = (1.0 - r * r, v) if drift is None else drift
+        return Step(1.0 + 0.5 * b, v, math.sqrt(v), alpha)
+    if predictor == "ancestral":
+        # As published: the posterior's variance for VE, and beta, that of the forward step, for VP.
+        return Step(1.0 / r, v / r, math.sqrt(v) if schedule.kind == "vp" else posterior_std(s, t), alpha)
+    return Step(2.0 - r, v, math.sqrt(v), alpha)
+
+
+def exact_steps(request: Request, predictor: str, corrector: str, points: Sequence[Point]) -> list[Step]:
+    """From the transitions between the grid's own times."""
+    return [exact_step(predictor, request.schedule, s, t) for s, t in itertools.pairwise(points)]
+
+
+Discretization = Callable[[Request, str, str, Sequence[Point]], list[Step]]
+DISCRETIZATIONS: dict[str, Discretization] = {"exact": exact_steps}
+"""How the steps of a grid are made, by the name of option `discretization`; `fastdiff.integrations` adds published
+ones."""
+
+
+def _check(
+    request: Request,
+    points: Sequence[Point],
+    predictor: str,
+    corrector: str,
+    probability_flow: bool,
+) -> None:
+    schedule, first = request.schedule, points[0]
+    if predictor == corrector == "none":
+        raise ValueError("predictor='none' with corrector='none' changes nothing: choose predictor='reverse_diffusion'")
+    if predictor == "ancestral" and schedule.kind not in ("vp", "ve", "edm"):
+        raise ValueError(
+            f"predictor='ancestral' is defined for VE and VP, and the schedule is {schedule!r}: use "
+            "predictor='reverse_diffusion' or 'euler_maruyama'"
+        )
+    if probability_flow and predictor in ("ancestral", "none"):
+        raise ValueError(
+            f"probability_flow=True with predictor={predictor!r}: the probability flow is for "
+            "predictor='reverse_diffusion' or 'euler_maruyama'"
+        )
+    if first.alpha == 0 and (predictor == "ancestral" or (corrector != "none" and schedule.kind == "vp")):
+        raise ValueError(
+            f"method 'pc' with predictor={predictor!r}, corrector={corrector!r} cannot start at t={first.t:g}, where "
+            "alpha = 0 (zero terminal SNR): use predictor='reverse_diffusion' with corrector='none', or an earlier "
+            "t_start"
+        )
+
+
+def build(
+    request: Request,
+    *,
+    predictor: str,
+    corrector: str,
+    n_corrector: int,
+    snr: float,
+    probability_flow: bool,
+    denoise: bool,
+    norm: str,
+    discretization: str,
+) -> Plan:
+    if not isinstance(n_corrector, int | np.integer):
+        raise TypeError(f"n_corrector={n_corrector!r}: method 'pc' expects an integer (n_corrector=1)")
+    if snr <= 0:
+        raise ValueError(f"snr={snr!r}: method 'pc' expects a number above 0 (snr=0.16)")
+    if norm == "sample" and corrector != "langevin":
+        raise ValueError(f"norm='sample' goes with corrector='langevin'; corrector={corrector!r} has no norms")
+    points = request.points()
+    _check(request, points, predictor, corrector, probability_flow)
+    steps = DISCRETIZATIONS[discretization](request, predictor, corrector, points)
+    corrections = 0 if corrector == "none" else n_corrector
+    rows = Recorder()
+
+    def add(s: Point, t: Point, mean: Row, std: float, step: int, langevin_norm: str = "") -> None:
+        rows.add(s, t, mean + std * ROW["za"], step=step, langevin_norm=langevin_norm)
+
+    for i, (s, t, now) in enumerate(zip(points[:-1], points[1:], steps, strict=True)):
+        last = i + 1 == len(steps)
+        for j in range(corrections):
+            ends = predictor == "none" and j + 1 == corrections
+            scale = snr * math.sqrt(now.alpha) * (s.sigma if corrector == "ald" else 1.0)
+            langevin_norm = norm if corrector == "langevin" else ""
+            add(s, t if ends else s, ROW["x"] + 2.0 * scale**2 * ROW["m"], 2.0 * scale, i, langevin_norm)
+        if predictor != "none":
+            weight = 0.5 if probability_flow else 1.0
+            noisy = not probability_flow and not (last and denoise)
+            add(s, t, now.keep * ROW["x"] + weight * now.score * ROW["m"], now.std if noisy else 0.0, i)
+    options = {
+        "predictor": predictor,
+        "corrector": corrector,
+        "n_corrector": n_corrector,
+        "snr": snr,
+        "probability_flow": probability_flow,
+        "denoise": denoise,
+        "norm": norm,
+        "discretization": discretization,
+    }
+    return rows.plan("pc", "score", 1, request, points, options)
+
+
+METHODS = (
+    Method(
+        name="pc",
+        summary="Predictor-corrector sampling of the reverse SDE, with Langevin corrections",
+        paper="Song et al. 2021, arXiv 2011.13456",
+        order=1,
+        build=build,
+        space="score",
+        spacing="sde_uniform",
+        nfe_per_step=2,
+        stochastic=True,
+        options={
+            "predictor": Option(
+                "reverse_diffusion",
+                "how a step reaches the next time; 'ancestral' on VE and VP only; 'none': Langevin alone",
+                choices=PREDICTORS,
+            ),
+            "corrector": Option(
+                "langevin",
+                "'langevin': step size from the norms of noise and score; 'ald': from sigma (annealed Langevin)",
+                choices=CORRECTORS,
+            ),
+            "n_corrector": Option(1, "corrections at each step", minimum=1),
+            "snr": Option(0.16, "the corrector's signal-to-noise ratio, above 0"),
+            "probability_flow": Option(False, "the predictor follows the probability flow: half the score, no noise"),
+            "denoise": Option(True, "the last prediction is its mean, without noise"),
+            "norm": Option(
+                "batch",
+                "'batch': Langevin's norms are means over the batch, as published; 'sample': each sample has its own",
+                choices=("batch", "sample"),
+            ),
+            "discretization": Option(
+                "exact",
+                "'exact': from the grid's own times; 'score_sde': as published, N equal steps of the SDE's time",
+                choices=DISCRETIZATIONS,
+            ),
+        },
+        aliases=("predictor_corrector",),
+    ),
+)

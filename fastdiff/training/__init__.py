@@ -1,0 +1,1 @@
+"""Training: the forward process, losses, and the variational bound; `fastdiff.losses` is their face."""

@@ -1,0 +1,1 @@
+"""What tests share: closed forms, models, stages of every shape, stand-ins."""

@@ -1,0 +1,137 @@
+"""The CUDA extension where no GPU is needed: what the compiler made of it, how it imports, and how it would launch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdiff.ops import cuda
+from fastdiff.ops.layout import StageSpec
+
+_spec = importlib.util.find_spec("fastdiff._cuda")
+if _spec is None or _spec.origin is None:
+    pytest.skip("fastdiff._cuda is not built: there was no nvcc, or FASTDIFF_CUDA=0", allow_module_level=True)
+BINARY = _spec.origin
+
+from fastdiff import _cuda  # noqa: E402
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
+# Mangled template arguments of stage_kernel: state, most history entries, noise, wide accesses.
+HOT = {"fLi3ELb0ELb1E": "float, no noise", "fLi3ELb1ELb1E": "float, noise", "dLi3ELb0ELb1E": "double, no noise"}
+
+
+def _cuobjdump() -> str:
+    """Triton's wheel carries the tool; a toolkit has it on PATH."""
+    triton = importlib.util.find_spec("triton")
+    places = list(triton.submodule_search_locations or ()) if triton else []
+    for place in places:
+        found = Path(place, "backends", "nvidia", "bin", "cuobjdump")
+        if found.exists():
+            return str(found)
+    found_on_path = shutil.which("cuobjdump")
+    if found_on_path is None:
+        pytest.skip("cuobjdump was found neither in the triton package nor on PATH")
+    return found_on_path
+
+
+@functools.cache
+def _dump(*options: str) -> str:
+    run = subprocess.run([_cuobjdump(), *options, BINARY], capture_output=True, text=True, timeout=120)
+    if run.returncode:
+        pytest.skip(f"cuobjdump cannot read this binary: {run.stderr.strip()[:200]}")
+    return run.stdout
+
+
+def test_carries_code_for_every_architecture() -> None:
+    cubins, ptx = _dump("--list-elf"), _dump("--list-ptx")
+    units = 4  # float32, float64, normals, quantiles
+    for arch in ARCHITECTURES:
+        assert len(re.findall(rf"\.{arch}\.cubin", cubins)) == units, f"no {arch} code in\n{cubins}"
+    # PTX of the newest serves later GPUs, that of the oldest the families between.
+    assert len(re.findall(r"\.sm_80\.ptx", ptx)) == units and len(re.findall(r"\.sm_120\.ptx", ptx)) == units
+
+
+def test_no_kernel_spills() -> None:
+    usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", _dump("-res-usage"))
+    kernels = {name for name, *_ in usage}
+    assert len(kernels) == 16, kernels  # 5 of the stage, 2 of the normals and a quantile, for each of two dtypes
+    assert len(usage) == 16 * len(ARCHITECTURES)
+    for name, registers, stack, local in usage:
+        assert (stack, local) == ("0", "0"), f"{name} keeps {stack} bytes of stack and {local} of local memory"
+        # Of 65536 registers, at least two blocks of 256 threads are resident with float32 state, one with float64.
+        assert int(registers) <= (255 if "kernelId" in name else 128), f"{name} takes {registers} registers"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_wide_loads_and_stores(arch: str) -> None:
+    functions = re.split(r"\n\s*Function : ", _dump("-sass", "-arch", arch))[1:]
+    code = {text.split("\n", 1)[0].strip(): text for text in functions}
+    for key, what in HOT.items():
+        text = next(body for name, body in code.items() if f"stage_kernelI{key}" in name)
+        # x, u, out, aux and three history entries: each has an access of 16 bytes, and no load is from local memory.
+        assert len(re.findall(r"LDG\.E\.128", text)) >= 7, what
+        assert len(re.findall(r"STG\.E\.128", text)) >= 3, what
+        assert not re.search(r"\b(LDL|STL)\b", text), what
+    normal = next(body for name, body in code.items() if "normal_kernelIfLb1E" in name)
+    assert "STG.E.128" in normal
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_loads_are_issued_before_the_first_use(arch: str) -> None:
+    # The streams' loads come before the first floating-point arithmetic, so that they wait for memory together.
+    functions = re.split(r"\n\s*Function : ", _dump("-sass", "-arch", arch))[1:]
+    text = next(body for body in functions if "stage_kernelIfLi3ELb0ELb1E" in body.split("\n", 1)[0])
+    before = re.split(r"\b(?:FFMA|FMUL)\b", text, maxsplit=1)[0]
+    assert len(re.findall(r"LDG\.E\.128", before)) >= 7
+
+
+def test_links_the_runtime_statically() -> None:
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("readelf is not on PATH")
+    needed = subprocess.run([readelf, "-d", BINARY], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"NEEDED.*(libcudart|libcuda|libtorch|libc10)", needed), needed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is present")
+def test_without_a_driver_it_says_so() -> None:
+    code = "from fastdiff.ops import cuda; ok, why = cuda.available(); assert not ok; print(why)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("no CUDA driver or device: ") and "built with CUDA runtime" in run.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is present")
+def test_a_failed_launch_raises() -> None:
+    # Never reaches a kernel: the error is the runtime's.
+    nothing = (None,) * 3
+    spec = StageSpec(0, False, False, 1, 0, 0)
+    with pytest.raises(RuntimeError, match=r"CUDA error in stage.*\(cudaError"):
+        _cuda.stage(spec, 0, 1, 4, 2, 2, 2, 2, *(None,) * 4, (), nothing, *(None,) * 12, 0, 0)
+    with pytest.raises(RuntimeError, match=r"CUDA error in normal.*\(cudaError"):
+        _cuda.normal(0, 2, 1, 4, 0, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("n", (1, 4, 7, 64, 1025, 196_608, 2**31 + 5, 2**34))
+@pytest.mark.parametrize("batch", (1, 7, 65_535, 65_536, 1_000_000))
+def test_launch_geometry_covers_every_element_once(batch: int, n: int) -> None:
+    groups, grid_x, grid_y, threads = _cuda.launch_geometry(batch, n)
+    assert groups == -(-n // 4)
+    assert threads in (32, 64, 128, 256)
+    # Enough threads, and no block without work.
+    assert (grid_x - 1) * threads < groups <= grid_x * threads
+    # CUDA's limits.
+    assert 1 <= grid_x < 2**31 and grid_y == min(batch, 65_535)
+
+
+def test_refuses_what_it_cannot_run() -> None:
+    ok, why = cuda.supports(torch.device("cpu"), torch.float32, torch.float32)
+    assert not ok and "on an NVIDIA GPU" in why
