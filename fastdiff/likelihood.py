@@ -22,7 +22,7 @@ from fastdiff.ops.layout import CG, CU, StageSpec
 from fastdiff.ops.philox import STEP
 from fastdiff.prediction import PREDICTIONS
 from fastdiff.run.adaptive import Driver
-from fastdiff.run.arguments import STATE_DTYPES, check_x, resolve_device, resolve_seeds
+from fastdiff.run.arguments import STATE_DTYPES, cast_x, check_x, resolve_device, resolve_seeds
 from fastdiff.run.evaluate import Hooks
 from fastdiff.run.job import Job, Start, sampling_mode
 from fastdiff.run.network import Network, placement, stated
@@ -103,7 +103,7 @@ class DivergenceDriver(Driver):
     def column(self, values: Sequence[float] | np.ndarray) -> torch.Tensor:
         """(B,) float64 on the device, from one value per lane."""
         array = np.broadcast_to(np.asarray(values, dtype=np.float64), (self.batch,)).copy()
-        return torch.as_tensor(array).to(self.x.device)
+        return torch.from_numpy(array).to(self.x.device)
 
     def run(self) -> torch.Tensor:
         self.integral = torch.zeros(self.batch, dtype=torch.float64, device=self.x.device)
@@ -234,7 +234,7 @@ def log_likelihood(
     seeds, index = resolve_seeds(seed, first_sample, len(x), where)
     size = x[0].numel()
     with sampling_mode():
-        start = x.detach().to(device=where, dtype=dtype).contiguous()
+        start = cast_x(x, where, dtype)
         job = Job(
             Start(module, start, seeds, index, None),
             Network(model, len(start), model_kwargs),

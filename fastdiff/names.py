@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -132,6 +134,14 @@ def short(value: object) -> str:
     """The repr of a value that came from a caller, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:96]}..."
+
+
+def representable(value: Any) -> bool:
+    """Whether a number is finite as a float64: integers may lie beyond."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def misplaced(call: str, got: str, valid: Iterable[str], places: Mapping[str, str]) -> str:

@@ -76,7 +76,7 @@ class Sampler:
         chosen = None if own is not None else solvers.find(method)
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
-        self.clip = check_clip(given["clip"])
+        self.clip = check_clip(given["clip"], given["dtype"])
         self.prediction: str | None = given["prediction"]
         self.dtype: torch.dtype = given["dtype"]
         self.backend: str | None = given["backend"]

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from fastdiff.bind import in_range
 from fastdiff.names import unknown
 from fastdiff.ops.philox import integers
 from fastdiff.prediction import PREDICTIONS, conversion
@@ -270,7 +271,8 @@ class _Work:
         point = self.schedule.at(self.times[k])
         noise = randn(tuple(x0.shape), seed=self.seed, draw=k, first_sample=first, dtype=state, device=self.device)
         x = point.alpha * x0.to(state) + point.sigma * noise
-        t = torch.full((len(x),), point.model_time, dtype=state, device=self.device)
+        clock = float(in_range(np.array(point.model_time), state, "the network's time"))
+        t = torch.full((len(x),), clock, dtype=state, device=self.device)
         out = network(x.to(self.dtype or state), t)
         cu, cg = conversion(self.prediction, "noise", point.alpha, point.sigma)
         eps = cu * x.double() + cg * out.double()

@@ -10,7 +10,7 @@ import numpy as np
 from fastdiff.guidance.base import UNGUIDED, Guidance
 from fastdiff.guidance.classifier import Classifier, ClassifierMean, ClassifierScore, ScoreAfterClip
 from fastdiff.guidance.classifier_free import ClassifierFree
-from fastdiff.names import unknown
+from fastdiff.names import representable, unknown
 
 FORMS: dict[str, type[Classifier]] = {
     "score": ClassifierScore,
@@ -53,7 +53,7 @@ def _classifier_free(name: str, scale: Any, guidance: Any) -> Guidance:
     number = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
     if callable(given):
         return ClassifierFree(given)
-    if not number or not np.isfinite(given):
+    if not number or not representable(given):
         more = "" if name == "guidance_scale" else ", or a form of fastdiff.guidance"
         raise ValueError(f"{name}={given!r}: expected a finite number, such as 3.0{more}")
     return ClassifierFree(float(given))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastdiff import ops
-from fastdiff.names import unknown
+from fastdiff.names import short, unknown
 from fastdiff.prediction import ALL_PREDICTIONS
 from fastdiff.run.history import Noise
 from fastdiff.run.network import sample_shape
@@ -36,8 +36,17 @@ def check_run(prediction: Any, dtype: Any, backend: Any, graph: Any) -> None:
         raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
 
 
-def check_clip(clip: Any) -> Dynamic | tuple[float, float] | None:
-    """`clip` with "dynamic" spelled out."""
+def check_clip(clip: Any, dtype: torch.dtype) -> Dynamic | tuple[float, float] | None:
+    """`clip` with "dynamic" spelled out; `dtype`: of the state, which must hold its numbers."""
+    known = _clip(clip)
+    # The factor of dynamic thresholding, 1/max_value, too.
+    numbers = (known.max_value, 1.0 / known.max_value) if isinstance(known, Dynamic) else known or ()
+    if any(abs(v) > torch.finfo(dtype).max for v in numbers):
+        raise ValueError(f"clip={clip!r}: bounds beyond what {dtype} holds; expected such as (-1, 1)")
+    return known
+
+
+def _clip(clip: Any) -> Dynamic | tuple[float, float] | None:
     if clip is None or isinstance(clip, Dynamic):
         return clip
     expected = "expected None, 'dynamic', fastdiff.Dynamic(...), or bounds such as (-1, 1)"
@@ -47,7 +56,7 @@ def check_clip(clip: Any) -> Dynamic | tuple[float, float] | None:
         return Dynamic()
     try:
         lo, hi = (float(v) for v in clip)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"clip={clip!r}: {expected}") from None
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"clip={clip!r}: expected finite bounds lo < hi, such as (-1, 1)")
@@ -99,17 +108,32 @@ def check_x(x: Any) -> None:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, ...) with at least one sample and one element")
     if x.requires_grad:
         raise ValueError("x requires grad, but sampling runs without gradients: pass x.detach()")
-    if not bool(torch.isfinite(x).all()):
+
+
+def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """x, already checked, as a contiguous state; ValueError for values that are not finite in its dtype."""
+    state = x.detach().to(device=device, dtype=dtype).contiguous()
+    if not bool(torch.isfinite(state).all()):
+        if bool(torch.isfinite(x).all()):
+            raise ValueError(
+                f"x has values up to {float(x.detach().abs().max()):.3g}, which {dtype} cannot hold: scale it, or give "
+                "dtype=torch.float64 (and a network in float64)"
+            )
         raise ValueError("x has NaN or Inf; expected finite values")
+    return state
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
     try:
         size = tuple(operator.index(n) for n in shape)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"shape={shape!r}: expected (B, ...), such as shape=(16, 3, 32, 32)") from None
     if not size or min(size) < 1:
         raise ValueError(f"shape={size}: expected (B, ...) with sizes of at least 1, such as shape=(16, 3, 32, 32)")
+    if size[0] >= 2**31 or math.prod(size[1:]) > 2**34 or math.prod(size) > 2**40:
+        raise ValueError(
+            f"shape={short(size)}: expected a batch below 2**31 and at most 2**34 elements in a sample, 2**40 in all"
+        )
     return size
 
 
@@ -171,14 +195,15 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
     ):
         raise ValueError(f"first_sample={first_sample!r}: expected an integer from 0 to {2**31 - 1 - batch}")
     first = int(first_sample)
-    if isinstance(seed, torch.Tensor):
+    if isinstance(seed, torch.Tensor | np.ndarray):
+        # One seed where there is no dimension.
         seed = seed.tolist()
-    several = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
+    several = isinstance(seed, Sequence) and not isinstance(seed, str | bytes | bytearray)
     values = list(seed) if several else [seed]
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -(2**63) <= value < 2**64:
             raise TypeError(
-                f"seed={value!r}: expected an integer from -2**63 to 2**64 - 1, or one such integer per sample"
+                f"seed={short(value)}: expected an integer from -2**63 to 2**64 - 1, or one such integer per sample"
             )
     signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
     if not several:
@@ -189,7 +214,7 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
         raise ValueError(f"got {len(values)} seeds for a batch of {batch}: give one seed, or one per sample")
     if first:
         raise ValueError("first_sample goes with a single seed: with one seed per sample, each sample is its own")
-    own = torch.tensor(signed, dtype=torch.int64)
+    own = torch.tensor(signed, dtype=torch.int64, device="cpu")
     if device.type == "cuda":
         own = own.pin_memory().to(device, non_blocking=True)
     return own.to(device), torch.zeros(batch, dtype=torch.int32, device=device)
@@ -202,4 +227,6 @@ def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
         )
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError("noise(-1, like) returned NaN or Inf; expected standard normals, the prior's noise")
     return value

@@ -153,6 +153,11 @@ class Network:
         part = next((p for p in ("unet", "transformer") if hasattr(model, p) and hasattr(model, "scheduler")), None)
         if part is not None:
             raise TypeError(f"model is a pipeline, {type(model).__name__}; expected its network: pass model.{part}")
+        if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
+            raise TypeError(
+                "model_kwargs must be a dict of keyword arguments, such as model_kwargs={'y': labels}; got "
+                f"{type(model_kwargs).__name__}"
+            )
         self.model = model
         self.named = time_by_name(model)
         self.batch = batch

@@ -271,7 +271,7 @@ def positive(name: str, value: float, *, zero: bool = False) -> float:
     """`value` as a finite positive float (or 0, where `zero`), else ValueError."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not zero):
         raise ValueError(f"{name} got {value!r}; expected a finite number {'>= 0' if zero else '> 0'}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.names import unknown
+from fastdiff.names import short, unknown
 from fastdiff.schedules.base import Array, NoiseSchedule
 from fastdiff.schedules.continuous import VE
 
@@ -27,6 +27,8 @@ SPACINGS: dict[str, str] = {
     "exponential": "steps of equal log sigma, then clean (k-diffusion)",
     "sde_uniform": "as linspace; for VE and EDM as exponential, for VE to the SDE's time 1e-5; then clean (score_sde)",
 }
+MAX_STEPS = 100_000
+"""A table has one row a step, or several, in memory: no run needs more."""
 _OPTIONS = {"karras": ("rho",), "leading": ("steps_offset",)}
 _FINAL = ("clean", "t_min")
 _CURVES = ("time_uniform", "logsnr", "time_quadratic", "karras", "exponential")
@@ -116,9 +118,9 @@ def _steps(steps: object) -> int:
             raise TypeError
         count = operator.index(steps)  # type: ignore[arg-type]
     except TypeError:
-        raise ValueError(f"steps got {steps!r}; expected an integer >= 1, such as steps=10") from None
-    if count < 1:
-        raise ValueError(f"steps got {count}; expected an integer >= 1, such as steps=10")
+        raise ValueError(f"steps got {short(steps)}; expected an integer >= 1, such as steps=10") from None
+    if not 1 <= count <= MAX_STEPS:
+        raise ValueError(f"steps got {count}; expected an integer from 1 to {MAX_STEPS}, such as steps=10")
     return count
 
 
@@ -127,7 +129,7 @@ def _end(name: str, value: float | None, default: float, schedule: NoiseSchedule
         return default
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} got {value!r}; expected a time of {schedule!r}") from None
     try:
         schedule.check(number)
@@ -169,7 +171,7 @@ def _own(
         raise ValueError(f"{given[0]} does not go with times of your own: they state where they start and end")
     try:
         times = np.array(spacing, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"spacing got {spacing!r}; expected a name of {', '.join(SPACINGS)}, {_RESPACING}") from None
     if times.ndim != 1 or times.size < 2:
         raise ValueError(f"own times got shape {times.shape}; expected (steps + 1,), at least a start and an end")

@@ -25,7 +25,7 @@ from fastdiff.solvers import (
     predictor_corrector,
     unipc,
 )
-from fastdiff.solvers.base import Method, Request
+from fastdiff.solvers.base import DrawsNoise, Method, Request
 from fastdiff.solvers.embedded import Embedded
 
 METHODS: dict[str, Method] = {}
@@ -204,7 +204,7 @@ def adaptive(
 def own_times(spacing: Sequence[float]) -> tuple[float, ...]:
     try:
         times = np.asarray(spacing, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         times = np.empty(())
     if times.ndim != 1:
         raise ValueError(
@@ -280,14 +280,13 @@ def plan(
     made = chosen.build(request, **filled)
     if not invert:
         return made
-    if made.stochastic:
-        raise ValueError(
-            f"method {chosen.name!r} with these options draws noise, so that no single x_T leads to a sample: invert a "
-            "deterministic one, such as ddim with eta=0"
-        )
     if "denoise_to_zero" in filled:
         filled["denoise_to_zero"] = False
-    return chosen.build(dataclasses.replace(request, upward=True), **filled)
+    # Both: a last step to sigma = 0 draws nothing downwards, whatever the options, and is a noisy one upwards.
+    up = made if made.stochastic else chosen.build(dataclasses.replace(request, upward=True), **filled)
+    if up.stochastic:
+        raise DrawsNoise(chosen.name)
+    return up
 
 
 for family in (

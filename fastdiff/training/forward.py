@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fastdiff.bind import in_range
 from fastdiff.names import unknown
 from fastdiff.prediction import ALL_PREDICTIONS, target
 from fastdiff.run.network import Network, placement, stated
@@ -71,8 +72,9 @@ def evaluate(
 
     The network is given x in the dtype of its parameters, as in sampling; where it has none, in `dtype`.
     """
-    clock = torch.from_numpy(model_time).to(
-        device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype_of_time = torch.float64 if x.dtype == torch.float64 else torch.float32
+    clock = torch.from_numpy(in_range(model_time, dtype_of_time, "the network's time")).to(
+        device=x.device, dtype=dtype_of_time
     )
     return full(Network(model, len(x), model_kwargs, learned=learned)(x.to(placement(model)[1] or dtype), clock))
 
