@@ -22,7 +22,15 @@ from fastdiff.ops.layout import CG, CU, StageSpec
 from fastdiff.ops.philox import STEP
 from fastdiff.prediction import PREDICTIONS
 from fastdiff.run.adaptive import Driver
-from fastdiff.run.arguments import STATE_DTYPES, cast_x, check_x, resolve_device, resolve_seeds
+from fastdiff.run.arguments import (
+    STATE_DTYPES,
+    cast_x,
+    check_x,
+    default_schedule,
+    resolve_device,
+    resolve_seeds,
+    warn_of_training,
+)
 from fastdiff.run.evaluate import Hooks
 from fastdiff.run.job import Job, Start, sampling_mode
 from fastdiff.run.network import Network, placement, stated
@@ -206,7 +214,8 @@ def log_likelihood(
     if kind not in PREDICTIONS:
         raise ValueError(unknown("prediction", kind, PREDICTIONS))
     noted = schedule if schedule is not None else stated(model, "schedule")
-    chosen = resolve("ddpm" if noted is None else noted)
+    chosen = resolve(default_schedule(kind) if noted is None else noted)
+    warn_of_training(model)
     low = chosen.t_floor if chosen.sigma(chosen.t_min) == 0 else chosen.t_min
     method = solvers.adaptive(
         solvers.find("ode"),

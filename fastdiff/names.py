@@ -195,3 +195,14 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+ANNOUNCED: set[object] = set()
+"""What `warn_once` has said in this process."""
+
+
+def warn_once(key: object, message: str) -> None:
+    """`warn`, the first time in this process that it is called with this key."""
+    if key not in ANNOUNCED:
+        ANNOUNCED.add(key)
+        warn(message)

@@ -38,7 +38,9 @@ from fastdiff.run.arguments import (
     check_out,
     check_run,
     check_x,
+    default_schedule,
     resolve_shape,
+    warn_of_training,
 )
 from fastdiff.run.controlled import AdaptiveEngine
 from fastdiff.run.evaluate import Hooks
@@ -78,6 +80,8 @@ class Sampler:
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
         self.clip = check_clip(given["clip"], given["dtype"])
         self.prediction: str | None = given["prediction"]
+        if own is None:
+            self.prediction = solvers.implied(method, given["schedule"], given["prediction"])
         self.dtype: torch.dtype = given["dtype"]
         self.backend: str | None = given["backend"]
         self.graph: bool | str = given["graph"]
@@ -308,7 +312,10 @@ class Sampler:
             if prediction not in ALL_PREDICTIONS:
                 raise ValueError(unknown("model.prediction", prediction, ALL_PREDICTIONS))
             check_previous(prediction, self.engine.name)
+        warn_of_training(model)
         schedule = stated(model, "schedule")
+        if self._unnamed_schedule and schedule is None:
+            default_schedule(self.prediction or prediction)
         if self._unnamed_schedule and schedule is not None and resolve(schedule) != self.schedule:
             raise ValueError(
                 f"the model states schedule={resolve(schedule)!r}, and this Sampler was made for the default, 'ddpm': "
@@ -339,6 +346,8 @@ class Sampler:
             )
         chosen = guidance.choose({**RUN_DEFAULTS, **given}, self.engine.name)
         chosen.check(self.plan, self.engine.name)
+        if self._unnamed_schedule:
+            default_schedule(self.prediction)
         network_dtype = given["network_dtype"] or self.dtype
         with sampling_mode():
             size = resolve_shape(None, given["shape"], x)

@@ -25,7 +25,7 @@ from fastdiff.bind import in_range
 from fastdiff.names import unknown
 from fastdiff.ops.philox import integers
 from fastdiff.prediction import PREDICTIONS, conversion
-from fastdiff.run.arguments import resolve_device
+from fastdiff.run.arguments import default_schedule, resolve_device, warn_of_training
 from fastdiff.run.network import Network, placement, stated
 from fastdiff.run.noise import randn
 from fastdiff.schedules import NoiseSchedule, resolve
@@ -157,11 +157,18 @@ class _Work:
                 raise ValueError(f"{name}={value!r}: expected a whole number, at least 1, such as {name}=100")
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise TypeError(f"seed={seed!r}: expected an integer")
+        if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
+            raise TypeError(
+                f"model_kwargs must be a dict of keyword arguments, got {type(model_kwargs).__name__}: "
+                "model_kwargs={'y': labels}"
+            )
         self.model, self.data, self.kwargs = model, data, dict(model_kwargs or {})
-        self.schedule = resolve(schedule if schedule is not None else stated(model, "schedule") or "ddpm")
         self.prediction = prediction if prediction is not None else stated(model, "prediction") or "eps"
         if self.prediction not in PREDICTIONS:
             raise ValueError(unknown("prediction", self.prediction, PREDICTIONS))
+        named = schedule if schedule is not None else stated(model, "schedule")
+        self.schedule = resolve(default_schedule(self.prediction) if named is None else named)
+        warn_of_training(model)
         self.times = _times(self.schedule, times)
         self.samples, self.batch_size, self.seed = int(samples), int(batch_size), int(seed)
         self.control_variate = bool(control_variate)

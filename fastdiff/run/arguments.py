@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastdiff import ops
-from fastdiff.names import short, unknown
+from fastdiff.names import short, unknown, warn_once
 from fastdiff.prediction import ALL_PREDICTIONS
 from fastdiff.run.history import Noise
 from fastdiff.run.network import sample_shape
@@ -34,6 +34,37 @@ def check_run(prediction: Any, dtype: Any, backend: Any, graph: Any) -> None:
         raise ValueError(unknown("backend", backend, ops.BACKENDS))
     if not isinstance(graph, bool) and graph != "auto":
         raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
+
+
+def default_schedule(prediction: Any) -> str:
+    """The schedule of a network for which none was named, and which states none. Said once in a process.
+
+    Raises:
+        ValueError: a network of flow matching, whose schedule this cannot be.
+    """
+    if prediction == "flow":
+        raise ValueError(
+            "prediction='flow', and no schedule was named: schedule='flow', or fastdiff.schedules.flow(shift, "
+            "time_scale=1000) for a network that is given 0 to 1000"
+        )
+    warn_once(
+        "schedule",
+        "no schedule was named, and the model states none: 'ddpm' is taken, linear betas from 0.0001 to 0.02 in 1000 "
+        "steps. Name the one that the network was trained with, schedule='ddpm' or schedule='scaled_linear' (Stable "
+        "Diffusion), or give the model an attribute `schedule`",
+    )
+    return "ddpm"
+
+
+def warn_of_training(model: Any) -> None:
+    """Once for each class: a network whose dropout and batch statistics are those of training."""
+    if isinstance(model, torch.nn.Module) and model.training:
+        kind = type(model)
+        warn_once(
+            ("training", kind),
+            f"the model, {kind.__name__}, is in training mode, where dropout and batch normalisation act otherwise: "
+            "call model.eval()",
+        )
 
 
 def check_clip(clip: Any, dtype: torch.dtype) -> Dynamic | tuple[float, float] | None:

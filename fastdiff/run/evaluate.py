@@ -228,9 +228,7 @@ def with_gradient(
     return out.to(wider), grad.detach().to(device=out.device, dtype=wider).contiguous()
 
 
-def require_finite(
-    out: torch.Tensor, site: Site, batch: int, dtype: torch.dtype, what: str = "the network"
-) -> None:
+def require_finite(out: torch.Tensor, site: Site, batch: int, dtype: torch.dtype, what: str = "the network") -> None:
     """FloatingPointError where an output has NaN or Inf in the state's dtype, with the place and the sample. Waits for
     the device."""
     good = torch.isfinite(out.to(dtype)).reshape(len(out), -1).all(dim=1)

@@ -64,9 +64,7 @@ class State:
         x: the latest state; the result at the end.
     """
 
-    def __init__(
-        self, r: Run, x: torch.Tensor, copies: bool = False, quiet: int = 0, watch: bool = False
-    ) -> None:
+    def __init__(self, r: Run, x: torch.Tensor, copies: bool = False, quiet: int = 0, watch: bool = False) -> None:
         self.r, self.k, self.quiet = r, 0, quiet
         self.batch, guided, program = x.shape[0], r.network.guided, r.program
         both = (2 * self.batch, *x.shape[1:]) if guided else x.shape

@@ -18,6 +18,10 @@ Array = NDArray[np.float64]
 Values = TypeVar("Values", float, NDArray[np.float64])
 
 
+ROUNDING = 2.0**-23
+"""Relative; of float32, in which grids of other libraries come. A time so far beyond the last is taken for it."""
+
+
 class Point(NamedTuple):
     """One evaluation of a schedule: everything that a stage needs to know about one time."""
 
@@ -84,8 +88,13 @@ class NoiseSchedule:
         return self.t_min
 
     def check(self, t: float | Array) -> None:
-        """Raise ValueError unless every time is in `[t_clean, t_max]`."""
-        self._check(t, self.t_max)
+        """Raise ValueError unless every time is in `[t_clean, t_max]`, or above it by float32's rounding alone."""
+        self._check(self.within(t), self.t_max)
+
+    def within(self, t: float | Array) -> Array:
+        """The times, those above `t_max` by float32's rounding taken for it. float64."""
+        x = np.asarray(t, dtype=np.float64)
+        return np.where((x > self.t_max) & (x <= self.t_max * (1.0 + ROUNDING)), self.t_max, x)
 
     def _check(self, t: float | Array, upper: float) -> None:
         x = np.asarray(t, dtype=np.float64)
@@ -97,8 +106,10 @@ class NoiseSchedule:
             )
 
     def _times(self, t: float | Array) -> Array:
-        self._check(t, self._t_limit)
-        return np.asarray(t, dtype=np.float64)
+        # Where any sigma is a time, none is rounded to the last.
+        x = np.asarray(t, dtype=np.float64) if math.isinf(self._t_limit) else self.within(t)
+        self._check(x, self._t_limit)
+        return x
 
     @property
     def _t_limit(self) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.names import short, unknown
-from fastdiff.schedules.base import Array, NoiseSchedule
+from fastdiff.schedules.base import ROUNDING, Array, NoiseSchedule
 from fastdiff.schedules.continuous import VE
 
 SPACINGS: dict[str, str] = {
@@ -82,8 +82,8 @@ def grid(
         if sum(counts) != _steps(steps):
             raise ValueError(f"spacing {spacing!r} makes {sum(counts)} steps; got steps={steps}: leave steps out")
     count = _steps(steps)
-    start = _end("t_start", t_start, schedule.t_max, schedule)
-    end = None if t_end is None else _end("t_end", t_end, schedule.t_clean, schedule)
+    start = end_time("t_start", t_start, schedule.t_max, schedule)
+    end = None if t_end is None else end_time("t_end", t_end, schedule.t_clean, schedule)
     if name == "sde_uniform":
         name = "exponential" if schedule.kind in ("ve", "edm") and not schedule.discrete else "linspace"
         if isinstance(schedule, VE) and end is None and final != "t_min":
@@ -124,13 +124,14 @@ def _steps(steps: object) -> int:
     return count
 
 
-def _end(name: str, value: float | None, default: float, schedule: NoiseSchedule) -> float:
+def end_time(name: str, value: float | None, default: float, schedule: NoiseSchedule) -> float:
+    """An end of a run: a time of the schedule, or the default; ValueError, with its name, for anything else."""
     if value is None:
         return default
     try:
-        number = float(value)
+        number = float(schedule.within(float(value)))
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} got {value!r}; expected a time of {schedule!r}") from None
+        raise ValueError(f"{name} got {short(value)}; expected a time of {schedule!r}") from None
     try:
         schedule.check(number)
     except ValueError as error:
@@ -170,7 +171,7 @@ def _own(
     if given:
         raise ValueError(f"{given[0]} does not go with times of your own: they state where they start and end")
     try:
-        times = np.array(spacing, dtype=np.float64)
+        times = schedule.within(np.array(spacing, dtype=np.float64))
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"spacing got {spacing!r}; expected a name of {', '.join(SPACINGS)}, {_RESPACING}") from None
     if times.ndim != 1 or times.size < 2:
@@ -181,7 +182,31 @@ def _own(
         raise ValueError(
             "own times increase; a run goes from noise to data: give them in decreasing order, times[::-1]"
         )
+    _check_axis(times, schedule)
     return _checked(times, schedule, "own times")
+
+
+def _check_axis(times: Array, schedule: NoiseSchedule) -> None:
+    """ValueError for own times that are of another axis: sigmas for indices or t in [0, 1], or indices for sigmas.
+
+    Sigmas are told from indices by a time between 0 and 1 after others that are no whole numbers, down to 0 at least,
+    all far from the noisy end: a run of this schedule would begin beside the data.
+    """
+    sigmas = f"[float(schedule.inverse_lambda(-math.log(s))) for s in sigmas if s > 0] + [{schedule.t_clean:g}]"
+    if schedule.discrete and schedule.kind != "ve":
+        inner = times[(times > 0.0) & (times != np.rint(times))]
+        far = times[0] < 0.25 * schedule.t_max
+        if schedule.t_max > 100 and far and times[-1] >= 0.0 and inner.size > 1 and inner[-1] < 1.0:
+            raise ValueError(
+                f"own times from {times[0]:g} to {times[-1]:g} look like sigmas, and those of {schedule!r} are indices "
+                f"from 0 to {schedule.t_max:g}: spacing={sigmas}, or spacing='karras'"
+            )
+    elif not schedule.discrete and times[0] > schedule.t_max * (1.0 + ROUNDING):
+        axis = "sigmas" if schedule.kind in ("ve", "edm") else "t"
+        other = f"; of sigmas: spacing={sigmas}" if axis == "t" else "; of another range: the schedule's sigma_max"
+        raise ValueError(
+            f"own times begin at {times[0]:g}, and those of {schedule!r} are {axis} up to {schedule.t_max:g}{other}"
+        )
 
 
 def _curve(request: GridCall) -> Array:

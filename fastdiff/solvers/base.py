@@ -13,7 +13,7 @@ from fastdiff.names import representable, short, unknown, unknown_option
 from fastdiff.plan import H1, MAX_HISTORY, REGISTERS, SECOND, ZA, Plan, Stage, register
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.schedules.grids import MAX_STEPS, grid
+from fastdiff.schedules.grids import MAX_STEPS, end_time, grid
 
 Row = np.ndarray
 """A linear form over the registers: float64 (13,)."""
@@ -106,13 +106,8 @@ class Request:
         Raises:
             ValueError: a time outside the schedule, or twice the same.
         """
-        first = self.schedule.t_max if self.t_start is None else float(self.t_start)
-        last = self.schedule.t_min if self.t_end is None else float(self.t_end)
-        for name, t in (("t_start", first), ("t_end", last)):
-            try:
-                self.schedule.check(t)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+        first = end_time("t_start", self.t_start, self.schedule.t_max, self.schedule)
+        last = end_time("t_end", self.t_end, self.schedule.t_min, self.schedule)
         if first == last:
             raise ValueError(f"method {method!r}: t_start={first:g} and t_end={last:g} are the same time")
         return self.schedule.at(first), self.schedule.at(last)

@@ -12,7 +12,7 @@ import numpy as np
 from fastdiff.names import unknown, warn
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.schedules.grids import SPACINGS
+from fastdiff.schedules.grids import SPACINGS, end_time
 from fastdiff.solvers import (
     analytic,
     ddim,
@@ -53,7 +53,9 @@ ABSENT = {
     "dpmpp_3m_sde": "dpmpp2m_sde",
     "dpmpp_sde": "dpmpp2m_sde",
     "dpmsolversde": "dpmpp2m_sde",
-    "flowmatchheundiscrete": "dpmpp2m",
+    "edmdpmsolvermultistep": "dpmpp2m (schedule='edm', prediction='x0', with EDM's preconditioning around the network)",
+    "edmeuler": "ddim (schedule='edm', prediction='x0', with EDM's preconditioning around the network)",
+    "flowmatchheundiscrete": "dpmpp2m (schedule='flow', prediction='flow')",
     "ipndm": "dpm3",
     "ipndm_v": "dpm3",
     "kdpm2ancestraldiscrete": "dpmpp2m_sde",
@@ -132,6 +134,28 @@ def find(name: str | Method) -> Method:
                 )
         raise ValueError(message)
     return METHODS[key]
+
+
+def implied(name: Any, schedule: Any, prediction: str | None) -> str | None:
+    """The prediction, or the one that the method's name says; ValueError where the schedule says otherwise.
+
+    How a flow network is given its time only its user knows, so that no schedule is chosen for it.
+    """
+    flow = isinstance(name, str) and key_of(name).startswith("flow")
+    if flow and prediction is None:
+        prediction = "flow"
+    if prediction != "flow" and not flow:
+        return prediction
+    what = f"method {name!r} says that the network is one of flow matching" if flow else "prediction='flow'"
+    call = "schedule='flow', or fastdiff.schedules.flow(shift, time_scale=1000) for a network that is given 0 to 1000"
+    if schedule is None:
+        raise ValueError(f"{what}, and no schedule was named: {call}")
+    if flow and (prediction != "flow" or resolve(schedule).kind != "flow"):
+        raise ValueError(
+            f"{what}; got schedule={resolve(schedule)!r}, prediction={prediction!r}: {call}, with "
+            "prediction='flow'; for other networks the same steps are method='ddim'"
+        )
+    return prediction
 
 
 def methods() -> dict[str, dict[str, Any]]:
@@ -226,7 +250,10 @@ def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) ->
         return "linspace" if schedule.discrete else "karras"
     if own == "leading":
         return own if schedule.discrete else "uniform"
-    if own in ("logsnr", "karras") and schedule.lam(schedule.t_max if t_start is None else float(t_start)) == -math.inf:
+    if (
+        own in ("logsnr", "karras")
+        and schedule.lam(end_time("t_start", t_start, schedule.t_max, schedule)) == -math.inf
+    ):
         return "time_uniform"
     return own
 

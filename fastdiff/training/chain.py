@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastdiff import solvers
@@ -18,7 +17,7 @@ from fastdiff.plan import M, X
 from fastdiff.prediction import PREVIOUS, conversion, previous_conversion
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.ddim import LEARNED, step_variances
-from fastdiff.training.forward import column, uniform, vector
+from fastdiff.training.forward import Source, column, vector
 
 VARIANCES = ("small", "large", *LEARNED)
 
@@ -103,11 +102,15 @@ class Chain:
             )
         return self._order[near]
 
-    def draw(self, batch: int, generator: torch.Generator | None, prediction: str) -> np.ndarray:
+    def ascending(self, part: np.ndarray) -> np.ndarray:
+        """(B,) times, those at parts in [0, 1) of their number from the cleanest."""
+        return self.times[self._order][np.floor(len(self) * part).astype(np.int64)]
+
+    def draw(self, batch: int, source: Source, prediction: str) -> np.ndarray:
         """(B,) positions, uniform; ValueError where one of them has no x0 of that prediction."""
         # Only the noisiest can be without: in the first call, rather than when it is first drawn.
         self._to_x0(0, prediction)
-        return np.floor(len(self) * uniform(batch, generator)).astype(np.int64)
+        return np.floor(len(self) * source.uniform(batch)).astype(np.int64)
 
     def mean(self, k: np.ndarray, x: Tensor, x0: Tensor) -> Tensor:
         """The mean of q(x_{t−1} | x_t, x0)."""

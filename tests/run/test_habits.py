@@ -68,8 +68,9 @@ def test_an_earlier_output_used_as_scratch_behind_torch(method, prediction, back
 def test_a_network_with_random_numbers_of_its_own_is_called_once_for_each_step() -> None:
     """Its generator goes on as in a loop by hand: with a static buffer as with a fresh one."""
     want = []
+    buffer = torch.empty_like(X)
     for make in (lambda out: out, lambda out: buffer.copy_(out)):
-        generator, buffer = torch.Generator().manual_seed(3), torch.empty_like(X)
+        generator = torch.Generator().manual_seed(3)
 
         def model(x, t, generator=generator, make=make):
             return make(wavy(x, t) + 0.1 * torch.randn(X.shape, generator=generator))

@@ -285,6 +285,7 @@ def test_the_loop_never_waits_for_the_device(method, guided, clip) -> None:
     mode = NoSync()
     with pytest.raises(AssertionError, match="_local_scalar_dense"), mode:
         float(torch.ones(()))
+
     def sample() -> None:
         fastdiff.sample(model, shape=(2, 3, 4), method=method, steps=3, backend="reference", clip=clip, **extra)
 
