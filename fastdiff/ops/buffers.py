@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
+from fastdiff.ops.layout import NONE, StageSpec
+from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, M
 
 
 @dataclass(slots=True)
@@ -64,6 +68,39 @@ class Buffers:
     x_out: torch.Tensor | None = None
     m_out: torch.Tensor | None = None
     net_in: torch.Tensor | None = None
+
+
+def require(spec: StageSpec, coeffs: Coeffs, buf: Buffers) -> None:
+    """Raise ValueError for a stream that the structure reads or writes and that is not given: a kernel would read
+    address 0. The compiled back ends check the same in csrc/bindings.h."""
+    for name in _missing(spec, coeffs, buf):
+        raise ValueError(f"the stage needs {name}, which was not given")
+
+
+def _missing(spec: StageSpec, coeffs: Coeffs, buf: Buffers) -> Iterator[str]:
+    converts, mask = spec.convert != NONE, spec.mask
+    if spec.reads_x and buf.x is None:
+        yield "x"
+    if spec.reads_u and buf.u is None:
+        yield "u"
+    if (converts or spec.reads_v) and buf.first is None:
+        yield "first"
+    if (spec.guided or mask >> SECOND & 1) and buf.second is None:
+        yield "second"
+    if (mask >> M & 1 or buf.m_out is not None) and not converts:
+        yield "first, which m is made of,"
+    for i in range(MAX_HISTORY):
+        if spec.reads_h(i) and (i >= len(buf.h) or buf.h[i] is None):
+            yield f"h{i + 1}"
+    for i in range(MAX_DRAWS):
+        if spec.reads_z(i) and buf.z[i] is None and any(t is None for t in (coeffs.draws, coeffs.seeds, coeffs.index)):
+            yield "draws, seeds or index"
+    if spec.clips and any(t is None for t in (coeffs.lo, coeffs.hi, coeffs.scale)):
+        yield "lo, hi or scale"
+    if spec.x_mask and buf.x_out is None:
+        yield "x_out"
+    if spec.copies and buf.net_in is None:
+        yield "net_in"
 
 
 def per_sample(buf: Buffers, batch: int, copies: int) -> int:
