@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -73,34 +74,40 @@ class Buffers:
 def require(spec: StageSpec, coeffs: Coeffs, buf: Buffers) -> None:
     """Raise ValueError for a stream that the structure reads or writes and that is not given: a kernel would read
     address 0. The compiled back ends check the same in csrc/bindings.h."""
-    for name in _missing(spec, coeffs, buf):
-        raise ValueError(f"the stage needs {name}, which was not given")
+    needs = _needs(spec)
+    lacking = [name for name in needs.buffers if getattr(buf, name) is None]
+    lacking += [f"h{i + 1}" for i in needs.h if i >= len(buf.h) or buf.h[i] is None]
+    if spec.convert == NONE and (spec.mask >> M & 1 or buf.m_out is not None):
+        lacking.append("first, which m is made of,")
+    if any(buf.z[i] is None for i in needs.z):
+        lacking += [name for name in ("draws", "seeds", "index") if getattr(coeffs, name) is None]
+    if spec.clips:
+        lacking += [name for name in ("lo", "hi", "scale") if getattr(coeffs, name) is None]
+    if lacking:
+        raise ValueError(f"the stage needs {lacking[0]}, which was not given")
 
 
-def _missing(spec: StageSpec, coeffs: Coeffs, buf: Buffers) -> Iterator[str]:
-    converts, mask = spec.convert != NONE, spec.mask
-    if spec.reads_x and buf.x is None:
-        yield "x"
-    if spec.reads_u and buf.u is None:
-        yield "u"
-    if (converts or spec.reads_v) and buf.first is None:
-        yield "first"
-    if (spec.guided or mask >> SECOND & 1) and buf.second is None:
-        yield "second"
-    if (mask >> M & 1 or buf.m_out is not None) and not converts:
-        yield "first, which m is made of,"
-    for i in range(MAX_HISTORY):
-        if spec.reads_h(i) and (i >= len(buf.h) or buf.h[i] is None):
-            yield f"h{i + 1}"
-    for i in range(MAX_DRAWS):
-        if spec.reads_z(i) and buf.z[i] is None and any(t is None for t in (coeffs.draws, coeffs.seeds, coeffs.index)):
-            yield "draws, seeds or index"
-    if spec.clips and any(t is None for t in (coeffs.lo, coeffs.hi, coeffs.scale)):
-        yield "lo, hi or scale"
-    if spec.x_mask and buf.x_out is None:
-        yield "x_out"
-    if spec.copies and buf.net_in is None:
-        yield "net_in"
+class _Needs(NamedTuple):
+    buffers: tuple[str, ...]
+    h: tuple[int, ...]
+    z: tuple[int, ...]
+
+
+@functools.cache
+def _needs(spec: StageSpec) -> _Needs:
+    streams = {
+        "x": spec.reads_x,
+        "u": spec.reads_u,
+        "first": spec.convert != NONE or spec.reads_v,
+        "second": spec.guided or spec.mask >> SECOND & 1,
+        "x_out": spec.x_mask,
+        "net_in": spec.copies,
+    }
+    return _Needs(
+        tuple(name for name, needed in streams.items() if needed),
+        tuple(i for i in range(MAX_HISTORY) if spec.reads_h(i)),
+        tuple(i for i in range(MAX_DRAWS) if spec.reads_z(i)),
+    )
 
 
 def per_sample(buf: Buffers, batch: int, copies: int) -> int:
