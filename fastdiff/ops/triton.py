@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.buffers import Buffers, Coeffs, require
 from fastdiff.ops.layout import NONE, StageSpec
 from fastdiff.ops.rank import rank
 from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, X
@@ -174,6 +174,7 @@ def _warps(n: int, state: torch.dtype) -> int:
 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
+    require(spec, coeffs, buf)
     s = _structure(spec)
     table, batch = coeffs.table, coeffs.seeds.shape[0]
     u_out, x_out, net_in = buf.u_out, buf.x_out if spec.x_mask else None, buf.net_in
