@@ -1,6 +1,20 @@
 """The fused stage: its layout, the random-number contract, and the back ends that run it."""
 
 from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.door import address, admitted, symbolic
+from fastdiff.ops.library import Recorded
 from fastdiff.ops.registry import BACKENDS, Backend, backends, load, select
 
-__all__ = ["BACKENDS", "Backend", "Buffers", "Coeffs", "backends", "load", "select"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Buffers",
+    "Coeffs",
+    "Recorded",
+    "address",
+    "admitted",
+    "backends",
+    "load",
+    "select",
+    "symbolic",
+]

@@ -9,10 +9,14 @@ import torch
 
 from fastdiff.names import unknown
 from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.door import tracing
 from fastdiff.ops.layout import StageSpec
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 """In the order of preference."""
+
+
+_LOADED: dict[str, Backend] = {}
 
 
 class Backend(Protocol):
@@ -40,7 +44,9 @@ def load(name: str) -> Backend:
     """The back end, imported when first asked for."""
     if name not in BACKENDS:
         raise ValueError(unknown("backend", name, BACKENDS))
-    return cast(Backend, importlib.import_module(f"fastdiff.ops.{name}"))
+    if name not in _LOADED:
+        _LOADED[name] = cast(Backend, importlib.import_module(f"fastdiff.ops.{name}"))
+    return _LOADED[name]
 
 
 def backends() -> dict[str, tuple[bool, str]]:
@@ -49,7 +55,7 @@ def backends() -> dict[str, tuple[bool, str]]:
 
 
 def select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
-    """The named back end, or the fastest that can run.
+    """The named back end, or the fastest that can run; as operations of `torch.ops` where these are recorded.
 
     Args:
         name: one of `BACKENDS`, or None.
@@ -60,6 +66,16 @@ def select(name: str | None, device: torch.device, state: torch.dtype, network: 
         ValueError: unknown name.
         RuntimeError: the named back end cannot run there; it never falls back in silence.
     """
+    found = _select(name, device, state, network)
+    if not tracing():
+        return found
+    # It needs this module.
+    from fastdiff.ops.library import Recorded
+
+    return Recorded(found)
+
+
+def _select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
     if name is not None:
         module = load(name)
         ok, why = module.available()
