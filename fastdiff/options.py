@@ -40,16 +40,21 @@ class SamplerOptions(MethodOptions, total=False):
     plan: Plan | None
 
 
-class StartOptions(TypedDict, total=False):
+class PlaceOptions(TypedDict, total=False):
+    """Where a run goes on, and by what it is guided."""
+
+    device: torch.device | str | None
+    guidance: float | Callable[[float], float] | Guidance | None
+    guidance_scale: float | None
+
+
+class StartOptions(PlaceOptions, total=False):
     """Where a run starts, and its noise."""
 
     shape: Sequence[int] | None
     seed: Seeds
     first_sample: int
     noise: Noise | None
-    device: torch.device | str | None
-    guidance: float | Callable[[float], float] | Guidance | None
-    guidance_scale: float | None
 
 
 class BeginOptions(StartOptions, total=False):
@@ -58,8 +63,8 @@ class BeginOptions(StartOptions, total=False):
     network_dtype: torch.dtype | None
 
 
-class RunOptions(StartOptions, total=False):
-    """Of one run."""
+class InvertOptions(PlaceOptions, total=False):
+    """Of a run that draws nothing, from a state that is given."""
 
     cond: Mapping[str, Any] | None
     uncond: Mapping[str, Any] | None
@@ -72,6 +77,10 @@ class RunOptions(StartOptions, total=False):
     correct_x0: CorrectX0 | None
     correct_xt: CorrectXt | None
     out: torch.Tensor | None
+
+
+class RunOptions(StartOptions, InvertOptions, total=False):
+    """Of one run."""
 
 
 # What a run returns depends on two arguments: one class for each pair of them, for the overloads.
@@ -95,6 +104,14 @@ class WithInfo(RunOptions, total=False):
 class WithBoth(RunOptions, total=False):
     return_trajectory: Required[Literal[True]]
     return_info: Required[Literal[True]]
+
+
+class InvertPlain(InvertOptions, total=False):
+    return_trajectory: Literal[False]
+
+
+class InvertTrajectory(InvertOptions, total=False):
+    return_trajectory: Required[Literal[True]]
 
 
 class SampleMethod(SamplerOptions, total=False):
@@ -126,18 +143,11 @@ SAMPLER_DEFAULTS: dict[str, Any] = {
     "graph": "auto",
     "plan": None,
 }
-START_DEFAULTS: dict[str, Any] = {
-    "shape": None,
-    "seed": 0,
-    "first_sample": 0,
-    "noise": None,
-    "device": None,
-    "guidance": None,
-    "guidance_scale": None,
-}
-BEGIN_DEFAULTS: dict[str, Any] = {**START_DEFAULTS, "network_dtype": None}
-RUN_DEFAULTS: dict[str, Any] = {
-    **START_DEFAULTS,
+_PLACE_DEFAULTS: dict[str, Any] = {"device": None, "guidance": None, "guidance_scale": None}
+_START_DEFAULTS: dict[str, Any] = {"shape": None, "seed": 0, "first_sample": 0, "noise": None, **_PLACE_DEFAULTS}
+BEGIN_DEFAULTS: dict[str, Any] = {**_START_DEFAULTS, "network_dtype": None}
+INVERT_DEFAULTS: dict[str, Any] = {
+    **_PLACE_DEFAULTS,
     "cond": None,
     "uncond": None,
     "classifier_grad": None,
@@ -150,8 +160,8 @@ RUN_DEFAULTS: dict[str, Any] = {
     "correct_xt": None,
     "out": None,
     "return_trajectory": False,
-    "return_info": False,
 }
+RUN_DEFAULTS: dict[str, Any] = {**_START_DEFAULTS, **INVERT_DEFAULTS, "return_info": False}
 SAMPLE_DEFAULTS: dict[str, Any] = {"method": "dpm3", "steps": None, **SAMPLER_DEFAULTS, **RUN_DEFAULTS}
 CHOICE = ("method", "steps")
 """What names the method, in any call that takes its options."""

@@ -15,9 +15,12 @@ from fastdiff.method_names import MethodName
 from fastdiff.names import unknown
 from fastdiff.options import (
     BEGIN_DEFAULTS,
+    INVERT_DEFAULTS,
     RUN_DEFAULTS,
     SAMPLER_DEFAULTS,
     BeginOptions,
+    InvertPlain,
+    InvertTrajectory,
     Plain,
     SamplerOptions,
     WithBoth,
@@ -73,7 +76,7 @@ class Sampler:
         chosen = None if own is not None else solvers.find(method)
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
-        self.bounds = check_clip(given["clip"])
+        self.clip = check_clip(given["clip"])
         self.prediction: str | None = given["prediction"]
         self.dtype: torch.dtype = given["dtype"]
         self.backend: str | None = given["backend"]
@@ -211,7 +214,7 @@ class Sampler:
             binding = Binding(
                 self.prediction or stated(model, "prediction") or "eps",
                 chosen,
-                clip=self.bounds is not None,
+                clip=self.clip is not None,
                 corrected=hooks.correct_x0 is not None,
             )
             job = Job(
@@ -219,7 +222,7 @@ class Sampler:
                 network,
                 network_dtype or self.dtype,
                 binding,
-                self.bounds,
+                self.clip,
                 hooks,
                 self.graph,
                 given["progress"],
@@ -242,11 +245,11 @@ class Sampler:
             ValueError: the method draws noise, or the plan was given as it is; 'dpm_adaptive', which runs from noise to
                 data alone.
         """
-        made: SamplerOptions = {
-            "prediction": self.prediction,  # type: ignore[typeddict-item]
-            "clip": self.bounds,
+        made: dict[str, Any] = {
+            "prediction": self.prediction,
+            "clip": self.clip,
             "dtype": self.dtype,
-            "backend": self.backend,  # type: ignore[typeddict-item]
+            "backend": self.backend,
         }
         if isinstance(self.engine, AdaptiveEngine):
             m = self.engine.method
@@ -266,14 +269,15 @@ class Sampler:
                 "and its options, or run Sampler(plan=fastdiff.plan(..., invert=True)) on the data"
             )
         method, asked = self._asked
-        return Sampler(plan=solvers.plan(method, invert=True, **asked), graph=self.graph, **made)  # type: ignore[arg-type]
+        made.update(plan=solvers.plan(method, invert=True, **asked), graph=self.graph)
+        return Sampler(**made)
 
     @overload
-    def invert(self, model: Model, x: torch.Tensor, **options: Unpack[Plain]) -> torch.Tensor: ...
+    def invert(self, model: Model, x: torch.Tensor, **options: Unpack[InvertPlain]) -> torch.Tensor: ...
 
     @overload
     def invert(
-        self, model: Model, x: torch.Tensor, **options: Unpack[WithTrajectory]
+        self, model: Model, x: torch.Tensor, **options: Unpack[InvertTrajectory]
     ) -> tuple[torch.Tensor, Trajectory]: ...
 
     def invert(self, model: Model, x: torch.Tensor, **options: Any) -> Any:
@@ -295,7 +299,7 @@ class Sampler:
         self._check_stated(model)
         if not isinstance(x, torch.Tensor):
             check_x(x)
-        return self.inverse(model, x, **options)
+        return self.inverse(model, x, **filled("Sampler.invert", options, INVERT_DEFAULTS))
 
     def _check_stated(self, model: Any) -> None:
         """What the model states must not be passed over in silence, where the sampler was not told otherwise."""
@@ -341,8 +345,8 @@ class Sampler:
             start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)
             network = Network(_outside, len(start.x), learned=self.plan.learned_variance)
             network.guided = chosen.batched
-            binding = Binding(self.prediction or "eps", chosen, clip=self.bounds is not None)
-            return self.engine.state(Job(start, network, network_dtype, binding, self.bounds, Hooks()))
+            binding = Binding(self.prediction or "eps", chosen, clip=self.clip is not None)
+            return self.engine.state(Job(start, network, network_dtype, binding, self.clip, Hooks()))
 
     def step(self, state: State, output: torch.Tensor) -> State:
         """Take the network's `output` at `state.input`, and go to the next evaluation. Returns `state`, advanced."""
@@ -359,7 +363,7 @@ def _plan(method: Method, asked: Mapping[str, Any]) -> Plan:
         return solvers.plan(method, **asked)
     try:
         # With the types: 1 and True are equal, but only one of them may be valid.
-        return _kept_plan(method.name, tuple((k, type(v), v) for k, v in sorted(asked.items())))
+        return kept_plan(method.name, tuple((k, type(v), v) for k, v in sorted(asked.items())))
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
@@ -367,7 +371,7 @@ def _plan(method: Method, asked: Mapping[str, Any]) -> Plan:
 
 
 @functools.lru_cache(maxsize=256)
-def _kept_plan(method: str, asked: tuple[tuple[str, type, Any], ...]) -> Plan:
+def kept_plan(method: str, asked: tuple[tuple[str, type, Any], ...]) -> Plan:
     return solvers.plan(method, **{k: v for k, _, v in asked})
 
 

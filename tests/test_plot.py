@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fastdiff
+from fastdiff.plan import picture
 
 plot = pytest.importorskip("fastdiff.plot")
 Image = pytest.importorskip("PIL.Image")
@@ -55,11 +56,11 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     made: list[Any] = []
 
-    def keep(*args: object, **kwargs: object) -> Figure:
-        made.append(Figure(*args, **kwargs))
+    def keep(**options: object) -> Figure:
+        made.append(Figure(**options))
         return made[-1]
 
-    monkeypatch.setattr(plot, "_pyplot", lambda: keep)
+    monkeypatch.setattr(picture, "new_figure", keep)
     return made
 
 

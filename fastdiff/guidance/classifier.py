@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +33,8 @@ class Classifier(Guidance):
         return self.grad
 
     @property
-    def key(self) -> Hashable:
-        return type(self)
+    def key(self) -> str:
+        return type(self).__name__
 
 
 @dataclass(frozen=True)

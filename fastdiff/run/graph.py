@@ -89,7 +89,7 @@ class Entry:
                 buffer.record_stream(stream)
 
 
-class _Cache:
+class Cache:
     """Graphs by signature, least recently used first; signatures seen once; and signatures that failed, with the
     reason."""
 
@@ -144,7 +144,7 @@ class _Cache:
                 del self.pools[key]
 
 
-_cache = _Cache()
+CACHE = Cache()
 
 
 def capture_refusal() -> str | None:
@@ -155,7 +155,7 @@ def capture_refusal() -> str | None:
 
 def clear_graphs() -> None:
     """Free every captured graph and its memory, and forget which models could not be captured."""
-    _cache.drop(lambda key: True)
+    CACHE.drop(lambda key: True)
 
 
 def _identity(model: Any) -> Hashable | None:
@@ -175,7 +175,7 @@ def _has_own_graphs(model: Any) -> bool:
 
 
 def _forget(dead: Any) -> None:
-    _cache.drop(lambda key: key[0][0] is dead or key[0][0] == dead)
+    CACHE.drop(lambda key: key[0][0] is dead or key[0][0] == dead)
 
 
 def _leaves(kwargs: dict[str, Any]) -> Leaves:
@@ -271,20 +271,20 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
     if isinstance(key, Refusal):
         if mode is True:
             raise RuntimeError(f"graph=True: {key.why}; use graph='auto' or graph=False")
-        if not key.asked and _cache.first_time((("refused",), key.why)):
+        if not key.asked and CACHE.first_time((("refused",), key.why)):
             warn(f"{_EAGERLY}{key.why}")
         return _deliver(run(r, start), out)
-    entry = _cache.get(key)
+    entry = CACHE.get(key)
     if entry is None:
-        why = _cache.failed.get(key)
-        if mode == "auto" and (why is not None or _cache.first_time(key)):
+        why = CACHE.failed.get(key)
+        if mode == "auto" and (why is not None or CACHE.first_time(key)):
             return _deliver(run(r, start), out)
         reason = None
         try:
             entry = _capture(key, r, start)
         except Exception as error:
             reason = _reason(error)
-            _cache.fail(key, reason)
+            CACHE.fail(key, reason)
             if mode is True:
                 raise RuntimeError(f"graph=True: the model cannot be captured: {reason}") from error
         if entry is None:
@@ -294,8 +294,8 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
     result = _replay(entry, r, start, out)
     if entry.addresses != _addresses(r.network.model):
         # Looked at while the graph runs. Its result is not: some weights lie elsewhere now.
-        with _cache.lock:
-            _cache.entries.pop(key, None)
+        with CACHE.lock:
+            CACHE.entries.pop(key, None)
         return execute(r, start, mode, out)
     return result
 
@@ -327,9 +327,9 @@ def _static(r: Run, leaves: Leaves) -> Run:
 def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
     """Warm up, record, and keep a graph of `r`."""
     model = r.network.model
-    pool = _cache.pool(key[0], start.device)
+    pool = CACHE.pool(key[0], start.device)
     with pool.turn(), _no_autocast_cache():
-        made = _cache.get(key)
+        made = CACHE.get(key)
         if made is not None:
             # Another thread captured it while this one waited.
             return made
@@ -351,7 +351,7 @@ def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
         stream = torch.cuda.current_stream(start.device) if start.device.type == "cuda" else None
         x0 = None if static.program.x0 is None else static.program.x0[0]
         entry = Entry(graph, pool, static.coeffs, static.program.clock, x0, first, result, leaves, addresses, stream)
-        _cache.put(key, entry)
+        CACHE.put(key, entry)
     return entry
 
 

@@ -56,10 +56,10 @@ def test_the_graphs_of_one_model_share_a_pool(fake, net) -> None:
     sampler, other = fastdiff.Sampler("dpm3", 4, graph=True), Net()
     for model, batch in ((net, 1), (net, 2), (net.forward, 3), (other, 1)):
         sampler(model, shape=(batch, 2, 5, 5))
-    one, two, method, another = (entry.pool for entry in graph._cache.entries.values())
+    one, two, method, another = (entry.pool for entry in graph.CACHE.entries.values())
     assert one is two and one is not another
     # A bound method has its owner's weights, but a key of its own.
-    assert method is not another and len(graph._cache.pools) == 3
+    assert method is not another and len(graph.CACHE.pools) == 3
 
 
 def test_a_dead_model_frees_its_graphs(fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,18 +68,18 @@ def test_a_dead_model_frees_its_graphs(fake, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fake, "replay", lambda self: None)
     model = Net()
     fastdiff.Sampler("dpm3", 4, graph=True)(model, shape=SHAPE)
-    assert len(graph._cache.entries) == 1 and len(graph._cache.pools) == 1
+    assert len(graph.CACHE.entries) == 1 and len(graph.CACHE.pools) == 1
     gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
-    assert not graph._cache.entries and not graph._cache.pools
+    assert not graph.CACHE.entries and not graph.CACHE.pools
 
 
 def test_clear_graphs(fake, net) -> None:
     fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)
     fastdiff.clear_graphs()
-    assert not graph._cache.entries and not graph._cache.pools and not graph._cache.seen
+    assert not graph.CACHE.entries and not graph.CACHE.pools and not graph.CACHE.seen
     fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)
     assert fake.captures == 2
 
@@ -127,7 +127,7 @@ def test_threads_share_a_graph(fake, net) -> None:
 def test_threads_that_come_first_together_capture_once(fake, net, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others miss the graph too, and find it when their turn comes."""
     sampler, asked = fastdiff.Sampler("ddpm", 4, graph=True), threading.Barrier(3)
-    get = graph._cache.get
+    get = graph.CACHE.get
 
     def together(key):
         entry = get(key)
@@ -136,7 +136,7 @@ def test_threads_that_come_first_together_capture_once(fake, net, monkeypatch: p
             asked.wait(10)
         return entry
 
-    monkeypatch.setattr(graph._cache, "get", together)
+    monkeypatch.setattr(graph.CACHE, "get", together)
     got: list[torch.Tensor | None] = [None] * 3
 
     def work(i: int) -> None:
