@@ -1,9 +1,10 @@
 """The fused stage: its layout, the random-number contract, and the back ends that run it."""
 
 from fastdiff.ops.buffers import Buffers, Coeffs
-from fastdiff.ops.door import address, admitted, symbolic
+from fastdiff.ops.choice import select
+from fastdiff.ops.door import address, admitted, symbolic, tracing
 from fastdiff.ops.library import Recorded
-from fastdiff.ops.registry import BACKENDS, Backend, backends, load, select
+from fastdiff.ops.registry import BACKENDS, Backend, backends, load
 
 __all__ = [
     "BACKENDS",
@@ -17,4 +18,5 @@ __all__ = [
     "load",
     "select",
     "symbolic",
+    "tracing",
 ]

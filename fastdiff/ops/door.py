@@ -71,11 +71,11 @@ def address(what: str, t: Tensor) -> int:
             f"{what} has no memory of its own, as inside torch.vmap and the transforms of torch.func: call the sampler "
             "outside them, on a batch"
         ) from None
-    begin = storage.data_ptr()
-    if not begin or storage.nbytes() < _extent(t):
+    begin, needed = storage.data_ptr(), _extent(t)
+    if (not begin or storage.nbytes() < needed) and needed and t.device.type != "meta":
         raise ValueError(
-            f"{what} of shape {tuple(t.shape)} on {t.device} needs {_extent(t)} bytes, and its storage holds "
-            f"{storage.nbytes() if begin else 0}: it was freed or resized, or is on the meta device"
+            f"{what} of shape {tuple(t.shape)} needs {needed} bytes, and its storage holds {storage.nbytes()}: it was "
+            "freed or resized"
         )
     return begin
 

@@ -1,4 +1,4 @@
-"""Back ends of the fused stage, and the choice among them."""
+"""Back ends of the fused stage, by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from fastdiff.names import unknown
 from fastdiff.ops.buffers import Buffers, Coeffs
-from fastdiff.ops.door import tracing
 from fastdiff.ops.layout import StageSpec
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
@@ -52,44 +51,3 @@ def load(name: str) -> Backend:
 def backends() -> dict[str, tuple[bool, str]]:
     """Each back end's name with (available, reason)."""
     return {name: load(name).available() for name in BACKENDS}
-
-
-def select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
-    """The named back end, or the fastest that can run; as operations of `torch.ops` where these are recorded.
-
-    Args:
-        name: one of `BACKENDS`, or None.
-        device: where the state lives.
-        state, network: dtypes of the state and of the network's output.
-
-    Raises:
-        ValueError: unknown name.
-        RuntimeError: the named back end cannot run there; it never falls back in silence.
-    """
-    found = _select(name, device, state, network)
-    if not tracing():
-        return found
-    # It needs this module.
-    from fastdiff.ops.library import Recorded
-
-    return Recorded(found)
-
-
-def _select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
-    if name is not None:
-        module = load(name)
-        ok, why = module.available()
-        if ok:
-            ok, why = module.supports(device, state, network)
-        if not ok:
-            raise RuntimeError(
-                f"backend {name!r} cannot run here: {why}. Use backend=None for the fastest that can, or see "
-                "`fastdiff doctor`"
-            )
-        return module
-    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
-    for candidate in candidates:
-        module = load(candidate)
-        if module.available()[0] and module.supports(device, state, network)[0]:
-            return module
-    return load("reference")

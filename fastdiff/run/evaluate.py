@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from fastdiff.bind import Binding, Site
-from fastdiff.ops import Backend, Buffers, Coeffs, Recorded, address, admitted
+from fastdiff.ops import Backend, Buffers, Coeffs, address, admitted, tracing
 from fastdiff.ops.layout import W1, StageSpec
 from fastdiff.plan import SECOND
 from fastdiff.run.corrections import CorrectX0, CorrectXt, corrected
@@ -91,7 +91,7 @@ class Evaluator:
         self.threshold, self.state_dtype = threshold, state_dtype
         self.admitted: torch.dtype | None = None
         self.version = self.storage = 0
-        self.recorded = isinstance(backend, Recorded)
+        self.recorded = tracing()
         self.lends = not (self.recorded and torch.compiler.is_compiling())
         self.keeps_input = keeps_input and self.lends
 
