@@ -225,7 +225,7 @@ class Towards(Guidance):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_form_of_ones_own_is_one_class(backend: str) -> None:
     def mixed(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        share = (2.0 - 0.5 * (level(t) < 1)) / 3
+        share = (2.0 - 0.5 * (level(t) < 1).double()) / 3
         return share * conditional(x, t, A) + (1 - share) * conditional(x, t, B)
 
     options = {"method": "unipc", "steps": 6, "dtype": torch.float64, "backend": backend}
