@@ -2,7 +2,7 @@
 
 from fastdiff.ops.buffers import Buffers, Coeffs
 from fastdiff.ops.choice import select
-from fastdiff.ops.door import address, admitted, symbolic, tracing
+from fastdiff.ops.door import address, admitted, returned, symbolic, tracing
 from fastdiff.ops.library import Recorded
 from fastdiff.ops.registry import BACKENDS, Backend, backends, load
 
@@ -16,6 +16,7 @@ __all__ = [
     "admitted",
     "backends",
     "load",
+    "returned",
     "select",
     "symbolic",
     "tracing",

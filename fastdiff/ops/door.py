@@ -52,13 +52,17 @@ def admitted(what: str, t: Tensor) -> Tensor:
             t = t.as_subclass(Tensor)
     if torch.compiler.is_compiling() or torch._is_functional_tensor(t):
         return t
-    if t.layout is not torch.strided:
-        raise TypeError(f"{what} is a sparse tensor or of another special layout, {t.layout}: pass {what}.to_dense()")
     if t.is_nested:
         raise TypeError(f"{what} is a nested tensor: pass torch.nested.to_padded_tensor({what}, 0.0)")
-    if t.is_neg():
-        t = t.resolve_neg()
     address(what, t)
+    return t.resolve_neg() if t.is_neg() else t
+
+
+def returned(name: str, t: Tensor) -> Tensor:
+    """What a function of the caller's gave, `admitted`; TypeError for a complex one too."""
+    t = admitted(f"what {name} returned", t)
+    if t.dtype.is_complex:
+        raise TypeError(f"{name} returned {t.dtype}; expected a floating-point tensor: return its real part, .real")
     return t
 
 
@@ -67,6 +71,10 @@ def address(what: str, t: Tensor) -> int:
     try:
         storage = t.untyped_storage()
     except NotImplementedError:
+        if t.layout is not torch.strided:
+            raise TypeError(
+                f"{what} is a sparse tensor or of another special layout, {t.layout}: give its .to_dense()"
+            ) from None
         raise TypeError(
             f"{what} has no memory of its own, as inside torch.vmap and the transforms of torch.func: call the sampler "
             "outside them, on a batch"

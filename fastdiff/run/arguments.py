@@ -208,4 +208,4 @@ def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
         )
-    return ops.admitted("what noise returned", value)
+    return ops.returned("noise", value)

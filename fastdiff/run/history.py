@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastdiff.ops import Buffers, admitted
+from fastdiff.ops import Buffers, returned
 from fastdiff.plan import MAX_DRAWS
 
 Noise = Callable[[int, torch.Tensor], torch.Tensor]
@@ -145,7 +145,7 @@ class Draws:
                         f"noise(draw, like) returned {got}; expected a tensor of shape {tuple(like.shape)} on "
                         f"{like.device}, such as torch.randn_like(like)"
                     )
-                value = admitted("what noise returned", value).detach().to(like.dtype).contiguous()
+                value = returned("noise", value).detach().to(like.dtype).contiguous()
                 # Beside another draw it needs memory of its own, for the callable may fill one buffer again.
                 alone = self.last[d] == k and sum(n >= 0 for n in draws) == 1
                 self.kept[d] = value if alone else value.clone()

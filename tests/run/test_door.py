@@ -199,5 +199,5 @@ def test_inside_a_transform_of_torch_the_error_says_what_to_do() -> None:
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_are_refused() -> None:
-    with pytest.raises(TypeError, match="x is a nested tensor: pass torch.nested.to_padded_tensor"):
+    with pytest.raises(TypeError, match=r"x is a nested tensor: pass torch\.nested\.to_padded_tensor"):
         admitted("x", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
