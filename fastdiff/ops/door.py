@@ -98,6 +98,6 @@ def _extent(t: Tensor) -> int:
     if not t.numel():
         return 0
     if t.is_contiguous():
-        return (t.storage_offset() + t.numel()) * t.itemsize
+        return int(t.storage_offset() + t.numel()) * t.itemsize
     last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return (t.storage_offset() + last + 1) * t.itemsize
+    return int(t.storage_offset() + last + 1) * t.itemsize
