@@ -205,3 +205,19 @@ def test_runs_that_nobody_records_call_the_back_end_itself() -> None:
     with FakeTensorMode():
         assert tracing() and isinstance(select(None, *at), Recorded)
         assert select("reference", *at).NAME == "reference"
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["ode", "dpm_adaptive"])
+def test_adaptive_methods_are_not_recorded(method: str) -> None:
+    # A trace would keep the steps that one x led to.
+    run = Run.__new__(Run)
+    torch.nn.Module.__init__(run)
+    run.net, run.sampler = Net(), fastdiff.Sampler(method, rtol=1e-2)  # type: ignore[arg-type]
+    for record in (
+        lambda: torch.jit.trace(run, (X,), check_trace=False),
+        lambda: torch.export.export(run, (X,), strict=False),
+        lambda: make_fx(run, tracing_mode="real")(X),
+    ):
+        with pytest.raises(RuntimeError, match=f"method '{method}' is adaptive: its steps depend on values"):
+            record()
