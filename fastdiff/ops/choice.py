@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from fastdiff.names import warn
 from fastdiff.ops.door import tracing
 from fastdiff.ops.library import Recorded
 from fastdiff.ops.registry import Backend, load
+
+SETTING = "FASTDIFF_SIMD"
+"""The environment variable that forces an instruction set: one that cannot run must not mean the slow path."""
+_WARNED: set[str] = set()
+"""Kinds of device for which the lack of a compiled back end was told."""
 
 
 def select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
@@ -37,9 +43,20 @@ def _select(name: str | None, device: torch.device, state: torch.dtype, network:
                 "`fastdiff doctor`"
             )
         return module
-    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
-    for candidate in candidates:
+    reasons = []
+    for candidate in {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ()):
         module = load(candidate)
-        if module.available()[0] and module.supports(device, state, network)[0]:
+        ok, why = module.available()
+        if ok and module.supports(device, state, network)[0]:
             return module
+        if SETTING in why:
+            raise RuntimeError(f"the back end {candidate!r} cannot start: {why}")
+        if not ok:
+            reasons.append(f"{candidate}: {why}")
+    if reasons and device.type not in _WARNED:
+        _WARNED.add(device.type)
+        warn(
+            f"no compiled back end runs on {device.type} here, so plain PyTorch does the solver's work, several times "
+            f"slower, with the same result ({'; '.join(reasons)}); backend='reference' asks for that, without a warning"
+        )
     return load("reference")
