@@ -1,4 +1,4 @@
-"""What an install says of the compiled modules: no compiler, one that fails, a moved clone, a setting that cannot be."""
+"""What an install says of the compiled modules: no compiler, one that fails, a moved clone, a bad setting."""
 
 from __future__ import annotations
 

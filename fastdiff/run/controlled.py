@@ -81,8 +81,8 @@ class AdaptiveEngine:
         if symbolic(start.x):
             raise RuntimeError(
                 f"method {self.name!r} is adaptive: its steps depend on values, which are not known while a graph is "
-                "recorded (FakeTensor, torch.export, torch.compile, torch.jit.trace); use a method with a plan, such as "
-                "'heun', or record the network alone"
+                "recorded (FakeTensor, torch.export, torch.compile, torch.jit.trace); use a method with a plan, such as"
+                " 'heun', or record the network alone"
             )
         check_previous(binding.prediction, self.name)
         # A corrected x0 stands in for the output: at sigma = 0, where x0 says nothing of the noise, the run cannot
