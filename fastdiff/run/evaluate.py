@@ -1,8 +1,8 @@
 """One evaluation: what becomes of a network's output before a stage reads it.
 
-The table's loop, the adaptive driver and loops that callers own all come through here: the checks of the output, the
-halves of guidance, the classifier's gradient, the factors of a rescaled guidance, and the predicted x0, which hooks
-see, the user corrects and dynamic thresholding takes its bounds from.
+The table's loop, the adaptive driver and loops that callers own all come through here. It checks the output, splits
+the halves of guidance or asks for the classifier's gradient, and takes the factors of a rescaled guidance. It makes the
+predicted x0 for hooks, for the user's correction and for the bounds of dynamic thresholding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Callback = Callable[[int, float, torch.Tensor, torch.Tensor], None]
 
 @dataclass(slots=True)
 class Hooks:
-    """What a run reports while it goes, and the user's corrections; everything optional, nothing costs when absent.
+    """What a run reports while it goes, and the user's corrections. All are optional, and what is absent costs nothing.
 
     Attributes:
         progress: given how far the run is: steps done, or percent of the way of an adaptive method.
@@ -54,7 +54,7 @@ class Outputs(NamedTuple):
     Attributes:
         first, second: see `Buffers`.
         factor: (B,) factors of the guided output, or None.
-        x0: the predicted x0, corrected and thresholded, where anybody asks for it.
+        x0: the predicted x0, corrected and thresholded, if anybody asks for it.
     """
 
     first: torch.Tensor

@@ -25,7 +25,7 @@ TENSORS = (
 
 
 def stated(model: Any, name: str) -> Any:
-    """What a model states of itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`).
+    """What a model says about itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`).
 
     A wrapper such as DistributedDataParallel, which keeps the model as `module`, says what the model says.
     """
