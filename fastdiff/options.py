@@ -179,10 +179,10 @@ def filled(call: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     Raises:
         TypeError: an argument that `call` does not take, with the place where it goes or the nearest that it takes.
     """
-    for name in given:
-        if name not in defaults:
-            raise TypeError(_unknown(call, name, defaults))
-    return {**defaults, **given}
+    whole = {**defaults, **given}
+    if len(whole) > len(defaults):
+        raise TypeError(_unknown(call, next(name for name in given if name not in defaults), defaults))
+    return whole
 
 
 def parted(
@@ -196,6 +196,8 @@ def parted(
         ValueError: a name that belongs to another call or library, or is nearest to an argument.
     """
     options = {k: v for k, v in given.items() if k not in defaults}
+    if not options:
+        return {**defaults, **given}, options
     own = [*GRID_OPTIONS, *(() if method is None else method.options)]
     everywhere = {*own, *(name for m in METHODS.values() for name in m.options)}
     arguments = [*defaults, *CHOICE]

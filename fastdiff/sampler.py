@@ -109,7 +109,8 @@ class Sampler:
         else:
             spacing = given["spacing"]
             named = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
-            asked = {"steps": steps, "schedule": self.schedule, "spacing": named, **method.settled(options)}
+            settled = {name: solvers.settled(name, value) for name, value in options.items()}
+            asked = {"steps": steps, "schedule": self.schedule, "spacing": named, **settled}
             asked.update(t_start=given["t_start"], t_end=given["t_end"])
             made = _plan(method, asked)
             self._asked = method, asked

@@ -171,9 +171,8 @@ class Driver:
             self.coeffs.rows = self.row_sets[k]
         site = self.site(k, place, needs)
         out = self.evaluator.admit(self.call(k, given), given, site)
-        found = self.evaluator.outputs(out, u, site, self.coeffs)
-        buf = Buffers(x=self.x, u=u, first=found.first, second=found.second, h=tuple(self.values))
-        return buf, found.factor
+        buf = Buffers(x=self.x, u=u, h=tuple(self.values))
+        return buf, self.evaluator.read(out, buf, site, self.coeffs).factor
 
     def call(self, k: int, given: torch.Tensor) -> torch.Tensor:
         # A copy, since networks scale their times in place.

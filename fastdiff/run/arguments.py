@@ -56,9 +56,9 @@ def check_clip(clip: Any) -> Dynamic | tuple[float, float] | None:
 
 def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
     """Classifier-free guidance and its two conditions go together."""
-    given = {"guidance": batched, "cond": cond is not None, "uncond": uncond is not None}
-    if not any(given.values()) or all(given.values()):
+    if batched == (cond is not None) == (uncond is not None):
         return
+    given = {"guidance": batched, "cond": cond is not None, "uncond": uncond is not None}
     name = "guidance_scale" if scale is not None else "guidance"
     have = ", ".join(name if k == "guidance" else k for k, v in given.items() if v)
     need = ", ".join(name if k == "guidance" else k for k, v in given.items() if not v)
@@ -70,6 +70,8 @@ def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
 
 def check_callables(noise: Any, callback: Any) -> None:
     """The two functions that a run calls."""
+    if noise is None and callback is None:
+        return
     calls = (
         ("noise", noise, "noise(draw, like) -> tensor of like's shape"),
         ("callback", callback, "callback(stage, time, x, x0)"),

@@ -157,13 +157,6 @@ class Method:
     """Whether steps are chosen while it runs: `build` then gives a `solvers.embedded.Embedded`, and there is no
     plan."""
 
-    def settled(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """`options` with files read, and lists as tuples: what may be kept for the next call with the same."""
-        return {
-            name: self.options[name].settled(value) if name in self.options else value
-            for name, value in options.items()
-        }
-
     def check_options(self, options: Mapping[str, Any], others: Iterable[Method] = ()) -> dict[str, Any]:
         """`options` with the defaults filled in; `others` may be named as the methods that have an unknown one.
 

@@ -135,6 +135,14 @@ def find(name: str | Method) -> Method:
     return METHODS[key]
 
 
+def settled(name: str, value: Any) -> Any:
+    """An option's value with files read, so that it may be kept: whatever a file holds later, the value stays."""
+    for method in METHODS.values():
+        if name in method.options:
+            return method.options[name].settled(value)
+    return value
+
+
 def methods() -> dict[str, dict[str, Any]]:
     """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), default
     spacing ("" for adaptive methods), options, aliases, paper."""
