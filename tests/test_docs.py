@@ -86,6 +86,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not target or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:tests|tools|fastdiff|csrc|benchmarks)/[\w/.]+\.\w+)`", text):
+        made = path in ("fastdiff/solvers/ab2.py", "benchmarks/results/cuda.json")
+        assert made or (ROOT / path).exists(), path
+    for path in re.findall(r"`((?:run|bind|ops|plan|solvers|guidance|schedules|fitting)/\w+\.py)`", text):
+        assert (ROOT / "fastdiff" / path).exists(), path
+
+
 def test_the_readme_links_every_page() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in PAGES[1:]:

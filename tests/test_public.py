@@ -22,8 +22,8 @@ PUBLIC = {
         *("discrete", "edm", "flow", "resolve", "scaled_linear", "smld", "subvp", "ve", "vp_cosine", "vp_linear"),
     },
     "fastdiff.guidance": {
-        *("UNGUIDED", "CFGPlusPlus", "Classifier", "ClassifierFree", "ClassifierMean", "ClassifierScore", "Guidance"),
-        *("Interval", "Place", "Rescale", "ScoreAfterClip", "choose"),
+        *("UNGUIDED", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "ClassifierMean", "ClassifierScore"),
+        *("Guidance", "Interval", "Place", "Rescale", "ScoreAfterClip", "choose"),
     },
     "fastdiff.losses": {
         *("LossSecondMoment", "VariationalBound", "ddpm_loss", "hybrid_loss", "q_sample", "sde_loss", "smld_loss"),
@@ -32,19 +32,10 @@ PUBLIC = {
     "fastdiff.analytic": {"Gamma", "estimate_gamma", "optimal_times"},
 }
 PLOTS = ("image_grid", "trajectory", "convergence")
-# What other rooms import from a face, and no user has to know: the base and lookup of what the named functions make.
+# What other rooms import from these modules and no user has to know: classes behind the named functions and forms.
 INNER = {
-    "SCHEDULES",
-    "SMLD",
-    "VE",
-    "Discrete",
-    "Point",
-    "SubVP",
-    "VPLinear",
-    "resolve",
-    "UNGUIDED",
-    "Classifier",
-    "choose",
+    *("SCHEDULES", "SMLD", "VE", "Discrete", "Point", "SubVP", "VPLinear", "resolve"),
+    *("UNGUIDED", "ClassifierGuidance", "choose"),
 }
 NAMES = [(module, name) for module, names in PUBLIC.items() for name in sorted(names)]
 DOCUMENTED = "\n".join(
