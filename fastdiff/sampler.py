@@ -282,8 +282,8 @@ class Sampler:
     ) -> tuple[torch.Tensor, Trajectory]: ...
 
     def invert(self, model: Model, x: torch.Tensor, **options: Any) -> Any:
-        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x, but for the error
-        of the steps, which falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
+        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x up to the
+        error of the steps. It falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
         section 4.3).
 
         Args:

@@ -49,11 +49,11 @@ class Hooks:
 
 
 class Seen(NamedTuple):
-    """What an evaluation tells beside the outputs that the stage reads.
+    """What an evaluation gives besides the outputs that the stage reads.
 
     Attributes:
         factor: (B,) factors of the guided output, or None.
-        x0: the predicted x0, corrected and thresholded, if anybody asks for it.
+        x0: the predicted x0, corrected and thresholded, where it is needed.
     """
 
     factor: torch.Tensor | None = None
@@ -151,7 +151,7 @@ class Evaluator:
         if hooks.correct_x0 is not None:
             x0 = corrected("correct_x0", hooks.correct_x0(x0, site.t), u)
             buf.first, buf.second = _instead(x0, buf.first, buf.second, site.spec)
-            # It stands for the guided output now; and the stage has yet to read it, while hooks may write into it.
+            # It stands for the guided output now. Hooks may write into it before the stage has read it.
             factor, x0 = None, x0.clone() if watch else x0
         if self.threshold is not None:
             self.threshold(x0, coeffs)
@@ -237,7 +237,7 @@ def _instead(
     x0: torch.Tensor, first: torch.Tensor, second: torch.Tensor | None, spec: StageSpec
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Let the stage, which is bound to the prediction of x0, read the corrected one instead of the network's output."""
-    # Beside x0, the second half of the channels still tells the variance.
+    # Beside x0, the second half of the channels still gives the variance.
     joined = torch.cat([x0, first.chunk(2, dim=1)[1].to(x0.dtype)], dim=1) if spec.learned else x0
     reads = second is not None and spec.mask >> SECOND & 1
     return joined, second.to(x0.dtype) if second is not None and reads else None

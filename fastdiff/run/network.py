@@ -53,7 +53,7 @@ def sample_shape(model: Any) -> tuple[int, ...] | None:
 
 
 def placement(model: Any) -> tuple[torch.device | None, torch.dtype | None]:
-    """Device and dtype of a module's parameters, as far as they tell; (None, None) for a plain function."""
+    """Device and dtype of a module's parameters, as far as they are known; (None, None) for a plain function."""
     if isinstance(model, torch.nn.Module):
         for p in model.parameters():
             # Quantised weights say nothing about the input, offloaded ones (on "meta") nothing about the device.
