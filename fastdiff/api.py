@@ -20,6 +20,7 @@ from fastdiff.options import (
     SamplePlain,
     SampleTrajectory,
     parted,
+    shows,
 )
 from fastdiff.run.network import stated
 from fastdiff.run.report import Info, Trajectory
@@ -71,6 +72,7 @@ def sample(
 ) -> tuple[torch.Tensor, Trajectory, Info]: ...
 
 
+@shows(SAMPLE_DEFAULTS, "method_options")
 def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
     """Sample a diffusion model: `fastdiff.sample(model, steps=10, method="dpm3")`.
 

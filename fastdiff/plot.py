@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.figure import new_figure
+from fastdiff.plan.picture import new_figure
 
 Array = Any
 

@@ -11,7 +11,6 @@ from typing_extensions import Unpack
 
 from fastdiff import guidance, solvers
 from fastdiff.bind import Binding
-from fastdiff.method_names import MethodName
 from fastdiff.names import unknown
 from fastdiff.options import (
     BEGIN_DEFAULTS,
@@ -28,6 +27,7 @@ from fastdiff.options import (
     WithTrajectory,
     filled,
     parted,
+    shows,
 )
 from fastdiff.plan import Plan
 from fastdiff.prediction import ALL_PREDICTIONS, check_previous
@@ -50,6 +50,7 @@ from fastdiff.run.planned import PlanEngine
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers import Method
+from fastdiff.solvers.method_names import MethodName
 
 Model = Callable[..., Any]
 
@@ -173,6 +174,7 @@ class Sampler:
         self, model: Model, x: torch.Tensor | None = None, **options: Unpack[WithBoth]
     ) -> tuple[torch.Tensor, Trajectory, Info]: ...
 
+    @shows(RUN_DEFAULTS)
     def __call__(self, model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         """Sample. `fastdiff.sample` explains the arguments.
 
@@ -281,6 +283,7 @@ class Sampler:
         self, model: Model, x: torch.Tensor, **options: Unpack[InvertTrajectory]
     ) -> tuple[torch.Tensor, Trajectory]: ...
 
+    @shows(INVERT_DEFAULTS)
     def invert(self, model: Model, x: torch.Tensor, **options: Any) -> Any:
         """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x up to the
         error of the steps. It falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
@@ -316,6 +319,7 @@ class Sampler:
                 "Sampler(..., schedule=model.schedule)"
             )
 
+    @shows(BEGIN_DEFAULTS)
     def begin(self, x: torch.Tensor | None = None, **options: Unpack[BeginOptions]) -> State:
         """Start a run whose loop is the caller's, who evaluates the network:
 

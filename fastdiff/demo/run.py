@@ -18,7 +18,7 @@ import fastdiff
 from fastdiff.demo import WEIGHTS, load_model, pictures
 from fastdiff.demo.eager import dpm3
 from fastdiff.demo.quality import Quality, measure
-from fastdiff.method_names import MethodName
+from fastdiff.solvers.method_names import MethodName
 
 METHOD: MethodName = "dpm3"
 STEPS = 10
