@@ -85,14 +85,14 @@ def test_the_names_for_type_checkers_are_those_of_the_methods() -> None:
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    assert tool.content() == (ROOT / "fastdiff" / "method_names.py").read_text(encoding="utf-8")
+    assert tool.content() == (ROOT / "fastdiff" / "solvers" / "method_names.py").read_text(encoding="utf-8")
 
 
 def test_every_name_and_alias_is_a_type_and_no_other() -> None:
     from typing import get_args
 
-    from fastdiff.method_names import MethodName, MethodOptions
     from fastdiff.solvers import GRID_OPTIONS, METHODS
+    from fastdiff.solvers.method_names import MethodName, MethodOptions
 
     names = {name for m in METHODS.values() for name in (m.name, *m.aliases)}
     assert set(get_args(MethodName)) == names
