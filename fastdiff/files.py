@@ -18,7 +18,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes a file that its owner alone can read.
+        # mkstemp makes a file that only its owner can read.
         os.chmod(partial, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(partial, path)
     except BaseException:

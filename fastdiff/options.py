@@ -85,7 +85,7 @@ class RunOptions(StartOptions, InvertOptions, total=False):
     """Of one run."""
 
 
-# What a run returns depends on two arguments: one class for each pair of them, for the overloads.
+# What a run returns depends on two arguments: the overloads need one class for each pair of values.
 
 
 class Plain(RunOptions, total=False):

@@ -56,8 +56,8 @@ def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
             u_to, after = (u if u != x else 1 - u), x
         else:
             after = x_to = x if u != x else 1 - u
-        # The first evaluation of its step: churn may open a step with a stage that has none. Or one that ends a step
-        # and is kept, for the next step to begin with: a corrector's, in a stage of its own.
+        # Whether this is the first evaluation of its step: churn may open a step with a stage that has none. A stage
+        # that only corrects ends a step, and the next step begins with the value that it keeps.
         begins = stage.evaluate and (stage.step != begun or (stage.keep and stage.t_next == stage.t))
         begun = stage.step if stage.evaluate else begun
         ends = k + 1 == len(stages) or stages[k + 1].step != stage.step
@@ -154,7 +154,7 @@ def program(
     if observed:
         values, specs = bind_x0(plan, binding)
         x0 = put(values), specs
-    # Spread over the rows before it goes to the device: what is kept there is then read from any stream.
+    # Spread over the rows before it goes to the device: what is kept there can then be read from any stream.
     times = torch.as_tensor(in_range(table.times, clock_dtype(network_dtype), "the network's time"))
     clock = times.to(clock_dtype(network_dtype)).reshape(-1, 1).repeat(1, rows).to(device)
     return Program(

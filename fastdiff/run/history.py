@@ -61,7 +61,7 @@ class History:
     def __init__(self, length: int, raw: bool, copies: bool) -> None:
         self.length, self.raw, self.copies = length, raw, copies or not raw
         self.values: list[torch.Tensor] = []
-        # Of each value that is the network's own: its memory, and its version where it has one.
+        # Memory and version (if it has one) of each value that is the network's own.
         self.marks: list[tuple[int, int | None]] = []
         self.ring: list[torch.Tensor] = []
 
@@ -72,7 +72,7 @@ class History:
             if storage == kept or (version is not None and value._version != version):
                 raise Recycled(k)
         if self.raw and self.values and self.values[0].dtype != out.dtype:
-            # All entries have one dtype: from here on the state's, which holds what came in either.
+            # All entries have one dtype. From here on it is the state's, which holds values of both.
             self.values = [value.to(own[0].dtype) for value in self.values]
             self.marks = [OWN] * len(self.values)
             self.ring, self.raw, self.copies = [], False, True
@@ -138,7 +138,7 @@ class Draws:
                         f"{like.device}, such as torch.randn_like(like)"
                     )
                 value = value.detach().to(like.dtype).contiguous()
-                # Beside another draw it needs memory of its own, for the callable may fill one buffer again.
+                # Beside another draw it needs its own memory, because the callable may fill one buffer again.
                 alone = self.last[d] == k and sum(n >= 0 for n in draws) == 1
                 self.kept[d] = value if alone else value.clone()
             z[i] = self.kept[d]

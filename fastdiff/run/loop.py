@@ -78,9 +78,9 @@ class State:
         self.halves = [slot.narrow(0, 0, self.batch) for slot in self.slots] if guided and r.direct else self.slots
         self.shared = None if r.direct else torch.empty(both, dtype=r.network_dtype, device=x.device)
         self.own = self.slots if self.shared is None else [*self.slots, self.shared]
-        # A run of its own time tensors, since networks scale them in place.
+        # Each run has its own time tensors, since some networks scale them in place.
         self.times = program.clock.clone().unbind(0)
-        # Own noise and corrections may not be asked for twice, so such a run must never begin again.
+        # The user's noise and corrections may not be asked for twice, so such a run must never begin again.
         once = r.noise is not None or r.hooks.correct_x0 is not None or r.echo is not None
         self.past = History(program.plan.history, program.raw, copies or once)
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves))

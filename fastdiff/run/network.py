@@ -18,7 +18,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What a network's input may be."""
 
 
-# What conditioning that cannot be stacked should have been.
+# Expected of conditioning, for the error where it cannot be stacked.
 TENSORS = (
     "pass tensors whose first dimension is the batch, such as {'y': torch.tensor([1, 2])} rather than {'y': [1, 2]}"
 )

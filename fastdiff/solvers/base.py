@@ -225,7 +225,8 @@ class Recorder:
             s = stages[k]
             if s.keep:
                 number -= 1
-                # `number` is this value's; keeping numbers stable needs every older one unread as well.
+                # `number` is the number of this value. It may go only where no older value is read either, so that the
+                # numbers of the others stay.
                 if oldest_read > number:
                     stages[k] = s = replace(s, keep=False)
             reach = max((j - H1 + 1 for j in range(H1, SECOND) if s.next_u[j] or s.next_x[j]), default=0)

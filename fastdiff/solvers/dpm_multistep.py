@@ -86,7 +86,7 @@ def multistep(name: str, space: str, order: int) -> Method:
         order=order,
         build=build,
         space=space,
-        # Third order needs steps of like size in lambda; the first two follow the published default.
+        # Third order needs steps of similar size in lambda; the first two methods follow the published default.
         spacing="logsnr" if order == 3 else "time_uniform",
         options=options,
         aliases=ALIASES.get(name, ()),
