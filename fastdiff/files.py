@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path` through a temporary file beside it: whoever reads the file finds the old content or
+    """Write `content` to `path` through a temporary file beside it: a reader finds the old content or
     the new one, also after a full disk or a kill."""
     path = Path(path)
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)

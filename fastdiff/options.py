@@ -1,4 +1,4 @@
-"""The arguments of `sample`, `Sampler` and its calls, each declared once. `fastdiff.sample` tells what each means."""
+"""The arguments of `sample`, `Sampler` and its calls, each declared once. `fastdiff.sample` explains each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class SamplerOptions(MethodOptions, total=False):
-    """What a `Sampler` is made with, beside its method and steps."""
+    """What a `Sampler` is made with, besides its method and steps."""
 
     schedule: str | NoiseSchedule | None
     prediction: Prediction | None
@@ -43,7 +43,7 @@ class SamplerOptions(MethodOptions, total=False):
 
 
 class PlaceOptions(TypedDict, total=False):
-    """Where a run goes on, and by what it is guided."""
+    """Where a run takes place, and what guides it."""
 
     device: torch.device | str | None
     guidance: float | Callable[[float], float] | Guidance | None
@@ -66,7 +66,7 @@ class BeginOptions(StartOptions, total=False):
 
 
 class InvertOptions(PlaceOptions, total=False):
-    """Of a run that draws nothing, from a state that is given."""
+    """Of a run that draws nothing and starts from a given state."""
 
     cond: Mapping[str, Any] | None
     uncond: Mapping[str, Any] | None

@@ -176,7 +176,7 @@ class Sampler:
 
     @shows(RUN_DEFAULTS)
     def __call__(self, model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
-        """Sample. `fastdiff.sample` tells of the arguments.
+        """Sample. `fastdiff.sample` explains the arguments.
 
         Returns:
             (B, ...) a fresh tensor, or a tuple of it, a `Trajectory` and an `Info`, as asked for.
@@ -240,9 +240,9 @@ class Sampler:
     def inverse(self) -> Sampler:
         """The same method on the same times upwards, from data to noise: the sampler that `invert` runs.
 
-        The data are taken as the state at the lowest time with noise: the time that the grid ends at, or its schedule's
-        `t_floor` where it ends at sigma = 0, where most networks and solvers are not defined. Of adaptive methods the
-        ODE between the same times.
+        The data are taken as the state at the lowest time with noise. That is the time at which the grid ends, or the
+        schedule's `t_floor` where it ends at sigma = 0: most networks and solvers are not defined there. For adaptive
+        methods it is the ODE between the same times.
 
         Raises:
             ValueError: the method draws noise, or the plan was given as it is; 'dpm_adaptive', which runs from noise to
@@ -285,8 +285,8 @@ class Sampler:
 
     @shows(INVERT_DEFAULTS)
     def invert(self, model: Model, x: torch.Tensor, **options: Any) -> Any:
-        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x, but for the error
-        of the steps, which falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
+        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x up to the
+        error of the steps. It falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
         section 4.3).
 
         Args:
@@ -306,7 +306,7 @@ class Sampler:
         return self.inverse(model, x, **filled("Sampler.invert", options, INVERT_DEFAULTS))
 
     def _check_stated(self, model: Any) -> None:
-        """What the model states must not be passed over in silence, where the sampler was not told otherwise."""
+        """Raise where the model states a prediction or a schedule that does not go with this sampler."""
         prediction = stated(model, "prediction")
         if self.prediction is None and prediction is not None:
             if prediction not in ALL_PREDICTIONS:

@@ -67,7 +67,7 @@ def content() -> str:
         "",
         "",
         "class MethodOptions(TypedDict, total=False):",
-        '    """Options of the methods and of the spacings; `fastdiff methods NAME` tells what each means."""',
+        '    """Options of the methods and of the spacings; `fastdiff methods NAME` says what each means."""',
         "",
         *(f"    {name}: {text}" for name, text in fields.items()),
         "",

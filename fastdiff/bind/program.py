@@ -41,7 +41,7 @@ class Move(NamedTuple):
 def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
     """Where every stage finds and leaves x and u, with two slots and no copies.
 
-    x and u share a slot until a stage tells them apart; a stage that keeps x sends u to the other slot; a stage whose
+    x and u share a slot until a stage makes them differ; a stage that keeps x sends u to the other slot; a stage whose
     next_u and next_x are equal brings them together again.
     """
     result = []
@@ -75,7 +75,7 @@ class Site(NamedTuple):
         spec: the structure of the stage.
         t: the schedule's time: a float, or (B,) float64 where samples differ.
         clock: (rows of the network's input,) the times that the network is given.
-        x0: coefficients and structure of the predicted x0, or None where nobody asks for it.
+        x0: coefficients and structure of the predicted x0, or None where it is not needed.
         where: for errors, such as "step 3 (stage 4, model time 7)": of the batch, or of every sample.
         ignored: (rows,) bool: outputs whose NaN and Inf do not matter, or None.
     """
@@ -100,7 +100,7 @@ class Program:
         values: (stages + 1, WIDTH) coefficients in the state's dtype.
         draws: (stages + 1, 3) int32.
         clock: (stages, rows of network input): the model's times.
-        x0: coefficients and structures of the predicted x0, or None where nobody asks for it.
+        x0: coefficients and structures of the predicted x0, or None where it is not needed.
         raw: whether the model value is the network's raw output, so that outputs themselves may be the history.
     """
 

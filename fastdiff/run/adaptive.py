@@ -76,7 +76,7 @@ class Driver:
         return self.evaluator.binding
 
     def run(self) -> torch.Tensor:
-        """The result: a tensor of its own. `info` tells the rest."""
+        """The result: a tensor of its own. `info` gives the rest."""
         method = self.method
         self.first_value([True] * len(self.lanes))
         self.report()

@@ -40,7 +40,7 @@ SLOT = type("SLOT", (), {"__repr__": lambda self: "SLOT"})()
 
 
 class Refusal(NamedTuple):
-    """Why a run can have no graph; `asked`: since the call asks for work on the host, which needs no warning."""
+    """Why a run can have no graph. `asked`: because the call asks for work on the host, which needs no warning."""
 
     why: str
     asked: bool = False

@@ -30,7 +30,7 @@ RECYCLING: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _owner(model: Any) -> Any:
-    # A bound method is made anew each time that it is asked for.
+    # A bound method is a new object each time that it is asked for.
     return model.__self__ if isinstance(model, MethodType) else model
 
 
@@ -53,9 +53,9 @@ OWN: tuple[int, int | None] = (-1, None)
 class History:
     """Earlier model values, newest first. Where `raw`, the network's own outputs are kept, and no copy is written.
 
-    Networks that replay graphs or engines of their own may return one buffer, or a few in turn. Their memory tells: an
-    output whose storage is still in the history, or a kept one written to since, raises `Recycled`, and the run is
-    repeated with copies.
+    Networks that replay graphs or engines of their own may return one buffer, or a few in turn. Their memory shows it.
+    An output whose storage is still in the history, or a kept one that was written to since, raises `Recycled`, and the
+    run is repeated with copies.
     """
 
     def __init__(self, length: int, raw: bool, copies: bool) -> None:

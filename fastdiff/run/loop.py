@@ -155,7 +155,7 @@ class State:
         self.k = k + 1
 
     def _correct(self, move: Move, echo: Coeffs) -> None:
-        """Let the user's x_t take the place of the step's."""
+        """Use the user's x_t instead of the step's."""
         r, s = self.r, self.r.program.plan.stages[self.k]
         assert self.hooks.correct_xt is not None
         x = corrected("correct_xt", self.hooks.correct_xt(self.x.clone(), s.t_next, s.step + 1), self.x)

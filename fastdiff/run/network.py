@@ -25,7 +25,7 @@ TENSORS = (
 
 
 def stated(model: Any, name: str) -> Any:
-    """What a model states of itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`).
+    """What a model says about itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`).
 
     A wrapper such as DistributedDataParallel, which keeps the model as `module`, says what the model says.
     """
@@ -53,7 +53,7 @@ def sample_shape(model: Any) -> tuple[int, ...] | None:
 
 
 def placement(model: Any) -> tuple[torch.device | None, torch.dtype | None]:
-    """Device and dtype of a module's parameters, as far as they tell; (None, None) for a plain function."""
+    """Device and dtype of a module's parameters, as far as they are known; (None, None) for a plain function."""
     if isinstance(model, torch.nn.Module):
         for p in model.parameters():
             # Quantised weights say nothing about the input, offloaded ones (on "meta") nothing about the device.

@@ -310,7 +310,7 @@ class Exponential:
         return self.decay * x + self.gain(1) * m
 
     def midpoint(self, x: Row, m: Row, d1: Row) -> Row:
-        """Second order with d1 ≈ h·m', as the published "dpmsolver" form has it: half of gain(1) in the place of
+        """Second order with d1 ≈ h·m', as the published "dpmsolver" form has it: half of gain(1) instead of
         gain(2)."""
         return self.first(x, m) + 0.5 * self.gain(1) * d1
 

@@ -35,7 +35,7 @@ def update(space: str, nodes: Sequence[Point], t: Point, values: Sequence[Row], 
     """One multistep update from nodes[0] to t; nodes and values newest first, their number is the order.
 
     The published third-order update halves the second derivative: its D2 = (D1_0 − D1_1)/(r0 + r1) is a divided
-    difference, h²·m''/2, in the place of h²·m'' (derivation and measured orders in docs/parity.md).
+    difference, h²·m''/2, instead of h²·m'' (derivation and measured orders in docs/parity.md).
     """
     step = Exponential(space, nodes[0], t)
     x, m = ROW["x"], values[0]
