@@ -138,12 +138,8 @@ def test_no_private_name_crosses_files(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in MODULES if room(n) in NUMPY_ONLY or n in NUMPY_ONLY])
 def test_tables_need_numpy_alone(name: str) -> None:
     outside = {module.split(".")[0] for module in imports(name, MODULES[name])} - {"fastdiff", "__future__"}
-    allowed = (
-        {"numpy"}
-        | ({"typing_extensions"} if name == "solvers.method_names" else set())
-        | ({"matplotlib", "PIL"} if name in ("plot", "plan.picture") else set())
-    )
-    assert outside - set(sys.stdlib_module_names) <= allowed
+    more = {"plot": {"PIL"}, "plan.picture": {"matplotlib"}, "solvers.method_names": {"typing_extensions"}}
+    assert outside - set(sys.stdlib_module_names) <= {"numpy"} | more.get(name, set())
 
 
 def test_the_import_checker_sees_what_it_should(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.plan import picture
+from fastdiff.plan import REGISTERS, picture
 
 plot = pytest.importorskip("fastdiff.plot")
 Image = pytest.importorskip("PIL.Image")
@@ -74,7 +74,7 @@ def test_registers_of_a_plan_have_their_own_colours(
     lines = [line for line in figures[0].axes[1].get_lines() if line.get_label().startswith("u': ")]
     assert len({line.get_color() for line in lines}) == len(lines)
     assert [line.get_label()[4:] for line in lines] == [
-        name for j, name in enumerate(plot.REGISTERS) if any(stage.next_u[j] for stage in plan.stages)
+        name for j, name in enumerate(REGISTERS) if any(stage.next_u[j] for stage in plan.stages)
     ]
 
 
