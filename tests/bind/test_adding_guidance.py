@@ -25,10 +25,12 @@ how = dict(schedule=edm(0.2, 10.0), spacing=sigmas, dtype=torch.float64, guidanc
 how |= dict(cond={"y": torch.tensor([1.0, 2.0]).double()}, uncond={"y": torch.tensor([5.0, 5.0]).double()})
 runs = {b: fastdiff.sample(model, start, method="ddim", backend=b, **how) for b in ("reference", None)}
 methods = ("dpm3", "unipc", "heun", "dpmpp2m_sde")
+alone = {name: value for name, value in how.items() if name != "spacing"}
+adaptive = fastdiff.sample(model, start, method="ode", t_end=0.2, **alone)
 shapes = {m: list(fastdiff.sample(model, start, method=m, **how).shape) for m in methods}
 print(json.dumps({
     "page": list(x.shape), "finite": bool(torch.isfinite(x).all()), "sigmas": sigmas, "start": start.tolist(),
-    "runs": [run.tolist() for run in runs.values()], "shapes": list(shapes.values()),
+    "runs": [run.tolist() for run in runs.values()], "shapes": [*shapes.values(), list(adaptive.shape)],
 }))
 """
 
@@ -40,7 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_page_runs(page: dict[str, Any]) -> None:
     assert page["page"] == [4, 1, 8, 8] and page["finite"]
-    assert page["shapes"] == [[2, 1, 3, 4]] * 4
+    assert page["shapes"] == [[2, 1, 3, 4]] * 5
 
 
 def test_its_form_is_its_formula(page: dict[str, Any]) -> None:
