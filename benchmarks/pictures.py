@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Data, fastest
-from fastdiff.figure import save_figure
+from fastdiff.files import save_figure
 
 COLOURS = {"eager": "#9aa5b1", "compile": "#e0a458", "fastdiff": "#2a6f97"}
 

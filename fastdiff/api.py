@@ -20,6 +20,7 @@ from fastdiff.options import (
     SamplePlain,
     SampleTrajectory,
     parted,
+    shows,
 )
 from fastdiff.run.network import stated
 from fastdiff.run.report import Info, Trajectory
@@ -71,6 +72,7 @@ def sample(
 ) -> tuple[torch.Tensor, Trajectory, Info]: ...
 
 
+@shows(SAMPLE_DEFAULTS, "method_options")
 def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
     """Sample a diffusion model: `fastdiff.sample(model, steps=10, method="dpm3")`.
 
@@ -95,12 +97,12 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         first_sample: global index of row 0, so that a batch can be split anywhere with the same result.
         noise: your own noise, (draw, like) -> tensor of like's shape, instead of the built-in; draw is -1 for the
             prior, else 0, 1, ... in the order in which noise is needed. It counts draws, not steps: a step whose std is
-            0 draws nothing, others may draw twice; `plan.stages[i].draws` tells.
+            0 draws nothing, others may draw twice; `plan.stages[i].draws` says which.
         guidance: a number s for classifier-free guidance uncond + s·(cond − uncond) (Ho and Salimans 2022, arXiv
             2207.12598), a function of the schedule's time that gives it, or a form of `fastdiff.guidance`:
             `Interval`, `Rescale`, `CFGPlusPlus`, ... `guidance_scale` is another word for a number.
-        cond, uncond: what the two halves of the network's batch are conditioned on, which it is called on at once:
-            dicts of keyword arguments with first dimension B.
+        cond, uncond: conditioning of the two halves, dicts of keyword arguments with first dimension B. The network is
+            called once on both halves.
         classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance
             (Dhariwal and Nichol 2021, arXiv 2105.05233). Called with gradients enabled, on a copy of x that requires
             none. Kept in the wider of its dtype and the network's.
@@ -113,7 +115,7 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         dtype: of the state: torch.float32 or torch.float64.
         device: where to sample; default: x's, else the model's, else the CPU.
         backend: None for the fastest that can run, or one of `fastdiff.backends()`.
-        graph: CUDA graph capture: "auto", True or False.
+        graph: CUDA graph capture: "auto", True or False (docs/graphs.md).
         progress: show a tqdm bar.
         callback: called as callback(stage, time, x, x0) at every network evaluation, with tensors of its own.
         return_trajectory: return (result, Trajectory).

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+_IMAGES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+}
+"""Pillow's names of formats."""
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -34,6 +47,26 @@ def write_whole(path: str | Path, content: bytes) -> None:
     except OSError as error:
         # Its own names are those of the temporary file.
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def save_figure(figure: Any, path: str | Path, dpi: int = 150) -> None:
+    """Write a figure of matplotlib to exactly `path`, whole or not at all; its ending chooses the format, PNG where it
+    has none. ValueError for an unknown ending."""
+    content = io.BytesIO()
+    figure.savefig(content, format=Path(path).suffix[1:].lower() or "png", dpi=dpi)
+    write_whole(path, content.getvalue())
+
+
+def save_image(image: Any, path: str | Path, **options: Any) -> None:
+    """The same for an image of Pillow; `options` go to its `save`."""
+    suffix = Path(path).suffix.lower()
+    if suffix and suffix not in _IMAGES:
+        raise ValueError(
+            f"unknown ending of a picture's file, {suffix!r} in {str(path)!r}: give one of {', '.join(_IMAGES)}"
+        )
+    content = io.BytesIO()
+    image.save(content, format=_IMAGES.get(suffix, "PNG"), **options)
+    write_whole(path, content.getvalue())
 
 
 def _umask() -> int:

@@ -19,8 +19,7 @@ import fastdiff
 from fastdiff import demo, plot
 from fastdiff.demo import training
 from fastdiff.demo.training import Trainer
-from fastdiff.figure import save_image
-from fastdiff.files import write_whole
+from fastdiff.files import save_image, write_whole
 from fastdiff.solvers.gamma import Gamma
 
 

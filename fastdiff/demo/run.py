@@ -18,9 +18,9 @@ import fastdiff
 from fastdiff.demo import WEIGHTS, load_model, pictures
 from fastdiff.demo.eager import dpm3
 from fastdiff.demo.quality import Quality, measure
-from fastdiff.figure import save_image
-from fastdiff.method_names import MethodName
+from fastdiff.files import save_image
 from fastdiff.run.arguments import resolve_device
+from fastdiff.solvers.method_names import MethodName
 
 METHOD: MethodName = "dpm3"
 STEPS = 10

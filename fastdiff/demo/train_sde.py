@@ -22,7 +22,7 @@ from fastdiff.demo.quality import measure
 from fastdiff.demo.run import generate
 from fastdiff.demo.training import Loss, Trainer, command_line, drop_labels, parse, run, stratified, write
 from fastdiff.demo.unet import UNet
-from fastdiff.figure import save_image
+from fastdiff.files import save_image
 from fastdiff.losses import sde_loss
 from fastdiff.schedules import NoiseSchedule
 

@@ -25,7 +25,7 @@ def select(name: str | None, device: torch.device, state: torch.dtype, network: 
 
     Raises:
         ValueError: unknown name.
-        RuntimeError: the named back end cannot run there; it never falls back in silence.
+        RuntimeError: the named back end cannot run there; it never falls back without a word.
     """
     found = _select(name, device, state, network)
     return Recorded(found) if tracing() else found

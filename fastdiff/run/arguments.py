@@ -189,7 +189,7 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
             )
     signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
     if not several:
-        # Made on the device: a copy from the host would wait for all that the stream has still to do.
+        # Made on the device: a copy from the host would wait for all the work that the stream still has.
         seeds = torch.full((batch,), signed[0], dtype=torch.int64, device=device)
         return seeds, torch.arange(first, first + batch, dtype=torch.int32, device=device)
     if len(values) != batch:

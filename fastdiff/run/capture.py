@@ -137,7 +137,7 @@ class CudaCapture:
 
 
 def _clear_workspaces() -> None:
-    """Let cuBLAS take its workspace anew: inside a capture from the graph's own memory, after it from elsewhere.
+    """Let cuBLAS take its workspace again: inside a capture from the graph's own memory, after it from elsewhere.
 
     Torch keeps one for each stream. The warm-up's would be read by the graph's launches, while torch may give it back
     (it does with every graph of torch.compile, and with graphs captured on the same stream: pytorch/pytorch#193402), or

@@ -1,8 +1,8 @@
 """One evaluation: what becomes of a network's output before a stage reads it.
 
-The table's loop, the adaptive driver and loops that callers own all come through here: the checks of the output, the
-halves of guidance, the classifier's gradient, the factors of a rescaled guidance, and the predicted x0, which hooks
-see, the user corrects and dynamic thresholding takes its bounds from.
+The table's loop, the adaptive driver and loops that callers own all come through here. It checks the output, splits
+the halves of guidance or asks for the classifier's gradient, and takes the factors of a rescaled guidance. It makes the
+predicted x0 for hooks, for the user's correction and for the bounds of dynamic thresholding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Callback = Callable[[int, float, torch.Tensor, torch.Tensor], None]
 
 @dataclass(slots=True)
 class Hooks:
-    """What a run reports while it goes, and the user's corrections; everything optional, nothing costs when absent.
+    """What a run reports while it goes, and the user's corrections. All are optional, and what is absent costs nothing.
 
     Attributes:
         progress: given how far the run is: steps done, or percent of the way of an adaptive method.
@@ -49,11 +49,11 @@ class Hooks:
 
 
 class Seen(NamedTuple):
-    """What an evaluation tells beside the outputs that the stage reads.
+    """What an evaluation gives besides the outputs that the stage reads.
 
     Attributes:
         factor: (B,) factors of the guided output, or None.
-        x0: the predicted x0, corrected and thresholded, where anybody asks for it.
+        x0: the predicted x0, corrected and thresholded, where it is needed.
     """
 
     factor: torch.Tensor | None = None
@@ -168,7 +168,7 @@ class Evaluator:
         if hooks.correct_x0 is not None:
             x0 = corrected("correct_x0", hooks.correct_x0(x0, site.t), u)
             buf.first, buf.second = _instead(x0, buf.first, buf.second, site.spec)
-            # It stands for the guided output now; and the stage has yet to read it, while hooks may write into it.
+            # It stands for the guided output now. Hooks may write into it before the stage has read it.
             factor, x0 = None, x0.clone() if watch else x0
         if self.threshold is not None:
             self.threshold(x0, coeffs)
@@ -255,7 +255,7 @@ def _instead(
     x0: torch.Tensor, first: torch.Tensor, second: torch.Tensor | None, spec: StageSpec
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Let the stage, which is bound to the prediction of x0, read the corrected one instead of the network's output."""
-    # Beside x0, the second half of the channels still tells the variance.
+    # Beside x0, the second half of the channels still gives the variance.
     joined = torch.cat([x0, first.chunk(2, dim=1)[1].to(x0.dtype)], dim=1) if spec.learned else x0
     reads = second is not None and spec.mask >> SECOND & 1
     return joined, second.to(x0.dtype) if second is not None and reads else None

@@ -40,7 +40,7 @@ SLOT = type("SLOT", (), {"__repr__": lambda self: "SLOT"})()
 
 
 class Refusal(NamedTuple):
-    """Why a run can have no graph; `asked`: since the call asks for work on the host, which needs no warning."""
+    """Why a run can have no graph. `asked`: because the call asks for work on the host, which needs no warning."""
 
     why: str
     asked: bool = False
@@ -263,7 +263,7 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
     if mode is False or (mode == "auto" and start.device.type != CAPTURE.DEVICE):
         return _deliver(run(r, start), out)
     if CAPTURE.under_way():
-        # A capture inside the caller's is not possible, nor needed: the loop becomes part of that graph.
+        # A capture inside the caller's is neither possible nor needed: the loop becomes part of that graph.
         return _deliver(run(r, start), out)
     key = signature(r, start)
     if isinstance(key, Refusal):
@@ -422,7 +422,7 @@ _CAUSES = (
 
 def _reason(error: BaseException) -> str:
     """One sentence for the causes that are known, and the error's own first line."""
-    # The end of a capture that failed raises too, over the error that tells why.
+    # The end of a capture that failed raises too, over the error that says why.
     while _INVALIDATED in str(error) and error.__context__ is not None:
         error = error.__context__
     text = str(error)

@@ -80,9 +80,9 @@ class State:
         own = self.slots if self.shared is None else [*self.slots, self.shared]
         recorded = r.evaluator.recorded
         addresses = () if recorded else tuple(buffer.data_ptr() for buffer in own)
-        # A run of its own time tensors, since networks scale them in place.
+        # Each run has its own time tensors, since some networks scale them in place.
         self.times = program.clock.clone().unbind(0)
-        # Own noise and corrections may not be asked for twice, so such a run must never begin again.
+        # The user's noise and corrections may not be asked for twice, so such a run must never begin again.
         once = r.noise is not None or r.hooks.correct_x0 is not None or r.echo is not None
         self.past = History(program.plan.history, program.raw, copies or once or recorded, addresses, x.dtype)
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves))
@@ -158,7 +158,7 @@ class State:
         self.k = k + 1
 
     def _correct(self, move: Move, echo: Coeffs) -> None:
-        """Let the user's x_t take the place of the step's."""
+        """Use the user's x_t instead of the step's."""
         r, s = self.r, self.r.program.plan.stages[self.k]
         assert self.hooks.correct_xt is not None
         x = corrected("correct_xt", self.hooks.correct_xt(self.x.clone(), s.t_next, s.step + 1), self.x)

@@ -19,7 +19,7 @@ class _Module(NamedTuple):
 
 
 class Weights:
-    """The memory of a module's parameters and buffers at one moment; of what is no module, nothing is known.
+    """The memory of a module's parameters and buffers at one moment. Nothing is known of a model that is not a module.
 
     The list is kept, so that a look at it costs a dictionary access and an address for each tensor, and no walk through
     the modules. It does not keep the model alive.

@@ -37,8 +37,9 @@ DEFAULT_STEPS = 10
 
 
 def key_of(name: str) -> str:
-    """A name without what other libraries put around it: "sample_" (k-diffusion), "Scheduler", "_gpu" (ComfyUI); and
-    "DPM++ 2M", as user interfaces show it, in letters."""
+    """A name without what other libraries put around it: "sample_" (k-diffusion), "Scheduler", "_gpu" (ComfyUI).
+
+    "DPM++ 2M", as user interfaces show it, is written in letters."""
     key = name.lower().replace("-", "_").replace(" ", "_").replace("++", "pp")
     key = key.removeprefix("sample_").removesuffix("scheduler")
     return key.removesuffix("_gpu").rstrip("_")
@@ -223,7 +224,7 @@ def own_times(spacing: Sequence[float]) -> tuple[float, ...]:
 
 
 def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) -> str:
-    """A method's own spacing, or what takes its place on a schedule where it has no meaning.
+    """A method's own spacing, or another one on a schedule where it has no meaning.
 
     DDIM-type subsequences need a discrete schedule; equal steps of time are poor where time is sigma; and equal steps
     of lambda need a finite one at the start.
