@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(error: BaseException | str, status: int) -> int:
     with contextlib.suppress(OSError):
-        print(f"fastdiff: {error or type(error).__name__}", file=sys.stderr)
+        print(f"fastdiff: {str(error) or type(error).__name__}", file=sys.stderr)
     return status
 
 

@@ -126,6 +126,11 @@ def main(
     """
     out = Path(out_dir)
     device = resolve_device(device or ("cuda" if torch.cuda.is_available() else "cpu"), None, None)
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RuntimeError(f"device={str(device)!r}: torch cannot compute there ({reason}); use device='cpu'") from None
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(weights, device)
     labels = torch.arange(10, device=device).repeat_interleave(PER_CLASS)
