@@ -296,11 +296,8 @@ def atomic_shared(i: Instruction) -> Any:
         for t in np.nonzero(on)[0]:
             place = m.block[t], at[t] // 4
             before[t] = whole[place].view(U32)
-            whole[place] = (
-                kind(int(update(int(whole[place]), int(operand[t]))) & 0xFFFFFFFF)
-                if kind is U32
-                else update(whole[place], operand[t])
-            )
+            value = int(update(int(whole[place]), int(operand[t])))
+            whole[place] = value if kind is I32 else value & 0xFFFFFFFF
         put(m, before, on)
 
     return run

@@ -17,10 +17,9 @@ import floats
 import numpy as np
 import sass
 import torch
-from machine import Machine, Memory
+from machine import BASE, Machine, Memory
 
 from fastdiff.ops import cuda
-from fastdiff.ops.rank import rank
 
 assert accesses.operation is floats.operation  # both are imported for what they register
 
@@ -48,7 +47,7 @@ class Space:
     def take_back(self) -> None:
         """Copies everything into the tensors."""
         for address, content in self.placed.values():
-            start = self.memory.starts[[a for a, _ in self.placed.values()].index(address)]
+            start = address - BASE
             content[:] = self.memory.bytes[start : start + len(content)]
 
 
@@ -74,7 +73,7 @@ class Kernels:
     def _listings(self) -> dict[Path, dict[str, str]]:
         return {}
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - lives as long as the tests
+    @functools.cache  # noqa: B019 - lives as long as the tests
     def loaded(self, name: str) -> tuple[list[sass.Instruction], dict[int, np.ndarray], int, int]:
         """(instructions, constant banks, place of the arguments, bytes of shared memory)."""
         cubin = self.cubins[name]
@@ -99,10 +98,18 @@ class Backend:
         kernels: of one architecture.
         skew: bytes by which every tensor but the coefficients is moved from a multiple of 256.
         order: as `Machine` takes it.
+        rows: blocks along y, instead of as many as there are samples.
+
+    Attributes:
+        ran: beginnings of the names of the stage kernels that were run, without their namespace.
+        machine: of the last launch; `traced`: the thread whose instructions it shall note.
     """
 
-    def __init__(self, kernels: Kernels, skew: int = 0, order: np.random.Generator | None = None) -> None:
-        self.kernels, self.skew, self.order = kernels, skew, order
+    def __init__(
+        self, kernels: Kernels, skew: int = 0, order: np.random.Generator | None = None, rows: int | None = None
+    ) -> None:
+        self.kernels, self.skew, self.order, self.rows = kernels, skew, order, rows
+        self.ran: list[str] = []
         self.machine: Machine | None = None
         self.traced: int | None = None
 
@@ -123,8 +130,9 @@ class Backend:
             if launched is None:
                 return
             fragment, grid_x, grid_y, threads, arguments = launched
+            self.ran.append(fragment)
             self.machine = self.kernels.machine(
-                fragment, (grid_x, grid_y), threads, arguments, space, order=self.order
+                fragment, (grid_x, self.rows or grid_y), threads, arguments, space, order=self.order
             )
             self.machine.traced = self.traced
             self.machine.run()
