@@ -90,10 +90,10 @@ def compiled(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], a
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def constants(spec: StageSpec, split: bool, block: int = 1024) -> dict[str, Any]:
-    names = ("CONVERT", "GUIDED", "M_READS_U", "U_MASK", "X_MASK", "COPIES", "SPREAD")
+def constants(spec: StageSpec, split: bool, block: int = 1024, exchanges: bool = True) -> dict[str, Any]:
+    names = ("CONVERT", "GUIDED", "M_READS_U", "U_MASK", "X_MASK", "COPIES", "LEARNED")
     fixed = dict(zip(names, map(int, spec), strict=True))
-    return {**fixed, "SPLIT": split, "WIDE": False, "BITS": False, "BLOCK": block}
+    return {**fixed, "SPLIT": split, "WIDE": False, "EXCHANGES": exchanges, "BITS": False, "BLOCK": block}
 
 
 def resources(kernel: Any, path: Path) -> dict[str, int]:
