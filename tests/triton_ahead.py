@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def architectures() -> tuple[int, ...]:
 
 def compiled(
     kernel: Any, pointers: dict[str, str], constants: dict[str, Any], arch: int, warps: int = 4,
-    aligned: bool = True, integers: dict[str, str] | None = None,
+    aligned: Collection[str] | None = None,
 ) -> Any:  # fmt: skip
     """`kernel` for compute capability `arch`.
 
@@ -72,8 +73,7 @@ def compiled(
         pointers: the dtype behind each pointer that is given.
         constants: the values of its constants.
         arch, warps: compute capability, such as 90; warps of a program.
-        aligned: whether pointers and sizes are divisible by 16.
-        integers: dtypes of integers other than "i32".
+        aligned: pointers and sizes that are divisible by 16; None: all.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -82,8 +82,8 @@ def compiled(
     signature, given, divisible = {}, {}, []
     for i, name in enumerate(kernel.arg_names):
         if name in pointers or name in SIZES or name in INTEGERS:
-            signature[name] = f"*{pointers[name]}" if name in pointers else (integers or {}).get(name, "i32")
-            if aligned and name not in INTEGERS:
+            signature[name] = f"*{pointers[name]}" if name in pointers else "i32"
+            if name not in INTEGERS and (aligned is None or name in aligned):
                 divisible.append(i)
         else:
             given[name] = constants.get(name)
@@ -107,14 +107,14 @@ def stage_constants(spec: Any, split: bool, block: int = 1024, exchanges: bool =
     return {**fixed, "SPLIT": split, "WIDE": False, "EXCHANGES": exchanges, "BITS": False, "BLOCK": block}
 
 
-def compile_all() -> int:
-    """Compiles every kernel in every form; how many that were."""
+def compile_all(archs: Collection[int]) -> int:
+    """Compiles every kernel in every form for these architectures; how many that were."""
     from fastdiff._triton.noise import fill_kernel
     from fastdiff._triton.quantile import quantile_kernel
     from fastdiff._triton.stage import stage_kernel
 
     count = 0
-    for arch in architectures():
+    for arch in archs:
         for state in (F32, F64):
             for spec, streams in STAGES.values():
                 pointers = {name: state if dtype == F32 else dtype for name, dtype in streams.items()}
@@ -141,7 +141,7 @@ def main(folders: list[str]) -> int:
         return code
     import triton
 
-    print(f"triton {triton.__version__}: {compile_all()} kernels compiled")
+    print(f"triton {triton.__version__}: {compile_all(architectures())} kernels compiled")
     return 0
 
 

@@ -102,7 +102,8 @@ def select(i: Instruction) -> Any:
 
 @operation("FSETP", "DSETP")
 def compare_numbers(i: Instruction) -> Any:
-    only(i, "LT", "LE", "GT", "GE", "EQ", "NE", "LTU", "LEU", "GTU", "GEU", "EQU", "NEU", "NAN", "NUM", "AND", "OR")
+    orders = ("LT", "LE", "GT", "GE", "EQ", "NE")
+    only(i, *orders, *(order + "U" for order in orders), "NAN", "NUM", "MIN", "MAX", "AND", "OR")
     kind, o, name = F32 if i.name == "FSETP" else F64, i.operands, i.parts[0]
     write, other = set_predicate(o[0]), set_predicate(o[1])
     a, b, p = number(o[2], kind), number(o[3], kind), predicate(o[4])
@@ -110,6 +111,10 @@ def compare_numbers(i: Instruction) -> Any:
     def run(m: Machine, on: Array) -> None:
         x, y = np.broadcast_arrays(a(m), b(m))
         unordered = np.isnan(x) | np.isnan(y)
+        if name in ("MIN", "MAX"):  # whether the first is the one, and whether both are NaN
+            write(m, (x < y if name == "MIN" else x > y) | np.isnan(y), on)
+            other(m, np.isnan(x) & np.isnan(y), on)
+            return
         if name in ("NAN", "NUM"):
             result = unordered if name == "NAN" else ~unordered
         elif name.endswith("U"):

@@ -113,6 +113,12 @@ def _instruction(address: int, text: str, high: int) -> Instruction:
     )  # fmt: skip
 
 
+def registers(cubin: Path) -> dict[str, int]:
+    """How many registers a thread of each kernel takes."""
+    text = run_tool("cuobjdump", "--dump-resource-usage", cubin)
+    return {name: int(count) for name, count in re.findall(r"Function (\S+):\s+REG:(\d+)", text)}
+
+
 def _sections(data: bytes) -> dict[str, tuple[int, int, int]]:
     """(offset, size, entry size) of an ELF file's sections."""
     table = struct.unpack_from("<Q", data, 0x28)[0]
