@@ -47,8 +47,8 @@ PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-// (name, grid_x, grid_y, threads, arguments): what `stage` would launch, or None where there is nothing to do. `name` is
-// the beginning of the kernel's mangled name, without its namespace; `arguments` the bytes of its arguments.
+// (name, grid_x, grid_y, threads, arguments): what `stage` would launch, or None where there is nothing to do. `name`
+// is the beginning of the kernel's mangled name, without its namespace; `arguments` the bytes of its arguments.
 PyObject *stage_launch(PyObject *, PyObject *const *args, Py_ssize_t count) {
   StageArgs given;
   long long device = 0, stream = 0;
@@ -58,8 +58,8 @@ PyObject *stage_launch(PyObject *, PyObject *const *args, Py_ssize_t count) {
   const Variant v = variant(a);
   const Geometry g = geometry(a.batch, a.n, EACH_OF[v.shape]);
   char name[96];
-  std::snprintf(name, sizeof name, "stage_kernelI%cLi%dELi%dELi%dELi%dELb%dELb%dELb%dELb%dEE", a.state == F64 ? 'd' : 'f',
-                v.net, v.hist, v.shape, v.entries, v.paired, v.learned, v.noise, v.wide);
+  std::snprintf(name, sizeof name, "stage_kernelI%cLi%dELi%dELi%dELi%dELb%dELb%dELb%dELb%dEE",
+                a.state == F64 ? 'd' : 'f', v.net, v.hist, v.shape, v.entries, v.paired, v.learned, v.noise, v.wide);
   std::string arguments(sizeof a + sizeof g.groups, '\0');
   std::memcpy(&arguments[0], &a, sizeof a);
   std::memcpy(&arguments[sizeof a], &g.groups, sizeof g.groups);
@@ -68,7 +68,8 @@ PyObject *stage_launch(PyObject *, PyObject *const *args, Py_ssize_t count) {
 
 PyMethodDef stage_launch_definition = {
     "stage_launch", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stage_launch)), METH_FASTCALL,
-    "What `stage` would launch: (beginning of the kernel's mangled name, grid_x, grid_y, threads, arguments as bytes)."};
+    "What `stage` would launch: (beginning of the kernel's mangled name, grid_x, grid_y, threads, arguments as "
+    "bytes)."};
 
 PyMethodDef stage_definition = {
     "stage", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stage)), METH_FASTCALL,

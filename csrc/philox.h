@@ -49,8 +49,8 @@ FD_FN Block philox(Block c, uint32_t k0, uint32_t k1) {
   return c;
 }
 
-// a·b + c in one rounding, wherever the processor has that as an instruction. Every fused multiply-add of the arithmetic
-// is written out with it, so that no compiler decides what is fused.
+// a·b + c in one rounding, wherever the processor has that as an instruction. Every fused multiply-add of the
+// arithmetic is written out with it, so that no compiler decides what is fused.
 template <class T>
 FD_FN T multiply_add(T a, T b, T c) {
 #if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -97,8 +97,9 @@ FD_FN float square_root(float v) {
 #endif
 }
 
-// -2 ln v for v in [2^-33, 1]. v = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), so that e = 0 near 1 and the relative
-// accuracy stays good there; ln(1 + f) = f - f^2/2 + f^3 p(f), p a minimax fit of degree 7 (0.1 units of 2^-24).
+// -2 ln v for v in [2^-33, 1]. v = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), so that e = 0 near 1 and the
+// relative accuracy stays good there; ln(1 + f) = f - f^2/2 + f^3 p(f), p a minimax fit of degree 7 (0.1 units of
+// 2^-24).
 FD_FN float minus_two_ln(float v) {
   const uint32_t bits = as_bits(v);
   const int32_t e = int32_t(bits - 0x3F3504F3u) >> 23;

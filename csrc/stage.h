@@ -97,8 +97,8 @@ FD_FN T clipped(const T *row, T u, T g, T lo, T hi, T scale) {
   return multiply_add(row[QU], u, row[QX] * x0);
 }
 
-// exp to 2 units in the last place: 2^k e^r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r), q a minimax fit of degree 4
-// (0.05 units of 2^-24). Written out, so that a loop over it is made of SIMD instructions.
+// exp to 2 units in the last place: 2^k e^r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r), q a minimax fit of degree
+// 4 (0.05 units of 2^-24). Written out, so that a loop over it is made of SIMD instructions.
 FD_FN float exponential(float v) {
   const float w = clamp(v, -87.0f, 88.0f);
   // 1.5·2^23: the sum's low bits are the rounded integer.

@@ -5,9 +5,9 @@
 
 namespace fastdiff {
 
-// Makes `device` current for its lifetime, since a launch on another device's stream would fail. What was current is put
-// back as the driver's context, or none: cudaSetDevice would make a context on a device that has none yet, some hundred
-// MB of it, and cudaGetDevice says 0 where nothing was chosen.
+// Makes `device` current for its lifetime, since a launch on another device's stream would fail. What was current is
+// put back as the driver's context, or none: cudaSetDevice would make a context on a device that has none yet, some
+// hundred MB of it, and cudaGetDevice says 0 where nothing was chosen.
 class Current {
  public:
   explicit Current(int device) {

@@ -7,7 +7,7 @@ cudaError_t launch_stage(const StageArgs &given, cudaStream_t stream) {
   if (a.batch == 0 || a.n == 0) return cudaSuccess;
   const Variant v = variant(a);
   Geometry g = geometry(a.batch, a.n, EACH_OF[v.shape]);
-  const auto kernel = a.state == F64   ? stage_kernel_f64
+  const auto kernel = a.state == F64  ? stage_kernel_f64
                       : v.net == BF16 ? stage_kernel_bf16
                       : v.net == F16  ? stage_kernel_f16
                                       : stage_kernel_f32;

@@ -54,7 +54,8 @@ inline bool vectorizable(const StageArgs &a) {
     const uintptr_t mask = dtype == F16 || dtype == BF16 ? 7 : 15;
     return (reinterpret_cast<uintptr_t>(p) & mask) == 0;
   };
-  bool all = aligned(a.table, a.state) && aligned(a.x, a.state) && aligned(a.u, a.state) && aligned(a.out, a.net) && aligned(a.aux, a.net);
+  bool all = aligned(a.table, a.state) && aligned(a.x, a.state) && aligned(a.u, a.state) && aligned(a.out, a.net) &&
+             aligned(a.aux, a.net);
   for (const void *h : a.h) all = all && aligned(h, a.hist);
   for (const void *z : a.z) all = all && aligned(z, a.state);
   return all && aligned(a.u_out, a.state) && aligned(a.x_out, a.state) && aligned(a.m_out, a.hist) &&

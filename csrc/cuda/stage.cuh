@@ -1,5 +1,5 @@
-// The stage on the GPU, specialised on what its launch says (Variant, in launch.h); everything else is a branch that all
-// threads take alike. No pointer is __restrict__: an output may be an input's buffer.
+// The stage on the GPU, specialised on what its launch says (Variant, in launch.h); everything else is a branch that
+// all threads take alike. No pointer is __restrict__: an output may be an input's buffer.
 #pragma once
 
 #include <type_traits>

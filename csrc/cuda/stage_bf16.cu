@@ -2,8 +2,6 @@
 
 namespace fastdiff {
 
-const void *stage_kernel_bf16(const Variant &v) {
-  return reinterpret_cast<const void *>(exact<BF16>(v));
-}
+const void *stage_kernel_bf16(const Variant &v) { return reinterpret_cast<const void *>(exact<BF16>(v)); }
 
 }  // namespace fastdiff

@@ -11,7 +11,7 @@ Kernel with_noise(bool noise) {
 
 const void *stage_kernel_f64(const Variant &v) {
   const Kernel narrow = stage_kernel<double, ANY, ANY, ALL, 6, true, true, true, false>;
-  return reinterpret_cast<const void *>(!v.wide           ? narrow
+  return reinterpret_cast<const void *>(!v.wide          ? narrow
                                         : v.entries <= 3 ? with_noise<3>(v.noise)
                                                          : with_noise<6>(v.noise));
 }
