@@ -68,12 +68,13 @@ def test_no_kernel_spills() -> None:
     usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", _dump("-res-usage"))
     kernels = {name for name, *_ in usage}
     stages = {name for name in kernels if "stage_kernel" in name}
-    assert len(stages) == 140 and len(kernels) == 146, kernels  # and two kernels of normals and a quantile, for two dtypes
+    # And two kernels of normals and one of quantiles, for each of two dtypes.
+    assert len(stages) == 140 and len(kernels) == 146, kernels
     assert len(usage) == len(kernels) * len(ARCHITECTURES)
     for name, registers, stack, local in usage:
         assert (stack, local) == ("0", "0"), f"{name} keeps {stack} bytes of stack and {local} of local memory"
-        # Of 65536 registers, at least two blocks of 256 threads are resident with float32 state, one with float64; three
-        # where u' is the only combination, of up to three streams beside the state's.
+        # Of 65536 registers, at least two blocks of 256 threads are resident with float32 state, one with float64;
+        # three where u' is the only combination, of up to three streams beside the state's.
         most = 255 if "kernelId" in name else 128
         if re.search(r"kernelIfLi\dELi\dELi0E(Li[0-2]ELb0ELb0|Li[01]ELb1ELb0|Li0ELb0ELb1)", name):
             most = 80

@@ -49,10 +49,10 @@ struct alignas(16) Pack {
   T v[SIZE];
 };
 
-// One pass over this block's share. `found` and `total` belong to the sample; a block alone has no histogram but its
-// own.
+// One pass over this block's share. `found` and `total` are what the blocks of the sample share; a block alone has
+// `own`, in shared memory, and no histogram but its counts.
 template <class T>
-__device__ inline void select_digit(const QuantileArgs &a, const Shares &share, const Pass &pass,
+__device__ inline void select_digit(const QuantileArgs &a, const Shares &share, const Pass &pass, Selection &mine,
                                     Selection *const found, unsigned long long *const total) {
   using Key = typename Keys<T>::type;
   constexpr int own_bins = BINS / QUANTILE_THREADS, PACK = Pack<T>::SIZE;
@@ -67,8 +67,15 @@ __device__ inline void select_digit(const QuantileArgs &a, const Shares &share, 
   const bool alone = share.blocks == 1;
 
   for (int i = t; i < BINS; i += QUANTILE_THREADS) counts[i] = 0;
-  const Key prefix = Key(found->prefix);
-  const int64_t rank = pass.first ? a.low : found->rank;
+  Key prefix = 0;
+  int64_t rank = a.low;
+  if (!pass.first) {
+    if (alone) {
+      prefix = Key(mine.prefix), rank = mine.rank;
+    } else {
+      prefix = Key(found->prefix), rank = found->rank;
+    }
+  }
   const int above = pass.shift + pass.width;
   const Key digits = (Key(1) << pass.width) - 1;
   __syncthreads();
@@ -148,9 +155,14 @@ __device__ inline void select_digit(const QuantileArgs &a, const Shares &share, 
   }
   if (t == 0) {
     const Key leading = Key(prefix << pass.width), key = leading | Key(chosen);
-    found->prefix = key;
-    found->rank = inside;
-    found->done = 0;
+    if (alone) {
+      mine.prefix = key;
+      mine.rank = inside;
+    } else {
+      found->prefix = key;
+      found->rank = inside;
+      found->done = 0;
+    }
     if (pass.last) {
       if (!alone) {
         block_top = __ldcg(&found->top);
@@ -174,17 +186,15 @@ template <class T>
 __global__ void __launch_bounds__(QUANTILE_THREADS)
     quantile_kernel(const QuantileArgs a, const Shares share, const Pass pass, Selection *const selections,
                     unsigned long long *const histograms) {
+  __shared__ Selection mine;
   if (share.blocks > 1) {
     const int64_t b = blockIdx.x / share.blocks;
-    select_digit<T>(a, share, pass, selections + b, histograms + b * BINS);
+    select_digit<T>(a, share, pass, mine, selections + b, histograms + b * BINS);
     return;
   }
-  __shared__ Selection found;
-  if (threadIdx.x == 0) found.prefix = 0;
-  __syncthreads();
 #pragma unroll 1
   for (int left = Keys<T>::BITS; left > 0; left -= DIGIT) {
-    select_digit<T>(a, share, pass_of<T>(left), &found, nullptr);
+    select_digit<T>(a, share, pass_of<T>(left), mine, nullptr, nullptr);
     __syncthreads();
   }
 }

@@ -215,7 +215,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         buf.aux if s.reads_aux else None,
         h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None,
     )  # fmt: skip
-    # Threads hold elements by the width of a stream, and normals by blocks of four: a barrier keeps loads before stores.
+    # Threads hold elements by the width of a stream, and normals by blocks of 4: a barrier keeps loads before stores.
     size = table.element_size()
     exchanges = s.noises or any(t is not None and t.element_size() != size for t in streams)
     rest = (

@@ -22,6 +22,7 @@ from machine import (
     operation,
     predicate,
     set_long,
+    set_predicate,
     set_word,
     word,
 )
@@ -336,17 +337,21 @@ def _by_warp(m: Machine, on: Array) -> list[Array]:
 
 @operation("VOTEU", "VOTE")
 def vote(i: Instruction) -> Any:
-    """The mask of lanes whose predicate holds."""
-    only(i, "ANY")
-    if i.operands[1] not in ("UPT", "PT"):
-        raise Unknown(i.text)
-    put, p = set_word(i.operands[0]), predicate(i.operands[2])
+    """The mask of lanes whose predicate holds, and whether any of them or all of them do."""
+    only(i, "ANY", "ALL")
+    o = list(i.operands)
+    put = None if is_predicate(o[0]) else set_word(o.pop(0))
+    write, p = set_predicate(o[0]), predicate(o[1])
 
     def run(m: Machine, on: Array) -> None:
-        mask = np.zeros(m.threads, U32)
+        mask, result = np.zeros(m.threads, U32), np.zeros(m.threads, bool)
         for warp in _by_warp(m, on):
-            mask[warp] = U32(sum(1 << int(m.lane[t]) for t in warp if p(m)[t]))
-        put(m, mask, on)
+            holds = p(m)[warp]
+            mask[warp] = U32(sum(1 << int(lane) for lane in m.lane[warp][holds]))
+            result[warp] = holds.all() if "ALL" in i.parts else holds.any()
+        if put is not None:
+            put(m, mask, on)
+        write(m, result, on)
 
     return run
 

@@ -20,6 +20,7 @@ import torch
 from machine import BASE, Machine, Memory
 
 from fastdiff.ops import cuda
+from fastdiff.ops.rank import rank
 
 assert accesses.operation is floats.operation  # both are imported for what they register
 
@@ -154,6 +155,25 @@ class Backend:
         wide = n % 4 == 0 and address % 16 == 0
         fragment = f"normal_kernelI{'f' if out.dtype == torch.float32 else 'd'}Lb{int(wide)}E"
         self.kernels.machine(fragment, (grid_x, grid_y), threads, arguments, space, order=self.order).run()
+        space.take_back()
+
+    def quantile_(self, out: torch.Tensor, x: torch.Tensor, q: float, elements: int) -> None:
+        """As `ops.cuda.quantile_`, with so many elements for each block, so that several can share a small sample."""
+        space = Space(skew=self.skew)
+        batch, n = x.shape
+        double = x.dtype == torch.float64
+        blocks, bits = -(-n // elements), 63 if double else 31
+        workspace = torch.zeros(batch * (40 + 8 * 2048) if blocks > 1 else 1, dtype=torch.uint8)
+        state = space.address(workspace, False)
+        low, weight = rank(q, n)
+        given = struct.pack("<QQi4xqqqd", space.address(out), space.address(x), CODES[x.dtype], batch, n, low, weight)
+        for left in range(bits, 0, -11 if blocks > 1 else -bits):
+            width = min(left, 11)
+            digit = struct.pack("<ii??2x", left - width, width, left == bits, left == width)
+            arguments = given + struct.pack("<I4xq", blocks, elements) + digit + b"\0" * 4
+            arguments += struct.pack("<QQ", state, state + 40 * batch)
+            fragment = f"quantile_kernelI{'d' if double else 'f'}E"
+            self.kernels.machine(fragment, (batch * blocks, 1), 256, arguments, space, order=self.order).run()
         space.take_back()
 
 

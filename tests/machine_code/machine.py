@@ -112,7 +112,7 @@ class Machine:
         self.predicates = np.zeros((8, n), bool)
         self.uniform_predicates = np.zeros((8, n), bool)
         self.predicates[7] = self.uniform_predicates[7] = True
-        self.shared = np.full((grid[0] * grid[1], shared), 0xFF, np.uint8)
+        self.shared = np.full((grid[0] * grid[1], -(-shared // 16) * 16), 0xFF, np.uint8)
         self.counter = np.zeros(n, I64)
         self.alive = np.ones(n, bool)
         self.at_barrier = np.zeros(n, bool)  # of the block

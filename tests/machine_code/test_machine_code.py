@@ -193,6 +193,29 @@ def test_a_table_that_is_not_aligned_is_read_number_by_number() -> None:
     assert backend.ran[0].endswith("Lb0EE")
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize(("n", "elements"), [(1, 4), (700, 700), (701, 704), (1200, 400)])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_quantiles(arch: str, n: int, elements: int, dtype: torch.dtype) -> None:
+    """By blocks alone and by several, in packs and one by one, with ties, an infinite element and a NaN."""
+    x = torch.randn(3, n, dtype=dtype)
+    x[1] = x[1].mul(4).round()
+    x[2, n // 2] = torch.nan if n == 701 else torch.inf
+    for q in (0.995, 0.5):
+        out, want = torch.full((3,), 7.0, dtype=dtype), torch.empty(3, dtype=dtype)
+        reference.quantile_(want, x, q)
+        Backend(kernels(arch)).quantile_(out, x, q, elements)
+        torch.testing.assert_close(out, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_quantiles_with_warps_in_any_order() -> None:
+    x, out, want = torch.randn(1, 520), torch.empty(1), torch.empty(1)
+    reference.quantile_(want, x, 0.9)
+    for seed, elements in enumerate((520, 260)):
+        Backend(kernels("sm_90"), order=np.random.default_rng(seed)).quantile_(out, x, 0.9, elements)
+        assert torch.equal(out, want)
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES[:2])
 def test_warps_may_run_in_any_order(arch: str) -> None:
     """Outputs in place of inputs: no thread may read what another writes."""
