@@ -1,15 +1,15 @@
-"""The arguments of `sample`, `Sampler` and its calls, each declared once. `fastdiff.sample` tells what each means."""
+"""The arguments of `sample`, `Sampler` and its calls, each declared once. `fastdiff.sample` explains each."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from typing_extensions import Required, TypedDict
 
 from fastdiff.guidance import Guidance
-from fastdiff.method_names import MethodName, MethodOptions
 from fastdiff.names import CONDITIONING, ELSEWHERE, misplaced, nearest
 from fastdiff.plan import Plan
 from fastdiff.run.corrections import CorrectX0, CorrectXt
@@ -18,15 +18,17 @@ from fastdiff.run.history import Noise
 from fastdiff.run.threshold import Dynamic
 from fastdiff.schedules import NoiseSchedule
 from fastdiff.solvers import GRID_OPTIONS, METHODS, Method
+from fastdiff.solvers.method_names import MethodName, MethodOptions
 
 Clip = Literal["dynamic"] | Dynamic | tuple[float, float] | None
 Prediction = Literal["eps", "x0", "v", "score", "flow", "previous"]
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Seeds = int | Sequence[int] | torch.Tensor
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class SamplerOptions(MethodOptions, total=False):
-    """What a `Sampler` is made with, beside its method and steps."""
+    """What a `Sampler` is made with, besides its method and steps."""
 
     schedule: str | NoiseSchedule | None
     prediction: Prediction | None
@@ -41,7 +43,7 @@ class SamplerOptions(MethodOptions, total=False):
 
 
 class PlaceOptions(TypedDict, total=False):
-    """Where a run goes on, and by what it is guided."""
+    """Where a run takes place, and what guides it."""
 
     device: torch.device | str | None
     guidance: float | Callable[[float], float] | Guidance | None
@@ -64,7 +66,7 @@ class BeginOptions(StartOptions, total=False):
 
 
 class InvertOptions(PlaceOptions, total=False):
-    """Of a run that draws nothing, from a state that is given."""
+    """Of a run that draws nothing and starts from a given state."""
 
     cond: Mapping[str, Any] | None
     uncond: Mapping[str, Any] | None
@@ -83,7 +85,7 @@ class RunOptions(StartOptions, InvertOptions, total=False):
     """Of one run."""
 
 
-# What a run returns depends on two arguments: one class for each pair of them, for the overloads.
+# What a run returns depends on two arguments: the overloads need one class for each pair of values.
 
 
 class Plain(RunOptions, total=False):
@@ -179,10 +181,10 @@ def filled(call: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     Raises:
         TypeError: an argument that `call` does not take, with the place where it goes or the nearest that it takes.
     """
-    for name in given:
-        if name not in defaults:
-            raise TypeError(_unknown(call, name, defaults))
-    return {**defaults, **given}
+    whole = {**defaults, **given}
+    if len(whole) > len(defaults):
+        raise TypeError(_unknown(call, next(name for name in given if name not in defaults), defaults))
+    return whole
 
 
 def parted(
@@ -196,6 +198,8 @@ def parted(
         ValueError: a name that belongs to another call or library, or is nearest to an argument.
     """
     options = {k: v for k, v in given.items() if k not in defaults}
+    if not options:
+        return {**defaults, **given}, options
     own = [*GRID_OPTIONS, *(() if method is None else method.options)]
     everywhere = {*own, *(name for m in METHODS.values() for name in m.options)}
     arguments = [*defaults, *CHOICE]
@@ -203,6 +207,21 @@ def parted(
         if name not in everywhere and (known_elsewhere(name) or nearest(name, [*arguments, *own]) in arguments):
             raise ValueError(_unknown(call, name, arguments))
     return {**defaults, **{k: v for k, v in given.items() if k in defaults}}, options
+
+
+def shows(defaults: Mapping[str, Any], *more: str) -> Callable[[F], F]:
+    """For `help` and notebooks: a signature with the keyword arguments by name; `more` stands for others."""
+
+    def decorate(function: F) -> F:
+        kinds = inspect.Parameter
+        signature = inspect.signature(function)
+        named = [p for p in signature.parameters.values() if p.kind is not kinds.VAR_KEYWORD]
+        named += [kinds(name, kinds.KEYWORD_ONLY, default=value) for name, value in defaults.items()]
+        named += [kinds(name, kinds.VAR_KEYWORD) for name in more]
+        function.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def known_elsewhere(name: str) -> bool:

@@ -14,11 +14,6 @@ import numpy as np
 
 from fastdiff.names import unknown
 
-PREDICTIONS = ("eps", "x0", "v", "score", "flow")
-PREVIOUS = "previous"
-"""The mean of the next, cleaner state: apart from `PREDICTIONS`, as it is a statement about a step, not a time."""
-ALL_PREDICTIONS = (*PREDICTIONS, PREVIOUS)
-
 Form = tuple[Any, Any]
 """(p, q), floats or float64 arrays."""
 
@@ -34,6 +29,11 @@ TARGETS: dict[str, Callable[[Any, Any], Form]] = {
     "flow": lambda alpha, sigma: (-1.0, 1.0),
 }
 """(p, q) of each prediction as a function of alpha and sigma."""
+
+PREDICTIONS = tuple(TARGETS)
+PREVIOUS = "previous"
+"""The mean of the next, cleaner state: apart from `PREDICTIONS`, as it is a statement about a step, not a time."""
+ALL_PREDICTIONS = (*PREDICTIONS, PREVIOUS)
 
 SPACES = {"noise": "eps", "data": "x0", "velocity": "flow", "score": "score"}
 """The prediction that a solver's model value is, for each space of a plan."""

@@ -11,7 +11,6 @@ from typing_extensions import Unpack
 
 from fastdiff import guidance, solvers
 from fastdiff.bind import Binding
-from fastdiff.method_names import MethodName
 from fastdiff.names import unknown
 from fastdiff.options import (
     BEGIN_DEFAULTS,
@@ -28,6 +27,7 @@ from fastdiff.options import (
     WithTrajectory,
     filled,
     parted,
+    shows,
 )
 from fastdiff.plan import Plan
 from fastdiff.prediction import ALL_PREDICTIONS, check_previous
@@ -52,6 +52,7 @@ from fastdiff.run.planned import PlanEngine
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers import Method
+from fastdiff.solvers.method_names import MethodName
 
 Model = Callable[..., Any]
 
@@ -113,7 +114,8 @@ class Sampler:
         else:
             spacing = given["spacing"]
             named = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
-            asked = {"steps": steps, "schedule": self.schedule, "spacing": named, **method.settled(options)}
+            settled = {name: solvers.settled(name, value) for name, value in options.items()}
+            asked = {"steps": steps, "schedule": self.schedule, "spacing": named, **settled}
             asked.update(t_start=given["t_start"], t_end=given["t_end"])
             made = _plan(method, asked)
             self._asked = method, asked
@@ -176,8 +178,9 @@ class Sampler:
         self, model: Model, x: torch.Tensor | None = None, **options: Unpack[WithBoth]
     ) -> tuple[torch.Tensor, Trajectory, Info]: ...
 
+    @shows(RUN_DEFAULTS)
     def __call__(self, model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
-        """Sample. `fastdiff.sample` tells of the arguments.
+        """Sample. `fastdiff.sample` explains the arguments.
 
         Returns:
             (B, ...) a fresh tensor, or a tuple of it, a `Trajectory` and an `Info`, as asked for.
@@ -241,9 +244,9 @@ class Sampler:
     def inverse(self) -> Sampler:
         """The same method on the same times upwards, from data to noise: the sampler that `invert` runs.
 
-        The data are taken as the state at the lowest time with noise: the time that the grid ends at, or its schedule's
-        `t_floor` where it ends at sigma = 0, where most networks and solvers are not defined. Of adaptive methods the
-        ODE between the same times.
+        The data are taken as the state at the lowest time with noise. That is the time at which the grid ends, or the
+        schedule's `t_floor` where it ends at sigma = 0: most networks and solvers are not defined there. For adaptive
+        methods it is the ODE between the same times.
 
         Raises:
             ValueError: the method draws noise, or the plan was given as it is; 'dpm_adaptive', which runs from noise to
@@ -284,9 +287,10 @@ class Sampler:
         self, model: Model, x: torch.Tensor, **options: Unpack[InvertTrajectory]
     ) -> tuple[torch.Tensor, Trajectory]: ...
 
+    @shows(INVERT_DEFAULTS)
     def invert(self, model: Model, x: torch.Tensor, **options: Any) -> Any:
-        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x, but for the error
-        of the steps, which falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
+        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x up to the
+        error of the steps. It falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
         section 4.3).
 
         Args:
@@ -306,7 +310,7 @@ class Sampler:
         return self.inverse(model, x, **filled("Sampler.invert", options, INVERT_DEFAULTS))
 
     def _check_stated(self, model: Any) -> None:
-        """What the model states must not be passed over in silence, where the sampler was not told otherwise."""
+        """Raise where the model states a prediction or a schedule that does not go with this sampler."""
         prediction = stated(model, "prediction")
         if self.prediction is None and prediction is not None:
             if prediction not in ALL_PREDICTIONS:
@@ -322,6 +326,7 @@ class Sampler:
                 "Sampler(..., schedule=model.schedule)"
             )
 
+    @shows(BEGIN_DEFAULTS)
     def begin(self, x: torch.Tensor | None = None, **options: Unpack[BeginOptions]) -> State:
         """Start a run whose loop is the caller's, who evaluates the network:
 

@@ -1,4 +1,4 @@
-"""Writes fastdiff/method_names.py: the names and options of all methods, for editors and type checkers.
+"""Writes fastdiff/solvers/method_names.py: the names and options of all methods, for editors and type checkers.
 
 python tools/method_names.py          # writes the file
 python tools/method_names.py --check  # fails where it is not what would be written
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "fastdiff" / "method_names.py"
+TARGET = ROOT / "fastdiff" / "solvers" / "method_names.py"
 GRID_TYPES = {"rho": "float", "steps_offset": "int", "final": 'Literal["clean", "t_min"]'}
 
 
@@ -67,7 +67,7 @@ def content() -> str:
         "",
         "",
         "class MethodOptions(TypedDict, total=False):",
-        '    """Options of the methods and of the spacings; `fastdiff methods NAME` tells what each means."""',
+        '    """Options of the methods and of the spacings; `fastdiff methods NAME` says what each means."""',
         "",
         *(f"    {name}: {text}" for name, text in fields.items()),
         "",

@@ -18,7 +18,7 @@ from fastdiff.analytic import Gamma, estimate_gamma
 from fastdiff.demo import WEIGHTS, load_model
 from fastdiff.demo.data import load_digits
 from fastdiff.demo.quality import measure
-from fastdiff.method_names import MethodName
+from fastdiff.solvers.method_names import MethodName
 
 SAMPLES = 256
 BATCH = 250

@@ -121,8 +121,8 @@ class Plan:
         for k, s in enumerate(self.stages):
             s.validate(f"stage {k}", kept)
             kept += s.keep
-            # Heun and singlestep methods come back to a time inside a step; two steps that begin at one model time do
-            # not.
+            # Heun and singlestep methods evaluate one time twice inside a step. Two steps may not begin at one model
+            # time.
             if s.evaluate and s.step != step:
                 step = s.step
                 if s.model_time in starts:
@@ -152,7 +152,7 @@ class Plan:
         truth = {"alpha": schedule.alpha(t), "sigma": schedule.sigma(t), "model_time": schedule.model_time(t)}
         for name, values in truth.items():
             own = np.array([getattr(s, name) for s in self.stages])
-            # What another machine's exp and log may change, and no more.
+            # No more than the exp and log of another machine may change.
             bad = np.abs(own - values) > 1e-9 * np.abs(values) + 1e-12
             if bad.any():
                 k = int(np.argmax(bad))
@@ -165,7 +165,12 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The inverse of `to_json`. Raises ValueError if `text` is not a plan, or of an unknown format."""
-        return cls(**parse(text, cls))
+        fields = parse(text, cls)
+        try:
+            return cls(**fields)
+        except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            # Of the mappings, whose content only their readers know.
+            raise ValueError(f"not a fastdiff plan: {type(error).__name__}: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Write `to_json()` to `path`, whole or not at all."""

@@ -96,9 +96,9 @@ def _clip(clip: Any) -> Dynamic | tuple[float, float] | None:
 
 def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
     """Classifier-free guidance and its two conditions go together."""
-    given = {"guidance": batched, "cond": cond is not None, "uncond": uncond is not None}
-    if not any(given.values()) or all(given.values()):
+    if batched == (cond is not None) == (uncond is not None):
         return
+    given = {"guidance": batched, "cond": cond is not None, "uncond": uncond is not None}
     name = "guidance_scale" if scale is not None else "guidance"
     have = ", ".join(name if k == "guidance" else k for k, v in given.items() if v)
     need = ", ".join(name if k == "guidance" else k for k, v in given.items() if not v)
@@ -110,6 +110,8 @@ def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
 
 def check_callables(noise: Any, callback: Any) -> None:
     """The two functions that a run calls."""
+    if noise is None and callback is None:
+        return
     calls = (
         ("noise", noise, "noise(draw, like) -> tensor of like's shape"),
         ("callback", callback, "callback(stage, time, x, x0)"),
@@ -120,7 +122,8 @@ def check_callables(noise: Any, callback: Any) -> None:
             raise TypeError(f"{name} must be callable as {call}, got {type(value).__name__}{hint}")
 
 
-def check_x(x: Any) -> None:
+def check_x(x: Any) -> torch.Tensor:
+    """`x`, through the door of `fastdiff.ops`; raises for what no run can begin with."""
     if not isinstance(x, torch.Tensor):
         hint = ""
         if isinstance(x, tuple | list):
@@ -133,18 +136,21 @@ def check_x(x: Any) -> None:
                 "sampler.step(state, model(state.input, state.time))"
             )
         raise TypeError(f"x must be a torch.Tensor of shape (B, ...), got {type(x).__name__}{hint}")
+    x = ops.admitted("x", x)
     if not x.dtype.is_floating_point:
         raise TypeError(f"x has dtype {x.dtype}; expected floating point: pass x.float()")
     if x.ndim < 1 or x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, ...) with at least one sample and one element")
     if x.requires_grad:
         raise ValueError("x requires grad, but sampling runs without gradients: pass x.detach()")
+    return x
 
 
 def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """x, already checked, as a contiguous state; ValueError for values that are not finite in its dtype."""
     state = x.detach().to(device=device, dtype=dtype).contiguous()
-    if not bool(torch.isfinite(state).all()):
+    # On a device this would wait for it, in every call: check_finite=True looks at what the network makes of x.
+    if x.device.type == "cpu" and not ops.symbolic(x) and not bool(torch.isfinite(state).all()):
         if bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"x has values up to {float(x.detach().abs().max()):.3g}, which {dtype} cannot hold: scale it, or give "
@@ -173,6 +179,7 @@ def check_out(out: Any, start: torch.Tensor) -> None:
         return
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"out must be a torch.Tensor of shape {tuple(start.shape)}, got {type(out).__name__}")
+    ops.admitted("out", out)
     got = (tuple(out.shape), out.dtype, out.device)
     want = (tuple(start.shape), start.dtype, start.device)
     if got != want or out.requires_grad:
@@ -238,7 +245,7 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
             )
     signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
     if not several:
-        # Made on the device: a copy from the host would wait for all that the stream has still to do.
+        # Made on the device: a copy from the host would wait for all the work that the stream still has.
         seeds = torch.full((batch,), signed[0], dtype=torch.int64, device=device)
         return seeds, torch.arange(first, first + batch, dtype=torch.int32, device=device)
     if len(values) != batch:
@@ -258,6 +265,7 @@ def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
         )
-    if not bool(torch.isfinite(value).all()):
+    value = ops.returned("noise", value)
+    if value.device.type == "cpu" and not ops.symbolic(value) and not bool(torch.isfinite(value).all()):
         raise ValueError("noise(-1, like) returned NaN or Inf; expected standard normals, the prior's noise")
     return value

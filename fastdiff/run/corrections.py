@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastdiff.ops import returned
 from fastdiff.plan import Plan
 
 CorrectX0 = Callable[[torch.Tensor, Any], torch.Tensor]
@@ -15,7 +16,9 @@ CorrectXt = Callable[[torch.Tensor, float, int], torch.Tensor]
 
 
 def check_calls(correct_x0: Any, correct_xt: Any) -> None:
-    """Raise TypeError for what cannot be called as corrections are: before the run, not in its middle."""
+    """Raise TypeError for a correction that cannot be called: before the run, not in its middle."""
+    if correct_x0 is None and correct_xt is None:
+        return
     for name, value, arguments in (
         ("correct_x0", correct_x0, ("x0", "t")),
         ("correct_xt", correct_xt, ("x", "t", "step")),
@@ -75,4 +78,4 @@ def corrected(name: str, value: Any, like: torch.Tensor) -> torch.Tensor:
             f"{name} returned {got}; expected a tensor of shape {tuple(like.shape)} on {like.device}: return its first "
             "argument where there is nothing to correct"
         )
-    return value.detach().to(like.dtype).contiguous()
+    return returned(name, value).detach().to(like.dtype).contiguous()

@@ -1,8 +1,8 @@
 """One evaluation: what becomes of a network's output before a stage reads it.
 
-The table's loop, the adaptive driver and loops that callers own all come through here: the checks of the output, the
-halves of guidance, the classifier's gradient, the factors of a rescaled guidance, and the predicted x0, which hooks
-see, the user corrects and dynamic thresholding takes its bounds from.
+The table's loop, the adaptive driver and loops that callers own all come through here. It checks the output, splits
+the halves of guidance or asks for the classifier's gradient, and takes the factors of a rescaled guidance. It makes the
+predicted x0 for hooks, for the user's correction and for the bounds of dynamic thresholding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from fastdiff.bind import Binding, Site
-from fastdiff.ops import Backend, Buffers, Coeffs
+from fastdiff.ops import Backend, Buffers, Coeffs, address, returned, tracing
 from fastdiff.ops.layout import W1, StageSpec
 from fastdiff.plan import SECOND
 from fastdiff.run.corrections import CorrectX0, CorrectXt, corrected
@@ -28,7 +28,7 @@ Callback = Callable[[int, float, torch.Tensor, torch.Tensor], None]
 
 @dataclass(slots=True)
 class Hooks:
-    """What a run reports while it goes, and the user's corrections; everything optional, nothing costs when absent.
+    """What a run reports while it goes, and the user's corrections. All are optional, and what is absent costs nothing.
 
     Attributes:
         progress: given how far the run is: steps done, or percent of the way of an adaptive method.
@@ -50,19 +50,19 @@ class Hooks:
         return self.callback is not None or self.trajectory is not None
 
 
-class Outputs(NamedTuple):
-    """What a stage reads of an evaluation.
+class Seen(NamedTuple):
+    """What an evaluation gives besides the outputs that the stage reads.
 
     Attributes:
-        first, second: see `Buffers`.
         factor: (B,) factors of the guided output, or None.
-        x0: the predicted x0, corrected and thresholded, where anybody asks for it.
+        x0: the predicted x0, corrected and thresholded, where it is needed.
     """
 
-    first: torch.Tensor
-    second: torch.Tensor | None
-    factor: torch.Tensor | None
-    x0: torch.Tensor | None
+    factor: torch.Tensor | None = None
+    x0: torch.Tensor | None = None
+
+
+NOTHING = Seen()
 
 
 class Evaluator:
@@ -71,6 +71,12 @@ class Evaluator:
     Args:
         keeps_input: whether the network is given memory that the sampler still needs afterwards, so that a change in
             place must be seen.
+
+    Attributes:
+        recorded: whether operations are recorded, so that outputs may have no memory.
+        lends: whether the network is called on memory of the sampler's own. Not under a compiler, which knows no
+            versions of tensors.
+        storage: the address of the last output's storage; 0 where `recorded`.
     """
 
     def __init__(
@@ -84,11 +90,19 @@ class Evaluator:
         keeps_input: bool,
     ) -> None:
         self.network, self.backend, self.binding, self.hooks = network, backend, binding, hooks
-        self.threshold, self.state_dtype, self.keeps_input = threshold, state_dtype, keeps_input
+        self.threshold, self.state_dtype = threshold, state_dtype
         self.admitted: torch.dtype | None = None
-        self.version = 0
+        self.version = self.storage = 0
+        self.recorded = tracing()
+        self.lends = not (self.recorded and torch.compiler.is_compiling())
+        self.keeps_input = keeps_input and self.lends
+        # Asked for at every evaluation.
+        self.guided, self.gradient = network.guided, binding.guidance.gradient
+        self.rescales = self.guided and binding.guidance.rescales
+        self.plain = not self.guided and self.gradient is None
         # How many more inputs are compared with a copy: a change behind torch leaves the version as it is.
-        self.compared = math.inf if keeps_input and not reads_only(network.model) else 0
+        known = self.recorded or not self.keeps_input or reads_only(network.model)
+        self.compared = 0 if known else math.inf
         self.copy: torch.Tensor | None = None
 
     def on(self, network: Network) -> Evaluator:
@@ -99,8 +113,9 @@ class Evaluator:
 
     def give(self, given: torch.Tensor) -> None:
         """The network is about to be called on `given`."""
-        self.version = given._version
-        self.copy = given.clone() if self.compared > 0 and comparable(given) else None
+        if self.keeps_input:
+            self.version = given._version
+            self.copy = given.clone() if self.compared > 0 and comparable(given) else None
 
     def complete(self) -> None:
         """A whole run went through: its model leaves its input alone."""
@@ -131,47 +146,54 @@ class Evaluator:
                     "cast it, lambda x, t, **kw: model(x, t, **kw).float()"
                 )
             self.admitted = out.dtype
-        if not out.is_contiguous():
+        if self.recorded:
             out = out.contiguous()
+        else:
+            if out.is_neg():
+                out = out.resolve_neg()
+            self.storage = address("the model's output", out)
+            if not out.is_contiguous():
+                out = out.contiguous()
+                self.storage = out.data_ptr()
         if self.hooks.finite and report:
             require_finite(out, site, self.network.batch, self.state_dtype)
         return out
 
-    def outputs(self, out: torch.Tensor, u: torch.Tensor, site: Site, coeffs: Coeffs, watch: bool = False) -> Outputs:
-        """What the stage reads of an admitted output at `u`; `watch`: whether hooks want the predicted x0."""
-        guidance = self.binding.guidance
-        first, second, factor = out, None, None
-        if self.network.guided:
+    def read(self, out: torch.Tensor, buf: Buffers, site: Site, coeffs: Coeffs, watch: bool = False) -> Seen:
+        """Put an admitted output at `buf.u` where the stage reads it; `watch`: whether hooks want the predicted x0."""
+        buf.first = out
+        if self.plain and site.x0 is None:
+            return NOTHING
+        u, factor = buf.u, None
+        assert u is not None
+        if self.guided:
             batch = len(u)
-            first, second = out.narrow(0, 0, batch), out.narrow(0, batch, batch)
-        elif guidance.gradient is not None:
-            first, second = with_gradient(guidance.gradient, u, site.clock.clone(), out)
+            buf.first, buf.second = out.narrow(0, 0, batch), out.narrow(0, batch, batch)
+            if self.rescales:
+                factor = self._factor(buf.first, buf.second, site, coeffs)
+        elif self.gradient is not None:
+            buf.first, buf.second = with_gradient(self.gradient, u, site.clock.clone(), out)
             if self.hooks.finite:
-                require_finite(second, site, len(u), self.state_dtype, "classifier_grad")
-        if guidance.rescales:
-            factor = self._factor(first, second, site, coeffs)
+                require_finite(buf.second, site, len(u), self.state_dtype, "classifier_grad")
         hooks = self.hooks
         if site.x0 is None or not (watch or self.threshold is not None or hooks.correct_x0 is not None):
-            return Outputs(first, second, factor, None)
+            return NOTHING if factor is None else Seen(factor)
         values, spec = site.x0
         x0 = torch.empty_like(u)
         data, row = placed(Coeffs(values, coeffs.draws, coeffs.seeds, coeffs.index, rows=coeffs.rows), site.row, factor)
-        self.backend.stage(spec, row, data, Buffers(u=u, first=first, second=second, u_out=x0))
+        self.backend.stage(spec, row, data, Buffers(u=u, first=buf.first, second=buf.second, u_out=x0))
         if hooks.correct_x0 is not None:
             x0 = corrected("correct_x0", hooks.correct_x0(x0, site.t), u)
-            first, second = _instead(x0, first, second, site.spec)
-            # It stands for the guided output now; and the stage has yet to read it, while hooks may write into it.
+            buf.first, buf.second = _instead(x0, buf.first, buf.second, site.spec)
+            # It stands for the guided output now. Hooks may write into it before the stage has read it.
             factor, x0 = None, x0.clone() if watch else x0
         if self.threshold is not None:
             self.threshold(x0, coeffs)
         if watch:
             x0 = _clamped(x0, coeffs)
-        return Outputs(first, second, factor, x0)
+        return Seen(factor, x0)
 
-    def _factor(
-        self, first: torch.Tensor, second: torch.Tensor | None, site: Site, coeffs: Coeffs
-    ) -> torch.Tensor | None:
-        assert second is not None
+    def _factor(self, first: torch.Tensor, second: torch.Tensor, site: Site, coeffs: Coeffs) -> torch.Tensor | None:
         if site.spec.learned:
             first, second = first.chunk(2, dim=1)[0], second.chunk(2, dim=1)[0]
         weights = own_rows(coeffs, site.row).narrow(1, W1, 2)
@@ -224,6 +246,7 @@ def with_gradient(
     if not isinstance(grad, torch.Tensor) or grad.shape != u.shape:
         got = tuple(grad.shape) if isinstance(grad, torch.Tensor) else type(grad).__name__
         raise ValueError(f"classifier_grad returned {got}, expected a tensor of x's shape {tuple(u.shape)}")
+    grad = returned("classifier_grad", grad)
     wider = torch.promote_types(out.dtype, grad.dtype)
     return out.to(wider), grad.detach().to(device=out.device, dtype=wider).contiguous()
 
@@ -250,7 +273,7 @@ def _instead(
     x0: torch.Tensor, first: torch.Tensor, second: torch.Tensor | None, spec: StageSpec
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Let the stage, which is bound to the prediction of x0, read the corrected one instead of the network's output."""
-    # Beside x0, the second half of the channels still tells the variance.
+    # Beside x0, the second half of the channels still gives the variance.
     joined = torch.cat([x0, first.chunk(2, dim=1)[1].to(x0.dtype)], dim=1) if spec.learned else x0
     reads = second is not None and spec.mask >> SECOND & 1
     return joined, second.to(x0.dtype) if second is not None and reads else None

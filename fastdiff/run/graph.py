@@ -25,6 +25,7 @@ from fastdiff.ops import Coeffs
 from fastdiff.run.capture import CudaCapture
 from fastdiff.run.history import recycles
 from fastdiff.run.loop import Run, run
+from fastdiff.run.weights import Weights
 
 MAX_GRAPHS = 16
 """How many graphs are kept, the least recently used going first."""
@@ -39,7 +40,7 @@ SLOT = type("SLOT", (), {"__repr__": lambda self: "SLOT"})()
 
 
 class Refusal(NamedTuple):
-    """Why a run can have no graph; `asked`: since the call asks for work on the host, which needs no warning."""
+    """Why a run can have no graph. `asked`: because the call asks for work on the host, which needs no warning."""
 
     why: str
     asked: bool = False
@@ -71,7 +72,7 @@ class Entry:
     start: torch.Tensor
     result: torch.Tensor
     leaves: Leaves
-    addresses: tuple[int, ...]
+    weights: Weights
     stream: Any
     sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
@@ -112,6 +113,10 @@ class Cache:
             self.entries[key] = entry
             while len(self.entries) > MAX_GRAPHS:
                 self.entries.popitem(last=False)
+
+    def forget(self, key: Hashable) -> None:
+        with self.lock:
+            self.entries.pop(key, None)
 
     def first_time(self, key: Hashable) -> bool:
         with self.lock:
@@ -183,16 +188,6 @@ def _leaves(kwargs: dict[str, Any]) -> Leaves:
     tensors = [v for v in values if isinstance(v, torch.Tensor)]
     rest = tuple(SLOT if isinstance(v, torch.Tensor) else v for v in values)
     return Leaves(tensors, rest, spec)
-
-
-def _parameters(model: Any) -> list[torch.Tensor]:
-    owner = model.__self__ if isinstance(model, MethodType) else model
-    return [*owner.parameters(), *owner.buffers()] if isinstance(owner, torch.nn.Module) else []
-
-
-def _addresses(model: Any) -> tuple[int, ...]:
-    """Where the weights lie: a graph reads them there, and nowhere else."""
-    return tuple(p.data_ptr() for p in _parameters(model))
 
 
 def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
@@ -267,6 +262,9 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
     """
     if mode is False or (mode == "auto" and start.device.type != CAPTURE.DEVICE):
         return _deliver(run(r, start), out)
+    if CAPTURE.under_way():
+        # A capture inside the caller's is neither possible nor needed: the loop becomes part of that graph.
+        return _deliver(run(r, start), out)
     key = signature(r, start)
     if isinstance(key, Refusal):
         if mode is True:
@@ -275,6 +273,10 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
             warn(f"{_EAGERLY}{key.why}")
         return _deliver(run(r, start), out)
     entry = CACHE.get(key)
+    if entry is not None and entry.weights.moved():
+        # Before the launch, which would read the old places.
+        CACHE.forget(key)
+        entry = None
     if entry is None:
         why = CACHE.failed.get(key)
         if mode == "auto" and (why is not None or CACHE.first_time(key)):
@@ -291,13 +293,7 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
             # Not in the handler, where the error's frames would still hold the memory of the attempt.
             warn(f"{_EAGERLY}{reason}")
             return _deliver(run(r, start), out)
-    result = _replay(entry, r, start, out)
-    if entry.addresses != _addresses(r.network.model):
-        # Looked at while the graph runs. Its result is not: some weights lie elsewhere now.
-        with CACHE.lock:
-            CACHE.entries.pop(key, None)
-        return execute(r, start, mode, out)
-    return result
+    return _replay(entry, r, start, out)
 
 
 def _deliver(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
@@ -344,13 +340,13 @@ def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
             raise RuntimeError(
                 "it returns the same output buffer again, as networks that replay graphs of their own do"
             )
-        addresses = _addresses(model)
+        weights = Weights(model)
         result = graph.capture(body)
-        if _addresses(model) != addresses:
+        if weights.moved():
             raise RuntimeError("it gives its parameters or buffers other memory whenever it runs")
         stream = torch.cuda.current_stream(start.device) if start.device.type == "cuda" else None
         x0 = None if static.program.x0 is None else static.program.x0[0]
-        entry = Entry(graph, pool, static.coeffs, static.program.clock, x0, first, result, leaves, addresses, stream)
+        entry = Entry(graph, pool, static.coeffs, static.program.clock, x0, first, result, leaves, weights, stream)
         CACHE.put(key, entry)
     return entry
 
@@ -426,7 +422,7 @@ _CAUSES = (
 
 def _reason(error: BaseException) -> str:
     """One sentence for the causes that are known, and the error's own first line."""
-    # The end of a capture that failed raises too, over the error that tells why.
+    # The end of a capture that failed raises too, over the error that says why.
     while _INVALIDATED in str(error) and error.__context__ is not None:
         error = error.__context__
     text = str(error)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastdiff.ops import Buffers
+from fastdiff.ops import Buffers, returned
 from fastdiff.plan import MAX_DRAWS
 
 Noise = Callable[[int, torch.Tensor], torch.Tensor]
@@ -42,7 +42,7 @@ HABITS = Habits()
 
 
 def _owner(model: Any) -> Any:
-    # A bound method is made anew each time that it is asked for.
+    # A bound method is a new object each time that it is asked for.
     return model.__self__ if isinstance(model, MethodType) else model
 
 
@@ -108,15 +108,28 @@ class History:
     """Earlier model values, newest first. Where `raw`, the network's own outputs are kept, and no copy is written.
 
     Networks that replay graphs or engines of their own may return one buffer, or a few in turn. With `watch`, for a
-    model that is not known yet, copies are kept, and the outputs beside them, which tells whether they would have
-    lasted. Without, their memory tells: an output whose storage is still in the history, or a kept one written to
-    since, raises `Recycled`, and the run is repeated with copies.
+    model that is not known yet, copies are kept, and the outputs beside them, which shows whether they would have
+    lasted. Without it their memory shows it: an output whose storage is still in the history, or a kept one that was
+    written to since, raises `Recycled`, and the run is repeated with copies.
+
+    Args:
+        own: addresses of the loop's buffers.
+        dtype: of the state.
     """
 
-    def __init__(self, length: int, raw: bool, copies: bool, watch: bool = False) -> None:
+    def __init__(
+        self,
+        length: int,
+        raw: bool,
+        copies: bool,
+        own: tuple[int, ...],
+        dtype: torch.dtype,
+        watch: bool = False,
+    ) -> None:
         self.length, self.raw, self.copies = length, raw, copies or watch or not raw
+        self.own, self.dtype = own, dtype
         self.values: list[torch.Tensor] = []
-        # Of each value that is the network's own: its memory, and its version where it has one.
+        # Memory and version (if it has one) of each value that is the network's own.
         self.marks: list[tuple[int, int | None]] = []
         self.ring: list[torch.Tensor] = []
         self.watch = watch and raw and length > 0
@@ -129,23 +142,26 @@ class History:
         """Whether, under watch, as many outputs as the history holds were seen to keep their values."""
         return self.watch and not self.reused and self.seen > self.length
 
-    def arrived(self, out: torch.Tensor, own: list[torch.Tensor], k: int) -> torch.Tensor:
-        """Look at where a new output lies. Returns it, or a copy if it lies across the buffers of the loop."""
-        storage = out.untyped_storage().data_ptr()
+    def arrived(self, out: torch.Tensor, storage: int, k: int) -> torch.Tensor:
+        """Look at where a new output lies. Returns it, or a copy if it lies across the buffers of the loop.
+
+        Args:
+            storage: the address of its storage; 0 where operations are recorded, and every value is copied.
+            k: the stage.
+        """
         for value, (kept, version) in zip(self.values, self.marks, strict=True):
             if storage == kept or (version is not None and value._version != version):
                 raise Recycled(k)
         if self.watch:
             self._compare(storage)
         if self.raw and self.values and self.values[0].dtype != out.dtype:
-            # All entries have one dtype: from here on the state's, which holds what came in either.
-            self.values = [value.to(own[0].dtype) for value in self.values]
+            # All entries have one dtype. From here on it is the state's, which holds values of both.
+            self.values = [value.to(self.dtype) for value in self.values]
             self.marks = [OWN] * len(self.values)
             self.ring, self.raw, self.copies, self.watch, self.beside = [], False, True, False, []
-        for buffer in own:
-            if buffer.data_ptr() == storage:
-                self.copies, self.reused = True, True
-                return out if out.data_ptr() == storage else out.clone()
+        if storage in self.own:
+            self.copies, self.reused = True, True
+            return out if out.data_ptr() == storage else out.clone()
         return out
 
     def _compare(self, storage: int) -> None:
@@ -217,10 +233,10 @@ class Draws:
                         f"noise(draw, like) returned {got}; expected a tensor of shape {tuple(like.shape)} on "
                         f"{like.device}, such as torch.randn_like(like)"
                     )
-                value = value.detach().to(like.dtype).contiguous()
+                value = returned("noise", value).detach().to(like.dtype).contiguous()
                 if self.finite and not bool(torch.isfinite(value).all()):
                     raise FloatingPointError(f"noise({d}, like) returned NaN or Inf; expected standard normals")
-                # Beside another draw it needs memory of its own, for the callable may fill one buffer again.
+                # Beside another draw it needs its own memory, because the callable may fill one buffer again.
                 alone = self.last[d] == k and sum(n >= 0 for n in draws) == 1
                 self.kept[d] = value if alone else value.clone()
             z[i] = self.kept[d]

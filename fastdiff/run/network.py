@@ -12,20 +12,22 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from fastdiff.ops import admitted
+
 Tree = Mapping[str, Any]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What a network's input may be."""
 
 
-# What conditioning that cannot be stacked should have been.
+# Expected of conditioning, for the error where it cannot be stacked.
 TENSORS = (
     "pass tensors whose first dimension is the batch, such as {'y': torch.tensor([1, 2])} rather than {'y': [1, 2]}"
 )
 
 
 def stated(model: Any, name: str) -> Any:
-    """What a model states of itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`).
+    """What a model says about itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`).
 
     A wrapper such as DistributedDataParallel, which keeps the model as `module`, says what the model says.
     """
@@ -53,7 +55,7 @@ def sample_shape(model: Any) -> tuple[int, ...] | None:
 
 
 def placement(model: Any) -> tuple[torch.device | None, torch.dtype | None]:
-    """Device and dtype of a module's parameters, as far as they tell; (None, None) for a plain function."""
+    """Device and dtype of a module's parameters, as far as they are known; (None, None) for a plain function."""
     if isinstance(model, torch.nn.Module):
         for p in model.parameters():
             # Quantised weights say nothing about the input, offloaded ones (on "meta") nothing about the device.
@@ -193,8 +195,8 @@ class Network:
 
         Raises TypeError or ValueError for anything else.
         """
-        if not isinstance(out, torch.Tensor):
-            out = _unwrap(out)
+        if type(out) is not torch.Tensor:
+            out = admitted("the model's output", out if isinstance(out, torch.Tensor) else _unwrap(out))
         if self.learned and x.ndim < 2:
             raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
         want = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned else x.shape
@@ -223,4 +225,5 @@ class Network:
             raise ValueError(
                 f"the model returned a tensor on {out.device}, its input is on {x.device}: move the model there"
             )
-        raise TypeError(f"the model returned {out.dtype}; expected a floating-point tensor")
+        hint = ": return its real part, out.real" if out.dtype.is_complex else ""
+        raise TypeError(f"the model returned {out.dtype}; expected a floating-point tensor{hint}")

@@ -119,8 +119,10 @@ def _steps(steps: object) -> int:
         count = operator.index(steps)  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(f"steps got {short(steps)}; expected an integer >= 1, such as steps=10") from None
-    if not 1 <= count <= MAX_STEPS:
-        raise ValueError(f"steps got {count}; expected an integer from 1 to {MAX_STEPS}, such as steps=10")
+    if count < 1:
+        raise ValueError(f"steps got {count}; expected an integer >= 1, such as steps=10")
+    if count > MAX_STEPS:
+        raise ValueError(f"steps got {short(count)}; expected at most {MAX_STEPS}, such as steps=10")
     return count
 
 

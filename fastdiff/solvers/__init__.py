@@ -14,6 +14,7 @@ from fastdiff.solvers.registry import (
     own_times,
     plan,
     register,
+    settled,
     warn_of_unit_times,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "own_times",
     "plan",
     "register",
+    "settled",
     "step_variances",
     "warn_of_unit_times",
 ]

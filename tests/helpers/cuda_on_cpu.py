@@ -198,6 +198,7 @@ def install() -> None:
         # All that a graph holds goes with it.
         "memory_allocated": lambda: sum(len(g.calls) for g in CUDAGraph.living),
         "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: getattr(HERE, "calls", None) is not None,
         "get_device_name": lambda *arguments: "CPU",
         "get_device_capability": lambda *arguments: (9, 0),
         "get_device_properties": lambda *arguments: properties,

@@ -13,6 +13,7 @@ from helpers.graph_stand_in import SHAPE, FakeCapture, Net, pair, stand_in
 
 import fastdiff
 from fastdiff.run import graph, history
+from fastdiff.run.weights import Weights
 
 
 @pytest.fixture
@@ -39,6 +40,48 @@ def test_moved_weights_are_noticed(fake, net) -> None:
         net.conv.weight.mul_(0.5)
     pair(net, shape=SHAPE)
     assert fake.captures == 2
+
+
+def test_nothing_is_launched_before_the_weights_are_looked_at(fake, net) -> None:
+    """Freed memory must not be read, not even for a result that is then thrown away."""
+    sampler = fastdiff.Sampler("dpm3", 4, graph=True)
+    sampler(net, shape=SHAPE)
+    replays = fake.replays
+    with torch.no_grad():
+        net.conv.weight.data = net.conv.weight.data.clone()
+    sampler(net, shape=SHAPE)
+    # One replay, of the new capture.
+    assert (fake.captures, fake.replays) == (2, replays + 1)
+
+
+@pytest.mark.parametrize("change", ["parameter", "buffer", "module", "gone"])
+def test_what_counts_as_moved(change: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    weights = Weights(model)
+    assert not weights.moved() and not Weights(model.forward).moved()
+    with torch.no_grad():
+        model[0].weight.mul_(2.0)
+    assert not weights.moved()
+    if change == "parameter":
+        model[0].weight = torch.nn.Parameter(torch.ones(2, 2))
+    elif change == "buffer":
+        model[1].running_mean = torch.ones(2)
+    elif change == "module":
+        model[0] = torch.nn.Linear(2, 2)
+    else:
+        del model
+        gc.collect()
+    assert weights.moved()
+
+
+def test_a_function_has_no_weights() -> None:
+    assert not Weights(lambda x, t: x).moved()
+
+
+def test_inside_the_callers_capture_the_loop_runs_eagerly(fake, net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake, "under_way", staticmethod(lambda: True))
+    got = fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)
+    assert torch.equal(got, fastdiff.Sampler("dpm3", 4, graph=False)(net, shape=SHAPE)) and fake.captures == 0
 
 
 def test_least_recently_used_goes_first(fake, net, monkeypatch: pytest.MonkeyPatch) -> None:

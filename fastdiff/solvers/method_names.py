@@ -82,7 +82,7 @@ MethodName = Literal[
 
 
 class MethodOptions(TypedDict, total=False):
-    """Options of the methods and of the spacings; `fastdiff methods NAME` tells what each means."""
+    """Options of the methods and of the spacings; `fastdiff methods NAME` says what each means."""
 
     algorithm_type: Literal["dpmsolver", "dpmsolver++"]
     atol: float
