@@ -10,7 +10,7 @@ import numpy as np
 from fastdiff.guidance.base import UNGUIDED, Guidance
 from fastdiff.guidance.classifier import ClassifierGuidance, ClassifierMean, ClassifierScore, ScoreAfterClip
 from fastdiff.guidance.classifier_free import ClassifierFree
-from fastdiff.names import unknown
+from fastdiff.names import representable, unknown
 
 FORMS: dict[str, type[ClassifierGuidance]] = {
     "score": ClassifierScore,
