@@ -16,7 +16,7 @@ import torch
 
 from fastdiff import ops, solvers
 from fastdiff.bind import Binding
-from fastdiff.names import unknown
+from fastdiff.names import one_of, unknown
 from fastdiff.ops import Coeffs
 from fastdiff.ops.layout import CG, CU, StageSpec
 from fastdiff.ops.philox import STEP
@@ -36,6 +36,7 @@ from fastdiff.run.job import Job, Start, sampling_mode
 from fastdiff.run.network import Network, placement, stated
 from fastdiff.run.report import progress_bar, span
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.values import flag, number
 
 TRACES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")
@@ -198,21 +199,21 @@ def log_likelihood(
         raise ValueError(
             f"x has shape {tuple(x.shape)}; expected (B, ...), with at least one dimension beside the batch"
         )
-    if dtype not in STATE_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in STATE_DTYPES:
         raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float64")
-    if trace not in TRACES:
-        raise ValueError(unknown("trace", trace, TRACES))
+    one_of("trace", trace, TRACES)
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise ValueError(f"probes={probes!r}: expected an integer of at least 1")
     if isinstance(probe, torch.Tensor):
         check_probe(probe, probes, trace, x)
     elif not isinstance(probe, str) or probe not in PROBES:
         raise ValueError(unknown("probe", probe, PROBES))
-    if not (bin_width > 0 and math.isfinite(bin_width)):
+    bin_width = number("bin_width", bin_width, "2/256")
+    flag("progress", progress)
+    if bin_width <= 0:
         raise ValueError(f"bin_width={bin_width!r}: expected a positive number, such as 2/256")
     kind = prediction if prediction is not None else stated(model, "prediction") or "eps"
-    if kind not in PREDICTIONS:
-        raise ValueError(unknown("prediction", kind, PREDICTIONS))
+    one_of("prediction", kind, PREDICTIONS)
     noted = schedule if schedule is not None else stated(model, "schedule")
     chosen = resolve(default_schedule(kind) if noted is None else noted)
     warn_of_training(model)

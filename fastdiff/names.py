@@ -136,6 +136,16 @@ def short(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:96]}..."
 
 
+def one_of(kind: str, got: Any, valid: Iterable[str]) -> str:
+    """`got`, one of the valid names; ValueError for any other, TypeError for what is no name."""
+    names = list(valid)
+    if not isinstance(got, str):
+        raise TypeError(f"{kind} got {short(got)}; expected a name, one of {', '.join(names)}")
+    if got not in names:
+        raise ValueError(unknown(kind, got, names))
+    return got
+
+
 def representable(value: Any) -> bool:
     """Whether a number is finite as a float64: integers may lie beyond."""
     try:

@@ -34,6 +34,7 @@ from fastdiff.prediction import ALL_PREDICTIONS, check_previous
 from fastdiff.run.arguments import (
     check_callables,
     check_clip,
+    check_flags,
     check_halves,
     check_out,
     check_run,
@@ -47,7 +48,7 @@ from fastdiff.run.evaluate import Hooks
 from fastdiff.run.graph import capture_refusal
 from fastdiff.run.job import Engine, Job, begin, sampling_mode
 from fastdiff.run.loop import State
-from fastdiff.run.network import Network, placement, stated
+from fastdiff.run.network import DTYPES, Network, placement, stated
 from fastdiff.run.planned import PlanEngine
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.schedules import NoiseSchedule, resolve
@@ -190,6 +191,7 @@ class Sampler:
         a time for each sample, and what it makes of a sample that has arrived is not used.
         """
         given = filled("the sampler", options, RUN_DEFAULTS)
+        check_flags(given)
         chosen = guidance.choose(given, self.engine.name)
         check_halves(chosen.batched, given["guidance_scale"], given["cond"], given["uncond"])
         chosen.check(self.engine.plan if isinstance(self.engine, PlanEngine) else None, self.engine.name)
@@ -353,7 +355,9 @@ class Sampler:
         chosen.check(self.plan, self.engine.name)
         if self._unnamed_schedule:
             default_schedule(self.prediction)
-        network_dtype = given["network_dtype"] or self.dtype
+        network_dtype = self.dtype if given["network_dtype"] is None else given["network_dtype"]
+        if network_dtype not in DTYPES:
+            raise ValueError(f"network_dtype={network_dtype!r}: expected one of {', '.join(map(str, DTYPES))}")
         with sampling_mode():
             size = resolve_shape(None, given["shape"], x)
             start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)

@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from fastdiff.bind import in_range
-from fastdiff.names import unknown
+from fastdiff.names import one_of
 from fastdiff.ops.philox import integers
 from fastdiff.prediction import PREDICTIONS, conversion
 from fastdiff.run.arguments import default_schedule, resolve_device, warn_of_training
@@ -30,6 +30,7 @@ from fastdiff.run.network import Network, placement, stated
 from fastdiff.run.noise import randn
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.gamma import FORMAT, PARTS, Arrays, Gamma, ending, read, whole_number, write
+from fastdiff.values import floats
 
 SAVE_EVERY = 10.0
 """Seconds between saves of an unfinished estimate."""
@@ -165,8 +166,7 @@ class _Work:
             )
         self.model, self.data, self.kwargs = model, data, dict(model_kwargs or {})
         self.prediction = prediction if prediction is not None else stated(model, "prediction") or "eps"
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(unknown("prediction", self.prediction, PREDICTIONS))
+        one_of("prediction", self.prediction, PREDICTIONS)
         named = schedule if schedule is not None else stated(model, "schedule")
         self.schedule = resolve(default_schedule(self.prediction) if named is None else named)
         warn_of_training(model)
@@ -336,7 +336,7 @@ def _times(schedule: NoiseSchedule, times: int | Sequence[float] | None) -> tupl
             if low >= NOISIEST:
                 chosen[-1] = schedule.t_max if times > 1 else chosen[-1]
     else:
-        chosen = np.unique(np.asarray(times, dtype=np.float64))
+        chosen = np.unique(floats("times", times, "a number of times, or the schedule times themselves"))
         if chosen.ndim != 1 or not chosen.size:
             raise ValueError(f"times={times!r}: expected at least one schedule time")
         schedule.check(chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,22 +17,23 @@ from fastdiff.prediction import ALL_PREDICTIONS
 from fastdiff.run.history import Noise
 from fastdiff.run.network import sample_shape
 from fastdiff.run.threshold import Dynamic
+from fastdiff.values import flag
 
 STATE_DTYPES = (torch.float32, torch.float64)
 
 
 def check_run(prediction: Any, dtype: Any, backend: Any, graph: Any) -> None:
     """What every sampler is made with."""
-    if prediction is not None and prediction not in ALL_PREDICTIONS:
+    if prediction is not None and not (isinstance(prediction, str) and prediction in ALL_PREDICTIONS):
         raise ValueError(unknown("prediction", prediction, ALL_PREDICTIONS))
-    if dtype not in STATE_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in STATE_DTYPES:
         raise ValueError(
-            f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is (a "
-            "bfloat16 or float16 network is fine with dtype=torch.float32)"
+            f"dtype={short(dtype)}: the state is torch.float32 or torch.float64, whatever the network's own dtype is "
+            "(a bfloat16 or float16 network is fine with dtype=torch.float32)"
         )
-    if backend is not None and backend not in ops.BACKENDS:
+    if backend is not None and not (isinstance(backend, str) and backend in ops.BACKENDS):
         raise ValueError(unknown("backend", backend, ops.BACKENDS))
-    if not isinstance(graph, bool) and graph != "auto":
+    if not isinstance(graph, bool) and not (isinstance(graph, str) and graph == "auto"):
         raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
 
 
@@ -106,6 +107,15 @@ def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
     raise ValueError(
         f"classifier-free guidance needs guidance, cond and uncond together: got {have}, missing {need}{hint}"
     )
+
+
+FLAGS = ("progress", "check_finite", "return_trajectory", "return_info")
+
+
+def check_flags(arguments: Mapping[str, Any]) -> None:
+    for name in FLAGS:
+        if name in arguments:
+            flag(name, arguments[name])
 
 
 def check_callables(noise: Any, callback: Any) -> None:
@@ -205,12 +215,23 @@ def resolve_shape(model: Any, shape: Any, x: Any) -> tuple[int, ...]:
     return (1, *one)
 
 
+def _device(device: Any) -> torch.device:
+    if not isinstance(device, str | torch.device):
+        raise TypeError(f"device={short(device)}: expected a torch.device or its name, such as device='cpu'")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={short(device)}: expected a name such as 'cpu' or 'cuda:0' ({reason})") from None
+
+
 def resolve_device(
     device: torch.device | str | None, x: torch.Tensor | None, model: torch.device | None
 ) -> torch.device:
-    where = (
-        torch.device(device) if device is not None else (x.device if x is not None else model or torch.device("cpu"))
-    )
+    if device is not None:
+        where = _device(device)
+    else:
+        where = x.device if x is not None else model or torch.device("cpu")
     if where.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"device={str(where)!r}: torch sees no CUDA device here; use device='cpu', or leave it out")
     if where.type == "cuda" and where.index is None:

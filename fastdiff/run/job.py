@@ -16,7 +16,7 @@ from fastdiff.names import warn
 from fastdiff.ops import Backend, Coeffs
 from fastdiff.ops.philox import PRIOR
 from fastdiff.plan import Stage
-from fastdiff.run.arguments import cast_x, check_x, prior_noise, resolve_device, resolve_seeds
+from fastdiff.run.arguments import cast_x, check_callables, check_x, prior_noise, resolve_device, resolve_seeds
 from fastdiff.run.evaluate import Evaluator, Hooks
 from fastdiff.run.history import Noise
 from fastdiff.run.network import Network
@@ -111,6 +111,7 @@ def begin(
 ) -> Start:
     """The back end, x at the start, and every sample's seed and index."""
     noise = arguments["noise"]
+    check_callables(noise, None)
     if x is not None:
         x = check_x(x)
     where = resolve_device(arguments["device"], x, model_device)

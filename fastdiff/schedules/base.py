@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.names import unknown
+from fastdiff.names import short, unknown
+from fastdiff.values import floats
 
 Array = NDArray[np.float64]
 Values = TypeVar("Values", float, NDArray[np.float64])
@@ -93,11 +94,11 @@ class NoiseSchedule:
 
     def within(self, t: float | Array) -> Array:
         """The times, those above `t_max` by float32's rounding taken for it. float64."""
-        x = np.asarray(t, dtype=np.float64)
+        x = floats("t", t, "times, a number or an array of them")
         return np.where((x > self.t_max) & (x <= self.t_max * (1.0 + ROUNDING)), self.t_max, x)
 
     def _check(self, t: float | Array, upper: float) -> None:
-        x = np.asarray(t, dtype=np.float64)
+        x = floats("t", t, "times, a number or an array of them")
         bad = ~((x >= self.t_clean) & (x <= upper))
         if np.any(bad):
             raise ValueError(
@@ -107,7 +108,7 @@ class NoiseSchedule:
 
     def _times(self, t: float | Array) -> Array:
         # Where any sigma is a time, none is rounded to the last.
-        x = np.asarray(t, dtype=np.float64) if math.isinf(self._t_limit) else self.within(t)
+        x = floats("t", t, "times, a number or an array of them") if math.isinf(self._t_limit) else self.within(t)
         self._check(x, self._t_limit)
         return x
 
@@ -180,6 +181,8 @@ class NoiseSchedule:
 
     def at(self, t: float) -> Point:
         """Everything at one time, from one evaluation."""
+        if np.ndim(t):
+            raise TypeError(f"t got {short(t)}; expected one time")
         alpha, sigma, log_alpha, log_sigma = self._all(t)
         return Point(
             float(t), float(self.model_time(float(t))), float(alpha), float(sigma), float(log_alpha - log_sigma)
@@ -190,7 +193,7 @@ class NoiseSchedule:
 
         Raises ValueError where `lam` is below its value at `t_max` by more than rounding.
         """
-        x = np.asarray(lam, dtype=np.float64)
+        x = floats("lam", lam, "values of log(alpha/sigma), a number or an array of them")
         lowest = -math.inf if math.isinf(self._t_limit) else self.lam(self.t_max)
         # Rounding: lam(t) is good to a few units in the last place of |lam| + 1.
         bad = ~(x >= lowest - 1e-12 * (1.0 + abs(lowest))) if math.isfinite(lowest) else np.isnan(x)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastdiff.schedules.base import Array, Indexed, positive, vp_log_alpha, vp_parts
+from fastdiff.values import floats
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -116,6 +117,7 @@ def discrete(
     alphas_cumprod 0. `zero_terminal_snr` rescales alpha linearly so that the last is 0 and the first is kept
     (Lin et al. 2023, arXiv 2305.08891, Algorithm 1). Raises ValueError for anything else.
     """
+    flag("zero_terminal_snr", zero_terminal_snr)
     if (betas is None) == (alphas_cumprod is None):
         raise ValueError("discrete got both or neither of betas and alphas_cumprod; call discrete(betas=...) with one")
     if betas is not None:
@@ -144,7 +146,7 @@ def discrete(
 
 
 def _vector(name: str, values: ArrayLike | None) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    array = floats(name, values, "(N,) numbers")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} got shape {array.shape}; expected one dimension, (N,) with N >= 1")
     if not np.all(np.isfinite(array)):
@@ -181,7 +183,8 @@ def ddpm(
     The same two betas for every `num_train`. guided-diffusion's "linear" schedule divides both by N/1000, which keeps
     alpha at the end nearly the same: of N != 1000 times it is ddpm(N, 0.1 / N, 20 / N).
     """
-    betas = np.linspace(beta_start, beta_end, _count(num_train))
+    ends = number("beta_start", beta_start, "1e-4"), number("beta_end", beta_end, "0.02")
+    betas = np.linspace(*ends, _count(num_train))
     return discrete(betas, zero_terminal_snr=zero_terminal_snr, time_scale=time_scale, label="ddpm")
 
 
@@ -213,5 +216,5 @@ def cosine(
     angle = (np.arange(count + 1) / count + s) / (1.0 + s) * (math.pi / 2.0)
     # 1 - cos^2(b) / cos^2(a) = sin(b - a) sin(b + a) / cos^2(a): no cancellation for the first, small betas.
     a, b = angle[:-1], angle[1:]
-    betas = np.minimum(np.sin(b - a) * np.sin(b + a) / np.cos(a) ** 2, max_beta)
+    betas = np.minimum(np.sin(b - a) * np.sin(b + a) / np.cos(a) ** 2, number("max_beta", max_beta, "0.999"))
     return discrete(betas, zero_terminal_snr=zero_terminal_snr, time_scale=time_scale, label="cosine")

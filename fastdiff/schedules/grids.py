@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.names import short, unknown
+from fastdiff.names import one_of, short, unknown
 from fastdiff.schedules.base import ROUNDING, Array, NoiseSchedule
 from fastdiff.schedules.continuous import VE
+from fastdiff.values import number
 
 SPACINGS: dict[str, str] = {
     "time_uniform": "steps of equal time, to t_min (DPM-Solver)",
@@ -75,8 +76,8 @@ def grid(
         valid = (*_OPTIONS.get(name, ()), "final")
         if option not in valid:
             raise ValueError(unknown(f"option of spacing {spacing!r}:", option, valid))
-    if final is not None and final not in _FINAL:
-        raise ValueError(unknown("final", final, _FINAL))
+    if final is not None:
+        one_of("final", final, _FINAL)
     if counts is not None:
         steps = sum(counts) if steps is None else steps
         if sum(counts) != _steps(steps):
@@ -250,8 +251,8 @@ def _log_curve(request: GridCall, nodes: Array, end: float) -> Array:
             f"t_start={start!r}: give a smaller t_start, or use spacing 'trailing' or 'time_uniform'"
         )
     if name == "karras":
-        rho = float(request.options.get("rho", 7.0))
-        if not (math.isfinite(rho) and rho > 0.0):
+        rho = number("rho", request.options.get("rho", 7.0), "7")
+        if rho <= 0.0:
             raise ValueError(f"rho got {rho!r}; expected a finite number > 0, such as rho=7")
         level = rho * np.log(np.exp(a / rho) + nodes * (np.exp(b / rho) - np.exp(a / rho)))
     else:

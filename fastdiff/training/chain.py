@@ -16,8 +16,10 @@ from fastdiff.names import unknown
 from fastdiff.plan import M, X
 from fastdiff.prediction import PREVIOUS, conversion, previous_conversion
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.schedules.grids import MAX_STEPS
 from fastdiff.solvers.ddim import LEARNED, step_variances
 from fastdiff.training.forward import Source, column, vector
+from fastdiff.values import whole
 
 VARIANCES = ("small", "large", *LEARNED)
 
@@ -136,7 +138,9 @@ def chain_of(
     """The chain, kept from call to call: training asks for the same one in every step."""
     if not isinstance(variance, str):
         raise TypeError(f"variance must be a name, one of {', '.join(VARIANCES)}; got {type(variance).__name__}")
-    times = spacing if spacing is None or isinstance(spacing, str) else tuple(float(t) for t in spacing)
+    times = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
+    if steps is not None:
+        steps = whole("steps", steps, 1, MAX_STEPS, "100")
     return _chain(schedule, steps, times, variance)
 
 

@@ -11,13 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fastdiff.bind import in_range
-from fastdiff.names import unknown
+from fastdiff.names import one_of
 from fastdiff.ops.philox import integers
 from fastdiff.prediction import ALL_PREDICTIONS, target
 from fastdiff.run.arguments import resolve_seeds
 from fastdiff.run.network import Network, placement, stated
 from fastdiff.run.noise import randn
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.values import floats
 
 Array = NDArray[np.float64]
 Model = Callable[..., Any]
@@ -192,10 +193,8 @@ def normal(x0: Tensor, noise: Tensor | None, generator: torch.Generator | None =
 
 
 def check_names(prediction: str, reduction: str) -> None:
-    if prediction not in ALL_PREDICTIONS:
-        raise ValueError(unknown("prediction", prediction, ALL_PREDICTIONS))
-    if reduction not in REDUCTIONS:
-        raise ValueError(unknown("reduction", reduction, REDUCTIONS))
+    one_of("prediction", prediction, ALL_PREDICTIONS)
+    one_of("reduction", reduction, REDUCTIONS)
 
 
 def check_data(x0: Any) -> None:
@@ -209,8 +208,7 @@ def check_data(x0: Any) -> None:
 
 def vector(name: str, values: Any, batch: int) -> Array:
     """(B,) float64 on the host, from one value for each sample or one for all."""
-    host = values.detach().cpu() if isinstance(values, Tensor) else values
-    array = np.asarray(host, dtype=np.float64)
+    array = floats(name, values, "a number for each sample, or one for all")
     if array.shape not in ((), (batch,)):
         raise ValueError(f"{name} has shape {array.shape}; expected one for each sample, ({batch},), or one for all")
     return np.broadcast_to(array, (batch,)).copy()

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.names import unknown
+from fastdiff.names import one_of
 from fastdiff.prediction import PREVIOUS, conversion
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.training.chain import chain_of
@@ -36,6 +36,7 @@ from fastdiff.training.forward import (
     reduce,
     vector,
 )
+from fastdiff.values import flag, floats, number
 
 KINDS = ("l2", "l1")
 
@@ -89,8 +90,8 @@ def ddpm_loss(
         as_stated(model, "prediction", prediction, "eps"),
     )
     check_names(prediction, reduction)
-    if kind not in KINDS:
-        raise ValueError(unknown("kind", kind, KINDS))
+    one_of("kind", kind, KINDS)
+    flag("reduce_mean", reduce_mean)
     check_data(x0)
     source = Source(generator, seed, first_sample).check()
     known = resolve(schedule)
@@ -154,6 +155,7 @@ def smld_loss(
         TypeError, ValueError: bad arguments, levels that are not positive, or an output of the wrong shape.
     """
     prediction = as_stated(model, "prediction", prediction, "score")
+    flag("reduce_mean", reduce_mean)
     check_names(prediction, reduction)
     check_data(x0)
     source = Source(generator, seed, first_sample).check()
@@ -210,6 +212,8 @@ def sde_loss(
         TypeError, ValueError: bad arguments, a schedule without such an SDE, or an output of the wrong shape.
     """
     prediction = as_stated(model, "prediction", prediction, "eps")
+    flag("reduce_mean", reduce_mean)
+    flag("likelihood_weighting", likelihood_weighting)
     check_names(prediction, reduction)
     check_data(x0)
     source = Source(generator, seed, first_sample).check()
@@ -220,6 +224,7 @@ def sde_loss(
             "'ve': for a discrete one call ddpm_loss(model, x0, schedule)"
         )
     last = 1.0 if known.kind == "ve" else known.t_max
+    eps = number("eps", eps, "1e-5")
     if not 0.0 < eps < last:
         raise ValueError(f"eps={eps!r}: expected a time between 0 and {last!r}, such as eps=1e-5")
     if t is None:
@@ -280,7 +285,7 @@ def _levels(sigmas: Any) -> tuple[Array, Array]:
             )
         index = np.arange(float(known.num_train))
         return known.sigma(index), known.model_time(index)
-    table = np.asarray(sigmas.detach().cpu() if isinstance(sigmas, Tensor) else sigmas, dtype=np.float64)
+    table = floats("sigmas", sigmas, "a schedule of discrete levels, or (N,) positive levels")
     if table.ndim != 1 or table.size == 0 or not np.all(np.isfinite(table)) or np.any(table <= 0.0):
         raise ValueError(
             f"sigmas got shape {table.shape} with values such as {table.reshape(-1)[:3].tolist()}; expected (N,) "

@@ -45,6 +45,7 @@ from fastdiff.training.forward import (
     per_sample,
     reduce,
 )
+from fastdiff.values import flag
 
 ANALYTIC = "analytic"
 NATS_PER_BIT = math.log(2.0)
@@ -252,6 +253,9 @@ def variational_bound(
     chain = chain_of(known, steps, spacing, "small" if variance == ANALYTIC else variance)
     if gamma is not None:
         chain = _analytic(chain, known, gamma)
+    if noise is not None and not callable(noise):
+        raise TypeError(f"noise must be callable as noise(k, like) -> tensor, got {type(noise).__name__}")
+    flag("progress", progress)
     if decoder_variance is not None:
         number = isinstance(decoder_variance, int | float)
         if not (number and math.isfinite(decoder_variance) and decoder_variance > 0):

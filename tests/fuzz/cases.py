@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 import fastdiff
@@ -345,9 +344,13 @@ def bounded(r: random.Random) -> Case:
     return Case(losses.variational_bound, (net,), spoil(r, made, names))
 
 
+def is_form(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, guidance.Guidance)
+
+
 def guided(r: random.Random) -> Case:
-    kind = getattr(guidance, r.choice([n for n in guidance.__all__ if isinstance(getattr(guidance, n), type)]))
-    parameters = [p for p in inspect.signature(kind).parameters]
+    kind = getattr(guidance, r.choice([n for n in guidance.__all__ if is_form(getattr(guidance, n))]))
+    parameters = list(inspect.signature(kind).parameters)
     made = {p: hostile(r) if r.random() < 0.5 else 1.5 for p in parameters}
 
     def run(**given: Any) -> torch.Tensor:
@@ -480,6 +483,5 @@ MAKERS: tuple[tuple[Callable[[random.Random], Case], int], ...] = (
 
 def case(seed: int, number: int) -> Case:
     r = random.Random(f"{seed}/{number}")
-    np.random.seed(r.randrange(2**32))
     makers, weights = zip(*MAKERS, strict=True)
     return r.choices(makers, weights)[0](r)

@@ -69,7 +69,10 @@ def obscure(error: BaseException) -> str | None:
         return text
     if not isinstance(error, PLAIN):
         return text
-    if "allocate memory" in str(error) or isinstance(error, OSError):
+    # Python's own words for a name that a signature lacks are clear, and so are the system's.
+    if any(words in str(error) for words in ("allocate memory", "unexpected keyword", "multiple values for")):
+        return None
+    if isinstance(error, OSError):
         return None
     line = linecache.getline(last.filename, last.lineno or 0).strip()
     ours = f"{os.sep}fastdiff{os.sep}" in last.filename and line.startswith(("raise", "fail("))

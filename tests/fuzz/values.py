@@ -98,7 +98,6 @@ HOSTILE: tuple[Any, ...] = (
     {1: 2},
     {0.0: 0.5, 999.0: 0.9},
     Odd(),
-    Odd,
     grumpy,
     np.float32(0.5),
     np.int64(2),
