@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastdiff.schedules.base import Array, Indexed, positive, vp_log_alpha, vp_parts
-from fastdiff.values import floats
+from fastdiff.values import flag, floats, number
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

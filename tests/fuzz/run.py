@@ -166,10 +166,10 @@ def _one_process(first: int, last: int, findings: Findings) -> int:
     if following < last:
         what = f"no end after {LIMIT:.0f} s" if hung.is_set() else f"the process died with status {status}"
         tail = errors[-1].strip()[:200] if errors else ""
-        from .cases import case
-
         shown = ""
         with contextlib.suppress(Exception):
+            from .cases import case
+
             shown = str(case(findings.seed, begun))
         findings.done(f"{begun}: {shown}\n    {what} {tail}")
         following = begun + 1
@@ -202,8 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     findings.bar.close()
     for kind, count in findings.kinds.most_common():
         print(f"{count:6d}  {kind}")
-    print(f"{len(findings.found)} of {chosen.cases} cases of seed {chosen.seed} are wrong")
-    return int(bool(findings.found))
+    print(f"{len(findings.found)} of {findings.bar.n} cases of seed {chosen.seed} are wrong")
+    return int(bool(findings.found) or findings.bar.n < chosen.cases)
 
 
 def _only(seed: int, number: int) -> int:
