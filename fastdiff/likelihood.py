@@ -214,6 +214,8 @@ def log_likelihood(
         raise ValueError(f"bin_width={bin_width!r}: expected a positive number, such as 2/256")
     kind = prediction if prediction is not None else stated(model, "prediction") or "eps"
     one_of("prediction", kind, PREDICTIONS)
+    if prior is not None and not callable(prior):
+        raise TypeError(f"prior must be callable as prior(x) -> (B,) log density, got {type(prior).__name__}")
     noted = schedule if schedule is not None else stated(model, "schedule")
     chosen = resolve(default_schedule(kind) if noted is None else noted)
     warn_of_training(model)
@@ -270,7 +272,10 @@ def log_likelihood(
             square = latent.double().flatten(1).square().sum(1)
             last = -0.5 * square / std**2 - 0.5 * size * math.log(2 * math.pi * std**2)
         else:
-            last = prior(latent).double()
+            last = prior(latent)
+            if not isinstance(last, torch.Tensor):
+                raise TypeError(f"prior(x) returned {type(last).__name__}, expected a tensor ({len(x)},)")
+            last = last.double()
             if last.shape != (len(x),):
                 raise ValueError(
                     f"prior(x) returned shape {tuple(last.shape)}, expected ({len(x)},), a log density for each sample"

@@ -26,11 +26,11 @@ from fastdiff.names import one_of
 from fastdiff.ops.philox import integers
 from fastdiff.prediction import PREDICTIONS, conversion
 from fastdiff.run.arguments import default_schedule, resolve_device, warn_of_training
-from fastdiff.run.network import Network, placement, stated
+from fastdiff.run.network import Network, check_kwargs, placement, stated
 from fastdiff.run.noise import randn
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers.gamma import FORMAT, PARTS, Arrays, Gamma, ending, read, whole_number, write
-from fastdiff.values import floats
+from fastdiff.values import flag, floats
 
 SAVE_EVERY = 10.0
 """Seconds between saves of an unfinished estimate."""
@@ -159,11 +159,7 @@ class _Work:
                 raise ValueError(f"{name}={value!r}: expected a whole number, at least 1, such as {name}=100")
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise TypeError(f"seed={seed!r}: expected an integer")
-        if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
-            raise TypeError(
-                f"model_kwargs must be a dict of keyword arguments, got {type(model_kwargs).__name__}: "
-                "model_kwargs={'y': labels}"
-            )
+        check_kwargs(model_kwargs)
         self.model, self.data, self.kwargs = model, data, dict(model_kwargs or {})
         self.prediction = prediction if prediction is not None else stated(model, "prediction") or "eps"
         one_of("prediction", self.prediction, PREDICTIONS)
@@ -172,7 +168,7 @@ class _Work:
         warn_of_training(model)
         self.times = _times(self.schedule, times)
         self.samples, self.batch_size, self.seed = int(samples), int(batch_size), int(seed)
-        self.control_variate = bool(control_variate)
+        self.control_variate = flag("control_variate", control_variate)
         found, self.dtype = placement(model)
         self.device = resolve_device(device, None, found)
         self.state = _State(0, np.zeros(len(self.times)), np.zeros(len(self.times)))

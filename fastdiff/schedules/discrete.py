@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastdiff.names import short
 from fastdiff.schedules.base import Array, Indexed, positive, vp_log_alpha, vp_parts
 from fastdiff.values import flag, floats, number
 
@@ -32,7 +33,7 @@ class Discrete(Indexed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        values = np.array(self.log_alphas, dtype=np.float64)
+        values = floats("log_alphas", self.log_alphas)
         if values.ndim != 1 or values.size == 0:
             raise ValueError(f"log_alphas got shape {values.shape}; expected (N,) with N >= 1")
         if not (np.all(np.isfinite(values[:-1])) and values[-1] < 0.0 and np.all(np.diff(values, prepend=0.0) < 0.0)):
@@ -167,6 +168,8 @@ def _zero_terminal(log_alpha: Array) -> Array:
 def _count(num_train: int) -> int:
     if isinstance(num_train, bool) or not isinstance(num_train, (int, np.integer)) or num_train < 1:
         raise ValueError(f"num_train got {num_train!r}; expected an integer >= 1, as in ddpm(num_train=1000)")
+    if num_train > 10**7:
+        raise ValueError(f"num_train got {short(num_train)}; expected at most 10**7, as in ddpm(num_train=1000)")
     return int(num_train)
 
 
