@@ -382,3 +382,64 @@ def test_another_default_device_changes_nothing(method) -> None:
     finally:
         torch.set_default_device(None)
     assert torch.equal(got, want)
+
+
+def test_a_zero_snr_table_of_diffusers_loads() -> None:
+    """Its last entry, 2^-24, stands for 0, and may be above the one before."""
+    exact = schedules.cosine(zero_terminal_snr=True)
+    table = exact.alphas_cumprod
+    table[-2:] = 1e-9, 2.0**-24
+    loaded = schedules.discrete(alphas_cumprod=table)
+    assert loaded.zero_terminal and loaded.alpha(999.0) == 0.0
+    assert fastdiff.sample(wavy, X, method="ddim", schedule=loaded, prediction="v").isfinite().all()
+    table[-2:] = 1e-3, 2.0**-24
+    assert schedules.discrete(alphas_cumprod=table).alphas_cumprod[-1] == pytest.approx(2.0**-24)
+    table[-2:] = 1e-9, 2.0**-23
+    with pytest.raises(ValueError, match="alphas_cumprod must strictly decrease"):
+        schedules.discrete(alphas_cumprod=table)
+
+
+def test_a_probability_flow_without_a_predictor_is_langevin_alone() -> None:
+    calls = {"method": "pc", "schedule": "vp_linear", "predictor": "none", "prediction": "score", "steps": 4}
+    want = fastdiff.sample(wavy, X, **calls)
+    assert torch.equal(fastdiff.sample(wavy, X, probability_flow=True, **calls), want)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("final_sigmas_type", "final='clean'"),
+        ("use_lu_lambdas", "spacing='exponential'"),
+        ("use_beta_sigmas", r"spacing=\[...\]"),
+        ("solver_order", "'dpmpp3m'"),
+        ("s_churn", "heun"),
+    ],
+)
+def test_options_of_others_have_a_hint(name, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        fastdiff.sample(wavy, X, method="dpmpp2m", schedule="ddpm", **{name: 1})
+
+
+def test_optimal_times_of_a_dict() -> None:
+    values = {float(t): 0.1 + 0.8 * t / 999 for t in range(0, 1000, 37)}
+    want = fastdiff.analytic.optimal_times(Gamma.of(values), 5, "ddpm")
+    assert fastdiff.analytic.optimal_times(values, 5, "ddpm") == want
+
+
+def test_a_sample_without_a_spread_is_rescaled_by_nothing() -> None:
+    """0/0 for one element in a sample."""
+    y = {"y": torch.zeros(2)}
+    form = fastdiff.guidance.Rescale(2.0, 0.7)
+    got = fastdiff.sample(
+        lambda x, t, y: wavy(x, t), torch.ones(2, 1), schedule="ddpm", guidance=form, cond=y, uncond=y
+    )
+    assert got.isfinite().all()
+
+
+def test_what_the_fuzzer_found() -> None:
+    one = schedules.discrete([0.5])
+    with pytest.raises(ValueError, match="has one time with noise, t=0: a run upwards needs two"):
+        fastdiff.Sampler("dpmpp3s", 1, schedule=one).invert(wavy, X)
+    # A safety factor above 1 tries each rejected step again as it was.
+    with pytest.raises(ValueError, match=r"theta=1.5: method 'dpm_adaptive' accepts \[0, 1\]"):
+        fastdiff.sample(wavy, X, method="dpm_adaptive", theta=1.5, schedule="ddpm")

@@ -29,8 +29,9 @@ from fastdiff.run.arguments import default_schedule, resolve_device, warn_of_tra
 from fastdiff.run.network import Network, check_kwargs, placement, stated
 from fastdiff.run.noise import randn
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.schedules.grids import MAX_STEPS
 from fastdiff.solvers.gamma import FORMAT, PARTS, Arrays, Gamma, ending, read, whole_number, write
-from fastdiff.values import flag, floats
+from fastdiff.values import flag, floats, whole
 
 SAVE_EVERY = 10.0
 """Seconds between saves of an unfinished estimate."""
@@ -323,6 +324,7 @@ def _times(schedule: NoiseSchedule, times: int | Sequence[float] | None) -> tupl
     if isinstance(times, bool) or (isinstance(times, int | np.integer) and times < 1):
         raise ValueError(f"times={times!r}: expected a number of times, at least 1, or the schedule times themselves")
     if isinstance(times, int | np.integer):
+        whole("times", times, 1, MAX_STEPS, "times=100")
         if schedule.num_train is not None:
             chosen = np.unique(np.round(np.linspace(0.0, schedule.num_train - 1.0, int(times))))
         else:

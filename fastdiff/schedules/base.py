@@ -181,7 +181,7 @@ class NoiseSchedule:
 
     def at(self, t: float) -> Point:
         """Everything at one time, from one evaluation."""
-        if np.ndim(t):
+        if floats("t", t, "one time").ndim:
             raise TypeError(f"t got {short(t)}; expected one time")
         alpha, sigma, log_alpha, log_sigma = self._all(t)
         return Point(

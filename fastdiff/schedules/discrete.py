@@ -115,8 +115,9 @@ def discrete(
     """A discrete schedule from its `betas` or its `alphas_cumprod`, of shape (N,).
 
     betas lie in (0, 1), alphas_cumprod in (0, 1) and strictly decreasing; the last beta may be 1, and the last
-    alphas_cumprod 0. `zero_terminal_snr` rescales alpha linearly so that the last is 0 and the first is kept
-    (Lin et al. 2023, arXiv 2305.08891, Algorithm 1). Raises ValueError for anything else.
+    alphas_cumprod 0, or 2^-24 in its place where the entry before is smaller, as diffusers has it. `zero_terminal_snr`
+    rescales alpha linearly so that the last is 0 and the first is kept (Lin et al. 2023, arXiv 2305.08891, Algorithm 1).
+    Raises ValueError for anything else.
     """
     flag("zero_terminal_snr", zero_terminal_snr)
     if (betas is None) == (alphas_cumprod is None):
@@ -133,6 +134,9 @@ def discrete(
         if not (np.all(values < 1.0) and np.all(values[:-1] > 0.0) and values[-1] >= 0.0):
             bad = values[(values <= 0.0) | (values >= 1.0)][0]
             raise ValueError(f"alphas_cumprod must lie in (0, 1) (the last may be 0); got {float(bad)!r}")
+        # diffusers writes 2^-24 for the 0 of zero terminal SNR, which may be above the entry before.
+        if values.size > 1 and values[-1] == 2.0**-24 and values[-2] <= values[-1]:
+            values = np.append(values[:-1], 0.0)
         if np.any(np.diff(values) >= 0.0):
             i = int(np.argmax(np.diff(values) >= 0.0))
             raise ValueError(

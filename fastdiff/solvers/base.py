@@ -128,6 +128,10 @@ class Request:
             if ends_clean and times[-1] > floor:
                 times = np.append(times if steps is None else times[:-1], floor)
             times = times[::-1]
+            if len(times) < 2:
+                raise ValueError(
+                    f"{self.schedule!r} has one time with noise, t={times[0]:g}: a run upwards needs two of them"
+                )
         return [self.schedule.at(float(t)) for t in times]
 
     def _grid(self, steps: int | None) -> np.ndarray:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastdiff.files import write_whole
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.values import floats
+from fastdiff.values import floats, number
 
 FORMAT = "fastdiff-gamma-1"
 PURE_NOISE = -4.0
@@ -74,7 +74,7 @@ class Gamma:
     @staticmethod
     def of(values: Mapping[float, float], schedule: NoiseSchedule | None = None) -> Gamma:
         """From a mapping of schedule times to values."""
-        pairs = sorted((float(t), float(v)) for t, v in values.items())
+        pairs = sorted((number("Gamma's time", t, "999.0"), number("Gamma", v, "0.5")) for t, v in values.items())
         fingerprint = None if schedule is None else schedule.fingerprint()
         return Gamma(tuple(t for t, _ in pairs), tuple(v for _, v in pairs), fingerprint)
 

@@ -121,7 +121,8 @@ def _check(
             f"predictor='ancestral' is defined for VE and VP, and the schedule is {schedule!r}: use "
             "predictor='reverse_diffusion' or 'euler_maruyama'"
         )
-    if probability_flow and predictor in ("ancestral", "none"):
+    # Without a predictor there is nothing that it acts on, as published.
+    if probability_flow and predictor == "ancestral":
         raise ValueError(
             f"probability_flow=True with predictor={predictor!r}: the probability flow is for "
             "predictor='reverse_diffusion' or 'euler_maruyama'"

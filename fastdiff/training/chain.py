@@ -141,7 +141,7 @@ def chain_of(
     times = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
     if steps is not None:
         steps = whole("steps", steps, 1, MAX_STEPS, "100")
-    return _chain(schedule, steps, times, variance)
+    return _chain(resolve(schedule), steps, times, variance)
 
 
 @functools.lru_cache(maxsize=32, typed=True)
