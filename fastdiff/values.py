@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.names import short
+
+def shown(value: object) -> str:
+    """The value's repr, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:96]}..."
 
 
 def floats(name: str, value: Any, expected: str = "numbers") -> NDArray[np.float64]:
@@ -23,7 +27,7 @@ def floats(name: str, value: Any, expected: str = "numbers") -> NDArray[np.float
             raise TypeError
         return np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise TypeError(f"{name} got {short(value)}; expected {expected}") from None
+        raise TypeError(f"{name} got {shown(value)}; expected {expected}") from None
 
 
 def _has_text(array: NDArray[Any]) -> bool:
@@ -33,22 +37,22 @@ def _has_text(array: NDArray[Any]) -> bool:
 def number(name: str, value: Any, such: str) -> float:
     """A finite number as a float; ValueError for one that is not finite, TypeError for anything else."""
     if isinstance(value, bool | str | bytes | np.bool_) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}={short(value)}: expected a number, such as {such}")
+        raise TypeError(f"{name}={shown(value)}: expected a number, such as {such}")
     try:
         found = float(value)
     except OverflowError:
         found = math.inf
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}={short(value)}: expected a number, such as {such}") from None
+        raise TypeError(f"{name}={shown(value)}: expected a number, such as {such}") from None
     if not math.isfinite(found):
-        raise ValueError(f"{name}={short(value)}: expected a finite number, such as {such}")
+        raise ValueError(f"{name}={shown(value)}: expected a finite number, such as {such}")
     return found
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False; TypeError for anything else."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}={short(value)}: expected True or False")
+        raise TypeError(f"{name}={shown(value)}: expected True or False")
     return bool(value)
 
 
@@ -59,7 +63,7 @@ def whole(name: str, value: Any, least: int, most: int, such: str) -> int:
             raise TypeError
         found = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}={short(value)}: expected an integer, such as {such}") from None
+        raise TypeError(f"{name}={shown(value)}: expected an integer, such as {such}") from None
     if not least <= found <= most:
-        raise ValueError(f"{name}={short(value)}: expected an integer from {least} to {most}, such as {such}")
+        raise ValueError(f"{name}={shown(value)}: expected an integer from {least} to {most}, such as {such}")
     return found

@@ -115,9 +115,9 @@ def discrete(
     """A discrete schedule from its `betas` or its `alphas_cumprod`, of shape (N,).
 
     betas lie in (0, 1), alphas_cumprod in (0, 1) and strictly decreasing; the last beta may be 1, and the last
-    alphas_cumprod 0, or 2^-24 in its place where the entry before is smaller, as diffusers has it. `zero_terminal_snr`
-    rescales alpha linearly so that the last is 0 and the first is kept (Lin et al. 2023, arXiv 2305.08891, Algorithm 1).
-    Raises ValueError for anything else.
+    alphas_cumprod 0, or 2^-24 in its place where the entry before is smaller, as diffusers has it.
+    `zero_terminal_snr` rescales alpha linearly so that the last is 0 and the first is kept (Lin et al. 2023, arXiv
+    2305.08891, Algorithm 1). Raises ValueError for anything else.
     """
     flag("zero_terminal_snr", zero_terminal_snr)
     if (betas is None) == (alphas_cumprod is None):

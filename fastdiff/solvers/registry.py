@@ -27,6 +27,7 @@ from fastdiff.solvers import (
 )
 from fastdiff.solvers.base import DrawsNoise, Method, Request
 from fastdiff.solvers.embedded import Embedded
+from fastdiff.values import flag
 
 METHODS: dict[str, Method] = {}
 """Every method by its canonical name."""
@@ -298,6 +299,7 @@ def plan(
         TypeError: values of the wrong type.
     """
     chosen = find(method)
+    flag("invert", invert)
     if chosen.adaptive:
         raise ValueError(
             f"method {chosen.name!r} is adaptive and has no plan: its steps are chosen while it runs; "

@@ -80,7 +80,8 @@ class LossSecondMoment:
                 f"t has shape {times.shape} and losses {values.shape}; expected (B,) of both: reduction='none'"
             )
         if np.any(times != np.rint(times)) or np.any((times < 0) | (times >= len(self._seen))):
-            raise ValueError(f"t got {times.tolist()}; expected integers from 0 to {len(self._seen) - 1}")
+            got = ", ".join(f"{v:g}" for v in times)
+            raise ValueError(f"t got [{got}]; expected integers from 0 to {len(self._seen) - 1}")
         pairs = list(zip(times.astype(int).tolist(), values.tolist(), strict=True))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             everyone: list[Any] = [None] * torch.distributed.get_world_size()
