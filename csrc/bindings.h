@@ -91,7 +91,7 @@ inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, l
   bool ok = integer(PyTuple_GET_ITEM(spec, 0), &a->convert) && integer(PyTuple_GET_ITEM(spec, 1), &a->guided) &&
             integer(PyTuple_GET_ITEM(spec, 2), &a->m_reads_u) && integer(PyTuple_GET_ITEM(spec, 3), &a->u_mask) &&
             integer(PyTuple_GET_ITEM(spec, 4), &a->x_mask) && integer(PyTuple_GET_ITEM(spec, 5), &a->copies) &&
-            integer(PyTuple_GET_ITEM(spec, 6), &a->spread) && integer(args[1], &a->k) && integer(args[2], &a->batch) &&
+            integer(PyTuple_GET_ITEM(spec, 6), &a->learned) && integer(args[1], &a->k) && integer(args[2], &a->batch) &&
             integer(args[3], &a->n) && integer(args[4], &a->state) && integer(args[5], &a->net) &&
             integer(args[6], &a->hist) && integer(args[7], &a->in);
   const auto read = [&](int i, auto **to) {

@@ -174,7 +174,7 @@ void spread_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scra
 template <class T>
 void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int64_t len, Scratch<T> &s) {
   const int64_t at = b * a.n + first;
-  const int64_t at_out = a.spread ? at + b * a.n : at, at_aux = a.spread == 2 ? at + b * a.n : at;
+  const int64_t at_out = a.learned ? at + b * a.n : at, at_aux = a.learned == 2 ? at + b * a.n : at;
   const int64_t row_number = a.rows ? a.rows[b] : a.k;
   const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
   const uint32_t mask = a.u_mask | a.x_mask;
@@ -247,7 +247,7 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
       r[RM] = m;
     }
   }
-  if (a.spread && (mask >> RAUX & 3u)) spread_tile(a, row, at_out + a.n, len, s, r);
+  if (a.learned && (mask >> RAUX & 3u)) spread_tile(a, row, at_out + a.n, len, s, r);
   const Terms<T> next_u = terms_of(row + NEXT_U, a.u_mask, r);
   const bool sole = a.u_out && !a.x_mask && !a.m_out && !a.copies;
   if (sole && !past.u) {

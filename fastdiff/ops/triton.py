@@ -216,9 +216,12 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         buf.second if s.reads_second else None,
         h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None,
     )  # fmt: skip
+    # Threads hold elements by the width of a stream, and normals by blocks of 4: a barrier keeps loads before stores.
+    size = table.element_size()
+    exchanges = s.noises or any(t is not None and t.element_size() != size for t in streams)
     rest = (
         table, draws, seeds, index, coeffs.rows, lo, hi, scale, n, total, tiles, k,
-        *s.constants, split, wide, _kernels()[2], block,
+        *s.constants, split, wide, exchanges, _kernels()[2], block,
     )  # fmt: skip
     with _on(table.device):
         aligned = not (n & 15 or total & 15 or wide or total >= _WIDE)
