@@ -49,7 +49,7 @@ inline const char *missing(const StageArgs &a) {
   if (!a.table) return "table";
   if (reads(RX) && !a.x) return "x";
   if ((reads(RU) || a.m_reads_u) && !a.u) return "u";
-  if ((converts || (a.spread && (mask >> RAUX & 3u))) && !a.out) return "first";
+  if ((converts || (a.learned && (mask >> RAUX & 3u))) && !a.out) return "first";
   if ((reads(RAUX) || a.guided) && !a.aux) return "second";
   if ((reads(RM) || a.m_out) && !converts) return "first, which m is made of,";
   for (int i = 0; i < 6; ++i)
@@ -66,7 +66,7 @@ inline const char *missing(const StageArgs &a) {
 inline bool known(const StageArgs &a) {
   const auto dtype = [](int d) { return d >= F16 && d <= F64; };
   return a.convert >= CONVERT_NONE && a.convert <= CONVERT_BLEND && (a.u_mask | a.x_mask) >> NREG == 0 &&
-         a.copies >= 0 && a.copies <= 2 && a.spread >= 0 && a.spread <= 2 && (a.state == F32 || a.state == F64) &&
+         a.copies >= 0 && a.copies <= 2 && a.learned >= 0 && a.learned <= 2 && (a.state == F32 || a.state == F64) &&
          dtype(a.net) && dtype(a.hist) && dtype(a.in) && a.batch >= 0 && a.n >= 0 && a.k >= 0;
 }
 
