@@ -69,6 +69,8 @@ class History:
         # Memory and version (if it has one) of each value that is the network's own.
         self.marks: list[tuple[int, int | None]] = []
         self.ring: list[torch.Tensor] = []
+        self.latest: torch.Tensor | None = None
+        self.storage = 0
 
     def arrived(self, out: torch.Tensor, storage: int, k: int) -> torch.Tensor:
         """Look at where a new output lies. Returns it, or a copy if it lies across the buffers of the loop.
@@ -85,6 +87,7 @@ class History:
             self.values = [value.to(self.dtype) for value in self.values]
             self.marks = [OWN] * len(self.values)
             self.ring, self.raw, self.copies = [], False, True
+        self.latest, self.storage = out, storage
         if storage in self.own:
             self.copies = True
             return out if out.data_ptr() == storage else out.clone()
@@ -110,7 +113,9 @@ class History:
             return
         mark = OWN
         if buf.m_out is None:
-            mark = value.untyped_storage().data_ptr(), None if value.is_inference() else value._version
+            # Asked for once: it takes as long as a part of a small stage.
+            where = self.storage if value is self.latest else value.untyped_storage().data_ptr()
+            mark = where, None if value.is_inference() else value._version
         self.values.insert(0, value)
         self.marks.insert(0, mark)
         del self.values[self.length :], self.marks[self.length :]
