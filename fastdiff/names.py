@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -134,6 +136,24 @@ def short(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:96]}..."
 
 
+def one_of(kind: str, got: Any, valid: Iterable[str]) -> str:
+    """`got`, one of the valid names; ValueError for any other, TypeError for what is no name."""
+    names = list(valid)
+    if not isinstance(got, str):
+        raise TypeError(f"{kind} got {short(got)}; expected a name, one of {', '.join(names)}")
+    if got not in names:
+        raise ValueError(unknown(kind, got, names))
+    return got
+
+
+def representable(value: Any) -> bool:
+    """Whether a number is finite as a float64: integers may lie beyond."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def misplaced(call: str, got: str, valid: Iterable[str], places: Mapping[str, str]) -> str:
     """The message about an argument that a call does not take: where it goes, or what is nearest.
 
@@ -185,3 +205,14 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+ANNOUNCED: set[object] = set()
+"""What `warn_once` has said in this process."""
+
+
+def warn_once(key: object, message: str) -> None:
+    """`warn`, the first time in this process that it is called with this key."""
+    if key not in ANNOUNCED:
+        ANNOUNCED.add(key)
+        warn(message)

@@ -34,7 +34,7 @@ def randn(
         dtype: torch.float32 or torch.float64 (the same float32 values).
         device, backend: as in `fastdiff.sample`.
     """
-    if dtype not in STATE_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in STATE_DTYPES:
         raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float64")
     size = check_shape(shape)
     if isinstance(draw, bool) or not isinstance(draw, int | np.integer) or not 0 <= draw < 2**32:
