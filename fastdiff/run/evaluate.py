@@ -151,8 +151,9 @@ class Evaluator:
         else:
             if out.is_neg():
                 out = out.resolve_neg()
-            self.storage = address("the model's output", out)
-            if not out.is_contiguous():
+            contiguous = out.is_contiguous()
+            self.storage = address("the model's output", out, contiguous)
+            if not contiguous:
                 out = out.contiguous()
                 self.storage = out.data_ptr()
         if self.hooks.finite and report:

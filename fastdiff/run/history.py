@@ -132,6 +132,8 @@ class History:
         # Memory and version (if it has one) of each value that is the network's own.
         self.marks: list[tuple[int, int | None]] = []
         self.ring: list[torch.Tensor] = []
+        self.latest: torch.Tensor | None = None
+        self.storage = 0
         self.watch = watch and raw and length > 0
         # Under watch: the network's outputs, whose copies the values are.
         self.beside: list[tuple[torch.Tensor, tuple[int, int | None]]] = []
@@ -159,6 +161,7 @@ class History:
             self.values = [value.to(self.dtype) for value in self.values]
             self.marks = [OWN] * len(self.values)
             self.ring, self.raw, self.copies, self.watch, self.beside = [], False, True, False, []
+        self.latest, self.storage = out, storage
         if storage in self.own:
             self.copies, self.reused = True, True
             return out if out.data_ptr() == storage else out.clone()
@@ -193,15 +196,17 @@ class History:
         if not self.length or value is None:
             return
         self.values.insert(0, value)
-        self.marks.insert(0, OWN if buf.m_out is not None else _mark(value))
+        self.marks.insert(0, OWN if buf.m_out is not None else self._mark(value))
         del self.values[self.length :], self.marks[self.length :]
         if self.watch and not self.reused and buf.first is not None:
-            self.beside.insert(0, (buf.first, _mark(buf.first)))
+            self.beside.insert(0, (buf.first, self._mark(buf.first)))
             del self.beside[self.length :]
 
-
-def _mark(value: torch.Tensor) -> tuple[int, int | None]:
-    return value.untyped_storage().data_ptr(), None if value.is_inference() else value._version
+    def _mark(self, value: torch.Tensor) -> tuple[int, int | None]:
+        """Where a value of the network's lies, and its version if it has one."""
+        # The address is asked for once: it takes as long as a part of a small stage.
+        where = self.storage if value is self.latest else value.untyped_storage().data_ptr()
+        return where, None if value.is_inference() else value._version
 
 
 class Draws:
