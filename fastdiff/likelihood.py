@@ -27,6 +27,7 @@ from fastdiff.run.arguments import (
     cast_x,
     check_x,
     default_schedule,
+    need_values,
     resolve_device,
     resolve_seeds,
     warn_of_training,
@@ -242,6 +243,7 @@ def log_likelihood(
         raise ValueError(f"t_start={method.start.t:g} is the data's time, and must lie below t_end={method.stop.t:g}")
     found, network_dtype = placement(model)
     where = resolve_device(device, x, found)
+    need_values(where, "log_likelihood")
     module = ops.select(backend, where, dtype, network_dtype or dtype)
     seeds, index = resolve_seeds(seed, first_sample, len(x), where)
     size = x[0].numel()

@@ -132,7 +132,7 @@ def unknown(kind: str, got: object, valid: Iterable[str], guess: bool = True, al
 
 def short(value: object) -> str:
     """The repr of a value that came from a caller, cut where it is long."""
-    text = repr(value)
+    text = " ".join(repr(value).split("\n"))
     return text if len(text) <= 100 else f"{text[:96]}..."
 
 

@@ -356,7 +356,7 @@ class Sampler:
         if self._unnamed_schedule:
             default_schedule(self.prediction)
         network_dtype = self.dtype if given["network_dtype"] is None else given["network_dtype"]
-        if network_dtype not in DTYPES:
+        if not isinstance(network_dtype, torch.dtype) or network_dtype not in DTYPES:
             raise ValueError(f"network_dtype={network_dtype!r}: expected one of {', '.join(map(str, DTYPES))}")
         with sampling_mode():
             size = resolve_shape(None, given["shape"], x)

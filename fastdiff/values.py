@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 def shown(value: object) -> str:
     """The value's repr, cut where it is long."""
-    text = repr(value)
+    text = " ".join(repr(value).split("\n"))
     return text if len(text) <= 100 else f"{text[:96]}..."
 
 

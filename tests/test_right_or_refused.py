@@ -443,3 +443,26 @@ def test_what_the_fuzzer_found() -> None:
     # A safety factor above 1 tries each rejected step again as it was.
     with pytest.raises(ValueError, match=r"theta=1.5: method 'dpm_adaptive' accepts \[0, 1\]"):
         fastdiff.sample(wavy, X, method="dpm_adaptive", theta=1.5, schedule="ddpm")
+
+
+def test_a_device_without_values_is_refused_where_values_decide() -> None:
+    for call in (
+        lambda: fastdiff.sample(wavy, shape=(2, 3), method="ode", schedule="ddpm", device="meta"),
+        lambda: fastdiff.log_likelihood(wavy, X, schedule="vp_linear", device="meta"),
+        lambda: fastdiff.analytic.estimate_gamma(wavy, X, "ddpm", device="meta", progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"device='meta' holds no values, and .* decides by them"):
+            call()
+
+
+@pytest.mark.parametrize("device", ["nope:0", 3, np.bool_(True), {"y": 1}])
+def test_a_device_is_a_device(device) -> None:
+    with pytest.raises((ValueError, TypeError), match="device="):
+        fastdiff.sample(wavy, X, schedule="ddpm", device=device)
+
+
+@pytest.mark.parametrize("name", ["progress", "check_finite", "return_trajectory", "return_info"])
+@pytest.mark.parametrize("value", [np.array([]), torch.zeros(2, 3), 1, "yes"])
+def test_flags_are_true_or_false(name, value) -> None:
+    with pytest.raises(TypeError, match=f"{name}=.*: expected True or False"):
+        fastdiff.sample(wavy, X, schedule="ddpm", **{name: value})

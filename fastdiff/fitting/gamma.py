@@ -25,7 +25,7 @@ from fastdiff.bind import in_range
 from fastdiff.names import one_of
 from fastdiff.ops.philox import integers
 from fastdiff.prediction import PREDICTIONS, conversion
-from fastdiff.run.arguments import default_schedule, resolve_device, warn_of_training
+from fastdiff.run.arguments import default_schedule, need_values, resolve_device, warn_of_training
 from fastdiff.run.network import Network, check_kwargs, placement, stated
 from fastdiff.run.noise import randn
 from fastdiff.schedules import NoiseSchedule, resolve
@@ -172,6 +172,7 @@ class _Work:
         self.control_variate = flag("control_variate", control_variate)
         found, self.dtype = placement(model)
         self.device = resolve_device(device, None, found)
+        need_values(self.device, "estimate_gamma")
         self.state = _State(0, np.zeros(len(self.times)), np.zeros(len(self.times)))
 
     def settings(self) -> dict[str, str]:

@@ -244,6 +244,12 @@ def resolve_device(
     return where
 
 
+def need_values(device: torch.device, what: str) -> None:
+    """ValueError for a device whose tensors have no values, where the host decides by them."""
+    if device.type == "meta":
+        raise ValueError(f"device='meta' holds no values, and {what} decides by them: use device='cpu'")
+
+
 def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """(B,) int64 keys and (B,) int32 indices: one seed and consecutive indices, or a seed for each sample with index
     0."""

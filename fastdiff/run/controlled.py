@@ -11,6 +11,7 @@ import torch
 from fastdiff.ops import Coeffs, symbolic
 from fastdiff.prediction import check_previous
 from fastdiff.run.adaptive import Driver
+from fastdiff.run.arguments import need_values
 from fastdiff.run.corrections import check_calls
 from fastdiff.run.job import Job
 from fastdiff.run.report import Info, Trajectory, progress_bar
@@ -78,6 +79,7 @@ class AdaptiveEngine:
 
     def run(self, job: Job) -> tuple[torch.Tensor, Trajectory | None, Info | None]:
         binding, hooks, start = job.binding, job.hooks, job.start
+        need_values(start.x.device, f"the adaptive method {self.name!r}")
         if symbolic(start.x):
             raise RuntimeError(
                 f"method {self.name!r} is adaptive: its steps depend on values, which are not known while a graph is "

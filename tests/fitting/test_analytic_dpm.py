@@ -18,7 +18,7 @@ import fastdiff
 from fastdiff import schedules
 from fastdiff.analytic import Gamma, estimate_gamma
 from fastdiff.plan import Plan, Stage
-from fastdiff.sampler import _kept_plan as _plan
+from fastdiff.sampler import kept_plan as _plan
 
 X, M, ZA = 0, 2, 10
 STD = 0.5
@@ -274,7 +274,7 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[1, 2]")
     (tmp_path / "other.safetensors").write_bytes(b"short")
     for name in ("other.json", "other.safetensors"):
-        with pytest.raises(ValueError, match=r"is not a Gamma: expected a file that Gamma.save"):
+        with pytest.raises(ValueError, match=r"is not a Gamma, or is damaged: expected a file that Gamma.save"):
             Gamma.load(tmp_path / name)
     with pytest.raises(ValueError, match=r"expected one ending in .json or .safetensors"):
         gamma.save(tmp_path / "g.pt")
