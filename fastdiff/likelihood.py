@@ -16,7 +16,7 @@ import torch
 
 from fastdiff import ops, solvers
 from fastdiff.bind import Binding
-from fastdiff.names import one_of, unknown
+from fastdiff.names import one_of, short, unknown
 from fastdiff.ops import Coeffs
 from fastdiff.ops.layout import CG, CU, StageSpec
 from fastdiff.ops.philox import STEP
@@ -41,6 +41,8 @@ from fastdiff.values import flag, number
 
 TRACES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")
+MOST_PROBES = 10_000
+"""Each is a state in memory, and a backward pass an evaluation."""
 
 LEAST_TOLERANCE = 8 * 2.0**-23
 """Of rtol + atol, with a state in float32: about 1e-6.
@@ -205,6 +207,8 @@ def log_likelihood(
     one_of("trace", trace, TRACES)
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise ValueError(f"probes={probes!r}: expected an integer of at least 1")
+    if probes > MOST_PROBES:
+        raise ValueError(f"probes={short(probes)}: expected at most {MOST_PROBES}, or trace='exact'")
     if isinstance(probe, torch.Tensor):
         check_probe(probe, probes, trace, x)
     elif not isinstance(probe, str) or probe not in PROBES:

@@ -466,3 +466,31 @@ def test_a_device_is_a_device(device) -> None:
 def test_flags_are_true_or_false(name, value) -> None:
     with pytest.raises(TypeError, match=f"{name}=.*: expected True or False"):
         fastdiff.sample(wavy, X, schedule="ddpm", **{name: value})
+
+
+def test_arguments_that_the_fuzzer_found_obscure() -> None:
+    x0 = X.clamp(-1, 1)
+    several = np.array([2.0, 1.0])
+    for error, words, call in (
+        (TypeError, "variance got", lambda: losses.variational_bound(wavy, x0, "ddpm", variance=several)),
+        (TypeError, "rescale=", lambda: losses.vlb_loss(wavy, x0, "ddpm", rescale=torch.zeros(2))),
+        (ValueError, "decoder_variance=", lambda: losses.variational_bound(wavy, x0, "ddpm", decoder_variance=10**400)),
+        (ValueError, "expected at most 10000", lambda: fastdiff.log_likelihood(wavy, X, schedule="ddpm", probes=2**31)),
+        (
+            TypeError,
+            "model_kwargs must be a dict",
+            lambda: fastdiff.sample(wavy, X, schedule="ddpm", model_kwargs={1: 2}),
+        ),
+        (TypeError, "invert=", lambda: fastdiff.plan("ddim", 3, "ddpm", invert=several)),
+        (TypeError, "t got", lambda: schedules.ddpm().alpha("x")),
+        (ValueError, "num_train got", lambda: schedules.cosine(2**64)),
+        (TypeError, "prior must be callable", lambda: fastdiff.log_likelihood(wavy, X, schedule="ddpm", prior=X)),
+        (TypeError, "path=", lambda: fastdiff.plan("ddim", 3, "ddpm").save(3)),
+        (
+            ValueError,
+            "network_dtype=",
+            lambda: fastdiff.Sampler("ddim", 3, schedule="ddpm").begin(X, network_dtype=several),
+        ),
+    ):
+        with pytest.raises(error, match=words):
+            call()

@@ -371,7 +371,11 @@ def _stream(data: Any, batch_size: int, samples: int, seed: int) -> Iterator[Any
         order = _order(len(data), seed)
         for first in range(0, samples, batch_size):
             chosen = order[np.arange(first, min(first + batch_size, samples)) % len(order)]
-            yield default_collate([data[int(i)] for i in chosen])
+            rows = [data[int(i)] for i in chosen]
+            try:
+                yield default_collate(rows)
+            except (TypeError, RuntimeError) as error:
+                raise TypeError(f"the data set's samples cannot be put in one batch: {error}") from None
     elif isinstance(data, Iterable) and not isinstance(data, str | Mapping):
         yield from _again(data, samples)
     else:

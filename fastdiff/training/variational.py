@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastdiff import solvers
-from fastdiff.names import unknown
+from fastdiff.names import one_of, representable
 from fastdiff.plan import ZA
 from fastdiff.prediction import PREVIOUS
 from fastdiff.run.arguments import check_clip
@@ -98,6 +98,7 @@ def vlb_loss(
             the CPU, data from 0 to 255.
     """
     schedule, prediction = _checked(model, x0, schedule, prediction, reduction, bins, cdf)
+    flag("rescale", rescale)
     source = Source(generator, seed, first_sample).check()
     chain = chain_of(schedule, steps, spacing, variance)
     k = chain.draw(len(x0), source, prediction) if t is None else chain.find(t, len(x0))
@@ -146,7 +147,7 @@ def hybrid_loss(
             f"variance={variance!r}: hybrid_loss trains a learned variance, 'learned_range' or 'learned'; for a fixed "
             "one call ddpm_loss(model, x0, schedule)"
         )
-    if not (isinstance(vlb_weight, int | float) and math.isfinite(vlb_weight) and vlb_weight >= 0):
+    if not (isinstance(vlb_weight, int | float) and representable(vlb_weight) and vlb_weight >= 0):
         raise ValueError(f"vlb_weight={vlb_weight!r}: expected a number of at least 0, such as 0.001")
     source = Source(generator, seed, first_sample).check()
     chain = chain_of(schedule, steps, spacing, variance)
@@ -243,13 +244,12 @@ def variational_bound(
     if isinstance(bounds, Dynamic):
         raise ValueError(f"clip={clip!r}: expected the data's bounds, (low, high), such as (-1.0, 1.0), or None")
     known = resolve(as_stated(model, "schedule", schedule, "ddpm"))
+    one_of("variance", variance, (*VARIANCES, ANALYTIC))
     if (variance == ANALYTIC) != (gamma is not None):
         raise ValueError(
             f"got variance={variance!r} and gamma={gamma!r}, which go together: variance='analytic', "
             "gamma=fastdiff.analytic.estimate_gamma(model, data)"
         )
-    if variance not in (*VARIANCES, ANALYTIC):
-        raise ValueError(unknown("variance", variance, (*VARIANCES, ANALYTIC)))
     chain = chain_of(known, steps, spacing, "small" if variance == ANALYTIC else variance)
     if gamma is not None:
         chain = _analytic(chain, known, gamma)
@@ -258,7 +258,7 @@ def variational_bound(
     flag("progress", progress)
     if decoder_variance is not None:
         number = isinstance(decoder_variance, int | float)
-        if not (number and math.isfinite(decoder_variance) and decoder_variance > 0):
+        if not (number and representable(decoder_variance) and decoder_variance > 0):
             raise ValueError(f"decoder_variance={decoder_variance!r}: expected a number above 0, such as 1e-4")
         chain = chain.with_variances(np.array([math.nan] * (len(chain) - 1) + [math.log(decoder_variance)]))
     dtype = full(x0).dtype
