@@ -365,18 +365,18 @@ def _stream(data: Any, batch_size: int, samples: int, seed: int) -> Iterator[Any
             yield x0[rows], {k: v[rows] for k, v in kwargs.items()}
     elif isinstance(data, list | tuple) and data and _is_batch(data[0]):
         yield from _again(data, samples)
-    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | Mapping):
+    elif hasattr(data, "__getitem__") and _sized(data) and not isinstance(data, str | Mapping):
         if not len(data):
             raise ValueError("the data set is empty; expected at least one sample")
         order = _order(len(data), seed)
         for first in range(0, samples, batch_size):
             chosen = order[np.arange(first, min(first + batch_size, samples)) % len(order)]
-            rows = [data[int(i)] for i in chosen]
             try:
-                yield default_collate(rows)
+                batch = default_collate([data[int(i)] for i in chosen])
             except (TypeError, RuntimeError) as error:
                 raise TypeError(f"the data set's samples cannot be put in one batch: {error}") from None
-    elif isinstance(data, Iterable) and not isinstance(data, str | Mapping):
+            yield batch
+    elif isinstance(data, Iterable) and not isinstance(data, str | Mapping | np.ndarray):
         yield from _again(data, samples)
     else:
         raise TypeError(
@@ -407,6 +407,14 @@ def _again(batches: Iterable[Any], samples: int) -> Iterator[Any]:
                 f"the data ended after {given} of samples_per_time={samples} and cannot be gone through again: "
                 f"give a loader or a tensor instead of an iterator, or samples_per_time={max(given, 1)}"
             )
+
+
+def _sized(data: Any) -> bool:
+    try:
+        return len(data) >= 0
+    except TypeError:
+        # An array without a dimension has the method and no length.
+        return False
 
 
 def _batch(item: Any) -> Batch:
