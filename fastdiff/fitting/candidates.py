@@ -10,12 +10,11 @@ from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule
 from fastdiff.solvers import METHODS, Method, find, plan
 
-SPACING_NAMES = ("logsnr", "time_uniform", "time_quadratic", "karras", "exponential", "uniform", "trailing", "linspace")
+SPACING_NAMES = ("logsnr", "time_uniform", "time_quadratic", "karras", "trailing")
 VARIED: Mapping[str, tuple[Any, ...]] = {
     "lower_order_final": (True, False),
     "solver_type": ("taylor", "dpmsolver"),
     "variant": ("bh1", "bh2"),
-    "corrector": (True, False),
     "order": (2, 3),
 }
 """Options that are tried, of methods that have them."""

@@ -33,8 +33,8 @@ class Checkpoint:
 
     Attributes:
         tensors: by name: the teacher's states of finished batches, the parameters of a polish.
-        losses: of tried places, by the places joined with commas.
-        tuned: numbers of the best settings, or None.
+        losses: by the part of the search, then by the tried places joined with commas.
+        facts: other values of JSON.
 
     Raises:
         ValueError: another ending, no folder, a file that is none of ours or of other arguments.
@@ -43,7 +43,7 @@ class Checkpoint:
     def __init__(self, path: str | Path | None, settings: Mapping[str, Any]) -> None:
         self.settings = {name: str(value) for name, value in settings.items()}
         self.tensors: dict[str, torch.Tensor] = {}
-        self.losses: dict[str, float] = {}
+        self.losses: dict[str, dict[str, float]] = {}
         self.facts: dict[str, Any] = {}
         self.path: Path | None = None
         self.saved = time.monotonic()

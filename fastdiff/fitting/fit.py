@@ -16,7 +16,8 @@ from fastdiff.fitting.options import FIT_DEFAULTS, FitOptions, whole
 from fastdiff.fitting.polish import Polish
 from fastdiff.fitting.problem import Batch, Problem
 from fastdiff.fitting.progress import Progress
-from fastdiff.fitting.search import Found, Memo, Places, search, snap
+from fastdiff.fitting.ranks import world
+from fastdiff.fitting.search import Found, Memo, Places, coarse_steps, search, snap
 from fastdiff.fitting.student import Student
 from fastdiff.fitting.teacher import Teacher
 from fastdiff.fitting.tune import FIRST_LOOK, score, tune_cost
@@ -31,10 +32,12 @@ RESIDUALS = 2**14
 """Numbers to fit, trajectories times elements; docs/fitting.md has what fewer and more give."""
 FEWEST, MOST = 256, 1024
 """Trajectories by default, at least and at most."""
-VALIDATION = 256
+VALIDATION = 128
 BUDGET = 80
 """Evaluations of each trajectory that the search may ask for, for each evaluation of the plan."""
-STARTS = 3
+PART, FEWEST_OF_PART = 4, 128
+"""The search's large steps are on a fourth of the trajectories, or so many."""
+STARTS = 4
 """Time grids of the best settings, from which the search starts at the best."""
 
 
@@ -61,7 +64,7 @@ def fit(model: Callable[..., Any], steps: int = 5, **options: Unpack[FitOptions]
         t_start, t_end: the times of the run; default: the schedule's range.
         seed: of the fit's starts; validation's starts are of seed + 1.
         trajectories: how many to fit to. Default: so many that 16,384 numbers are fitted, from 256 to 1,024.
-        validation: how many to report the errors on (256).
+        validation: how many to report the errors on (128).
         teacher: a number of steps (160, of UniPC), a deterministic plan, or "ode", the adaptive solver. Compared with
             another resolution; a UserWarning tells where its own error is not small beside the fit's.
         methods: names of the methods whose settings may be the start; default: all.
@@ -167,12 +170,11 @@ class _Fit:
                 raise
 
     def _run(self, progress: Progress) -> Plan:
-        p, grid = self.problem, self.teacher.times
+        p = self.problem
         own = self.teacher.error(self.batches[0])
         states = self._states(progress)
         starts, start_plan, label = self._starts(states, progress)
-        student = Student(p, grid, self.batches, states, self.loss)
-        found = self._search(student, starts, progress)
+        found = self._search(states, starts, progress)
         plan = self._plan(found)
         if self.polish is not None:
             plan = self.polish.run(plan, self.batches, [s[-1] for s in states], self.checkpoint, progress)
@@ -221,10 +223,7 @@ class _Fit:
             return [snap(grid, [s.t for s in start.stages if s.evaluate], self.steps)], start, f"start ({start.method})"
         tuned = self.checkpoint.facts.get("tuned")
         if tuned is None:
-            few, left = [], self.problem.batches(self.few, self.problem.seed)
-            # Of this process's own rows, as the states are.
-            for b, own in zip(self.batches, left, strict=False):
-                few.append(b._replace(count=min(b.count, own.count)))
+            few = self._part(self.few)
             found = score(self.problem, self.made, few, [s[-1] for s in states], progress)
             places = {id(c.plan): i for i, c in enumerate(self.made)}
             tuned = [places[id(s.plan)] for s in found[: 4 * STARTS]]
@@ -238,16 +237,40 @@ class _Fit:
                 starts.append(at)
         return starts[:STARTS], best[0].plan, best[0].label
 
-    def _search(self, student: Student, starts: list[Places], progress: Progress) -> Found:
-        known = {tuple(map(int, k.split(","))): v for k, v in self.checkpoint.losses.items()}
+    def _search(self, states: Sequence[torch.Tensor], starts: list[Places], progress: Progress) -> Found:
+        """Large steps on a part of the trajectories, from several starts; small ones on all."""
+        grid, part = self.teacher.times, max(self.count // PART, min(self.count, FEWEST_OF_PART))
+        first, last = coarse_steps(grid)
+        few = self._part(part)
+        own = [s[:, : b.count] for b, s in zip(few, states, strict=False)]
+        share = part / self.count
+        memo = self._memo("part", few, own, progress)
+        found = search(memo, starts, int(self.budget / share) // 2, first, last)
+        memo = self._memo("all", self.batches, states, progress)
+        return search(memo, [found.places], self.budget // 2, max(1, last // 2))
 
-        def told(cost: int, loss: float) -> None:
-            progress.add("search", cost * sum(b.count for b in self.batches), loss)
-            self.checkpoint.losses = {",".join(map(str, k)): v for k, v in memo.known.items()}
+    def _part(self, count: int) -> list[Batch]:
+        """The first rows of every process, `count` in all."""
+        rows, few = max(1, count // world()[1]), []
+        for b in self.batches:
+            if rows:
+                few.append(b._replace(count=min(b.count, rows)))
+                rows -= few[-1].count
+        return few
+
+    def _memo(
+        self, name: str, batches: Sequence[Batch], states: Sequence[torch.Tensor], progress: Progress
+    ) -> Memo:
+        losses = self.checkpoint.losses.setdefault(name, {})
+        known = {tuple(map(int, key.split(","))): value for key, value in losses.items()}
+        rows = sum(b.count for b in batches)
+
+        def told(cost: int, places: Places, loss: float) -> None:
+            losses[",".join(map(str, places))] = loss
+            progress.add("search", cost * rows, loss)
             self.checkpoint.save()
 
-        memo = Memo(student, known, told)
-        return search(memo, starts, self.budget)
+        return Memo(Student(self.problem, self.teacher.times, batches, states, self.loss), known, told)
 
     def _plan(self, found: Found) -> Plan:
         p, grid = self.problem, self.teacher.times

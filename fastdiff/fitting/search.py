@@ -9,8 +9,8 @@ import numpy as np
 
 from fastdiff.fitting.student import Reached, Rows, Student
 
-FIRST_STEP = 1 / 10
-"""Of the grid."""
+COARSE = (1 / 10, 1 / 40)
+"""First and last step of the search on a part of the trajectories, as parts of the grid."""
 GAIN = 1e-3
 """A move must lower the loss by this part of it."""
 SWEEPS = 4
@@ -34,11 +34,15 @@ class Memo:
     """The losses of all tried places. What is known is not evaluated again, so that a search that begins again with
     the memo of one that was killed goes the same way.
 
+    Args:
+        known: losses by places; added to.
+        told: called with the evaluations of each trajectory that a trial asked for, known or not, its places and its loss.
+
     Attributes:
-        spent: evaluations of each trajectory that the search asked for, also where it found them known.
+        spent: those evaluations.
     """
 
-    def __init__(self, student: Student, known: dict[Places, float], told: Callable[[int, float], None]) -> None:
+    def __init__(self, student: Student, known: dict[Places, float], told: Callable[[int, Places, float], None]) -> None:
         self.student, self.known, self.told = student, known, told
         self.spent = 0
         self.path: list[Reached] = []
@@ -57,13 +61,13 @@ class Memo:
             found, path = self.student.reach(places, from_stage, self.path)
             self.known[places] = found
             self.trial = places, path
-        self.told(cost, found)
+        self.told(cost, places, found)
         return found
 
     def take(self, places: Places) -> None:
         """Go on from `places`, which were tried last."""
         self.of = places
-        self.path = [] if self.trial is None else self.trial[1]
+        self.path = self.trial[1] if self.trial is not None and self.trial[0] == places else []
 
     def rows(self) -> tuple[Rows, float]:
         """Coefficients of the places taken."""
@@ -94,18 +98,16 @@ def _way(grid: Sequence[float], t: float) -> int:
     return int(np.argmin(np.abs(np.asarray(grid) - t)))
 
 
-def search(memo: Memo, starts: Sequence[Places], budget: int) -> Found:
-    """The best of `starts`, moved one time after another: from a tenth of the grid down to one place.
+def search(memo: Memo, starts: Sequence[Places], budget: int, first: int, last: int = 1) -> Found:
+    """The best of `starts`, moved one time after another by `first` places of the grid, half of that, ... `last`.
 
     Later times come first: what they change costs least. A time whose move fails in both directions waits for the
     next pass. The first evaluation moves too: the way to it is one factor, which needs no network.
     """
     best, places = min((memo.loss(start), start) for start in starts)
-    memo.loss(places)
     memo.take(places)
-    end, steps = places[-1], len(places) - 1
-    step = max(1, round(FIRST_STEP * end))
-    while step:
+    steps, step = len(places) - 1, max(first, last)
+    while step >= last:
         for _ in range(SWEEPS):
             moved = False
             for k in range(steps - 1, -1, -1):
@@ -125,3 +127,9 @@ def search(memo: Memo, starts: Sequence[Places], budget: int) -> Found:
                 break
         step //= 2
     return Found(places, best, *memo.rows(), True)
+
+
+def coarse_steps(grid: Sequence[float]) -> tuple[int, int]:
+    """First and last step, in places of the grid, of the search on a part of the trajectories."""
+    first, last = (max(1, round(part * (len(grid) - 1))) for part in COARSE)
+    return first, last

@@ -21,7 +21,7 @@ from fastdiff.run.job import sampling_mode
 TRAJECTORIES = 128
 FINALISTS = 12
 """Settings that are scored on every trajectory."""
-FIRST_LOOK = 48
+FIRST_LOOK = 32
 """Trajectories on which all settings are scored."""
 
 
@@ -35,7 +35,7 @@ def tune(model: Callable[..., Any], steps: int = 5, **options: Unpack[TuneOption
         **options: as in `fastdiff.fit`.
 
     Returns:
-        `Table`: print it, plot it, take `table[0].plan`. All settings are scored on 48 trajectories, the twelve best on
+        `Table`: print it, plot it, take `table[0].plan`. All settings are scored on 32 trajectories, the twelve best on
         all.
 
     Raises:
