@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from typing_extensions import Unpack
 
-from fastdiff.fitting.candidates import candidates
+from fastdiff.fitting.candidates import Candidate, candidates
 from fastdiff.fitting.checkpoint import STATES, Checkpoint, fingerprint
 from fastdiff.fitting.explicit import explicit_plan
 from fastdiff.fitting.loss import Errors, check_loss, errors, mean, of_samples, sample_rms
@@ -118,7 +119,9 @@ class _Fit:
         start = given["start"]
         if start is not None:
             _check_start(start, p, self.steps)
-        self.made = [] if start is not None else candidates(p.schedule, p.t_start, p.t_end, self.steps, given["methods"])
+        self.made: list[Candidate] = []
+        if start is None:
+            self.made = candidates(p.schedule, p.t_start, p.t_end, self.steps, given["methods"])
         self.few = min(self.count, 2 * FIRST_LOOK)
         self.polish = Polish(p, self.loss, whole("polish_rounds", given["polish_rounds"])) if given["polish"] else None
         self.batches = p.batches(self.count, p.seed)
@@ -170,7 +173,6 @@ class _Fit:
                 raise
 
     def _run(self, progress: Progress) -> Plan:
-        p = self.problem
         own = self.teacher.error(self.batches[0])
         states = self._states(progress)
         starts, start_plan, label = self._starts(states, progress)
@@ -181,7 +183,7 @@ class _Fit:
         ends = []
         for b in self.validation:
             ends.append(self.teacher.ends(b))
-            progress.add("validation", b.count * self.teacher.cost)
+            progress.add("validation", b.size * self.teacher.cost)
         before, lost = self._errors(start_plan, ends, progress)
         after, loss = self._errors(plan, ends, progress)
         if not loss < lost:
@@ -201,7 +203,7 @@ class _Fit:
         )
         origin = self._origin(own, label, before, after, found)
         self.checkpoint.remove()
-        return _with_origin(plan, origin)
+        return replace(plan, origin=origin)
 
     def _states(self, progress: Progress) -> list[torch.Tensor]:
         states = []
@@ -213,7 +215,7 @@ class _Fit:
                 self.checkpoint.tensors[name] = known
                 self.checkpoint.save()
             states.append(known.to(self.problem.store))
-            progress.add("teacher", b.count * self.teacher.cost)
+            progress.add("teacher", b.size * self.teacher.cost)
         return states
 
     def _starts(self, states: Sequence[torch.Tensor], progress: Progress) -> tuple[list[Places], Plan, str]:
@@ -242,7 +244,7 @@ class _Fit:
         grid, part = self.teacher.times, max(self.count // PART, min(self.count, FEWEST_OF_PART))
         first, last = coarse_steps(grid)
         few = self._part(part)
-        own = [s[:, : b.count] for b, s in zip(few, states, strict=False)]
+        own = [s[:, : b.size] for b, s in zip(few, states, strict=False)]
         share = part / self.count
         memo = self._memo("part", few, own, progress)
         found = search(memo, starts, int(self.budget / share) // 2, first, last)
@@ -254,16 +256,14 @@ class _Fit:
         rows, few = max(1, count // world()[1]), []
         for b in self.batches:
             if rows:
-                few.append(b._replace(count=min(b.count, rows)))
-                rows -= few[-1].count
+                few.append(b._replace(size=min(b.size, rows)))
+                rows -= few[-1].size
         return few
 
-    def _memo(
-        self, name: str, batches: Sequence[Batch], states: Sequence[torch.Tensor], progress: Progress
-    ) -> Memo:
+    def _memo(self, name: str, batches: Sequence[Batch], states: Sequence[torch.Tensor], progress: Progress) -> Memo:
         losses = self.checkpoint.losses.setdefault(name, {})
         known = {tuple(map(int, key.split(","))): value for key, value in losses.items()}
-        rows = sum(b.count for b in batches)
+        rows = sum(b.size for b in batches)
 
         def told(cost: int, places: Places, loss: float) -> None:
             losses[",".join(map(str, places))] = loss
@@ -285,7 +285,7 @@ class _Fit:
             x = self.problem.run(plan, self.problem.start(b), b)
             distances.append(sample_rms(x, end.to(x.device)))
             losses.append(of_samples(self.loss, x, end.to(x.device)))
-            progress.add("validation", plan.nfe * b.count)
+            progress.add("validation", plan.nfe * b.size)
         return errors(torch.cat(distances)), mean(torch.cat(losses))
 
     def _origin(self, own: float, label: str, before: Errors, after: Errors, found: Found) -> dict[str, Any]:
@@ -333,12 +333,3 @@ def _check_start(start: Any, problem: Problem, steps: int) -> None:
         )
     if start.schedule and NoiseSchedule.from_dict(start.schedule) != problem.schedule:
         raise ValueError(f"start is a plan of another schedule than the fit's, {problem.schedule!r}")
-
-
-def _with_origin(plan: Plan, origin: dict[str, Any]) -> Plan:
-    import dataclasses
-
-    return dataclasses.replace(plan, origin=origin)
-
-
-__all__: Sequence[str] = ("Batch", "fit")

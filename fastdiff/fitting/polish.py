@@ -7,6 +7,7 @@ states and model values of one batch, and the activations of one call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -138,19 +139,19 @@ class Polish:
                         )
                     (part,) = torch.autograd.grad(loss, own)
                     slope += part
-            sums += torch.tensor([float(loss.detach()), b.count], dtype=torch.float64)
-            done = b.count * start.steps * (2 if gradient else 1)
+            sums += torch.tensor([float(loss.detach()), b.size], dtype=torch.float64)
+            done = b.size * start.steps * (2 if gradient else 1)
             p.evaluations += done
             progress.add("polish", done, float(sums[0] / sums[1]))
         both = total(torch.cat([sums, slope]).to(p.device)).cpu()
-        loss = float(both[0] / both[1])
-        return (loss if loss == loss else float("inf")), both[2:] / both[1]
+        found = float(both[0] / both[1])
+        return (found if found == found else float("inf")), both[2:] / both[1]
 
     def _end(self, numbers: _Numbers, batch: Batch) -> torch.Tensor:
         """The state at the end, differentiable in the numbers."""
         p = self.problem
         kwargs = p.conditions(batch)
-        network = Network(p.model, batch.count, **kwargs)
+        network = Network(p.model, batch.size, **kwargs)
         x = p.start(batch)
         if numbers.opening is not None:
             x = numbers.opening.to(x) * x
@@ -198,7 +199,7 @@ class Polish:
         Columns of a stage are nearly parallel; in these coordinates they are not, and L-BFGS walks straight.
         """
         p, found = self.problem, []
-        network = Network(p.model, batch.count, **p.conditions(batch))
+        network = Network(p.model, batch.size, **p.conditions(batch))
         x = p.start(batch)
         if start.opening is not None:
             x = start.opening.to(x) * x
@@ -243,7 +244,7 @@ class _Numbers:
         """Whether the times still fall, inside the schedule."""
         every = [*self.times.tolist(), self.end]
         top = self.problem.t_start if self.opened_at is None else self.opened_at
-        falls = all(a > b for a, b in zip(every, every[1:], strict=False))
+        falls = all(a > b for a, b in pairwise(every))
         distinct = len(set(self.given.tolist())) == self.steps
         return falls and distinct and every[0] <= top and (self.opened_at is None or every[0] < top)
 

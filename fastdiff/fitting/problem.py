@@ -27,11 +27,11 @@ TENSOR_CONDITIONS = ("model_kwargs", "cond", "uncond")
 
 
 class Batch(NamedTuple):
-    """Rows that are evaluated at once: trajectories `first` to `first + count` of `seed`."""
+    """Rows that are evaluated at once: trajectories `first` to `first + size` of `seed`."""
 
     seed: int
     first: int
-    count: int
+    size: int
     row: int
     """Number of the first row for `conditions`: validation's rows come after those of the fit."""
 
@@ -116,7 +116,7 @@ class Problem:
 
     def run(self, plan: Plan, x: torch.Tensor, batch: Batch, **options: Any) -> Any:
         """A run of `plan` from `x`, counted."""
-        self.evaluations += plan.nfe * batch.count
+        self.evaluations += plan.nfe * batch.size
         return self.sampler(plan)(self.model, x, **self.conditions(batch), **self.asked, **options)
 
     def adaptive(self, x: torch.Tensor, batch: Batch, t: float, end: float) -> torch.Tensor:
@@ -135,13 +135,13 @@ class Problem:
                 backend=self.backend,
             )
         found, info = solver(self.model, x, return_info=True, **self.conditions(batch), **self.asked)
-        self.evaluations += info.nfe * batch.count
+        self.evaluations += info.nfe * batch.size
         return found
 
     def conditions(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of a run for the rows of `batch`."""
         if self._conditions is not None:
-            found = dict(self._conditions(batch.row, batch.count))
+            found = dict(self._conditions(batch.row, batch.size))
             wrong = sorted(set(found) - set(TENSOR_CONDITIONS))
             if wrong:
                 raise ValueError(
@@ -152,7 +152,7 @@ class Problem:
 
         def cut(leaf: Any) -> Any:
             own = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and len(leaf) == self.batch
-            return leaf[: batch.count] if own else leaf
+            return leaf[: batch.size] if own else leaf
 
         return {name: tree_map(cut, value) for name, value in self._fixed.items() if value is not None}
 
@@ -171,7 +171,7 @@ class Problem:
     def start(self, batch: Batch) -> torch.Tensor:
         """x at `t_start`, (count, ...): the prior's noise, which a run with this seed starts from."""
         z = randn(
-            (batch.count, *self.shape),
+            (batch.size, *self.shape),
             seed=batch.seed,
             first_sample=batch.first,
             prior=True,

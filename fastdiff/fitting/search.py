@@ -17,6 +17,7 @@ SWEEPS = 4
 """Most passes over the times with one step."""
 
 Places = tuple[int, ...]
+Told = Callable[[int, Places, float], None]
 
 
 class Found(NamedTuple):
@@ -36,13 +37,16 @@ class Memo:
 
     Args:
         known: losses by places; added to.
-        told: called with the evaluations of each trajectory that a trial asked for, known or not, its places and its loss.
+        told: called with the evaluations of each trajectory that a trial asked for, known or not, its places and its
+            loss.
 
     Attributes:
         spent: those evaluations.
     """
 
-    def __init__(self, student: Student, known: dict[Places, float], told: Callable[[int, Places, float], None]) -> None:
+    def __init__(
+        self, student: Student, known: dict[Places, float], told: Callable[[int, Places, float], None]
+    ) -> None:
         self.student, self.known, self.told = student, known, told
         self.spent = 0
         self.path: list[Reached] = []

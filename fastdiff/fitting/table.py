@@ -64,9 +64,7 @@ class Table(Sequence[Score]):
             f"{self.teacher_error:.1e})",
             f"{'setting':<{width}}  median   rms      mean",
         ]
-        lines += [
-            f"{s.label:<{width}}  {s.errors.median:.1e}  {s.errors.rms:.1e}  {s.errors.mean:.1e}" for s in shown
-        ]
+        lines += [f"{s.label:<{width}}  {s.errors.median:.1e}  {s.errors.rms:.1e}  {s.errors.mean:.1e}" for s in shown]
         if len(self) > len(shown):
             lines.append(f"... and {len(self) - len(shown)} more")
         return "\n".join(lines)

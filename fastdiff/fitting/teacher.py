@@ -125,7 +125,7 @@ class Teacher:
         """RMS difference of the end from that at another resolution: half the steps, or, of a given plan, the adaptive
         solver. On at most `CHECKED` trajectories of a batch of each process."""
         p = self.problem
-        some = batch._replace(count=min(batch.count, CHECKED))
+        some = batch._replace(size=min(batch.size, CHECKED))
         fine = self.ends(some)
         if self.plan is None or isinstance(self.source, Plan):
             coarse = self._solved(p.start(some), some, (self.times[0], self.times[-1]))[-1]

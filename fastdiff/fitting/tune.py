@@ -53,7 +53,7 @@ def tune(model: Callable[..., Any], steps: int = 5, **options: Unpack[TuneOption
         ends = []
         for b in batches:
             ends.append(teacher.ends(b))
-            progress.add("teacher", b.count * teacher.cost)
+            progress.add("teacher", b.size * teacher.cost)
         scores = score(problem, made, batches, ends, progress)
     return Table(tuple(scores), steps, teacher.name, error)
 
@@ -72,7 +72,7 @@ def score(
 ) -> list[Score]:
     """The settings, the best first; `ends` are the teacher's, of each batch."""
     # The first rows of every process's part.
-    few = [b._replace(count=min(b.count, FIRST_LOOK)) for b in batches[:1]]
+    few = [b._replace(size=min(b.size, FIRST_LOOK)) for b in batches[:1]]
     first = [(one, measured(problem, one, few, ends, progress)) for one in made]
     first.sort(key=lambda pair: pair[1].mean)
     final = [(one, measured(problem, one, batches, ends, progress)) for one, _ in first[:FINALISTS]]
@@ -90,6 +90,6 @@ def measured(
     distances = []
     for b, end in zip(batches, ends, strict=False):
         x = problem.run(one.plan, problem.start(b), b)
-        distances.append(sample_rms(x, end[: b.count].to(x.device)))
-        progress.add("tune", one.plan.nfe * b.count)
+        distances.append(sample_rms(x, end[: b.size].to(x.device)))
+        progress.add("tune", one.plan.nfe * b.size)
     return errors(torch.cat(distances))
