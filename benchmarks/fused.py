@@ -165,7 +165,7 @@ def baseline(case: Case, compiled: bool = False) -> Callable[[], None]:
         step = torch.compile(step, dynamic=False, fullgraph=True)
     state = case.coeffs.table.dtype
     # Eager code keeps its history in the state's dtype.
-    given = [(b.x, b.u, b.out, history(b, state)) for b in case.sets]
+    given = [(b.x, b.u, b.first, history(b, state)) for b in case.sets]
     turn = _cycle(given)
 
     def run() -> None:
@@ -255,7 +255,7 @@ def agreement(case: Case, backend: ModuleType) -> float:
     fresh = Buffers(
         x=buf.x.clone() if buf.x is not None else None,
         u=buf.u.clone(),
-        out=buf.first,
+        first=buf.first,
         h=tuple(None if h is None else h.clone() for h in buf.h),
         z=(z if case.spec.reads_z(0) else None, None, None),
         u_out=torch.full_like(shape_like, math.nan),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -11,6 +12,7 @@ from typing_extensions import Unpack
 
 from fastdiff import solvers
 from fastdiff.options import (
+    CHOICE,
     RUN_DEFAULTS,
     SAMPLE_DEFAULTS,
     SampleBoth,
@@ -18,6 +20,7 @@ from fastdiff.options import (
     SamplePlain,
     SampleTrajectory,
     parted,
+    shows,
 )
 from fastdiff.run.network import stated
 from fastdiff.run.report import Info, Trajectory
@@ -26,20 +29,27 @@ from fastdiff.sampler import Sampler
 Model = Callable[..., Any]
 
 
-def _sampler(method: Any, steps: Any, options: dict[str, Any]) -> Sampler:
+def _sampler(options: dict[str, Any]) -> Sampler:
     """A sampler for these arguments, kept for the next call with the same ones."""
     try:
-        return _kept(method, steps, tuple((name, type(value), value) for name, value in options.items()))
+        return _kept(tuple([(name, type(value), value) for name, value in options.items()]))
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
-        return Sampler(method, steps, **options)
+        return _made(options)
 
 
 # With the types: 1 and True are equal, but only one of them may be valid.
-@functools.lru_cache(maxsize=64, typed=True)
-def _kept(method: Any, steps: Any, options: tuple[tuple[str, type, Any], ...]) -> Sampler:
-    return Sampler(method, steps, **{name: value for name, _, value in options})
+@functools.lru_cache(maxsize=64)
+def _kept(options: tuple[tuple[str, type, Any], ...]) -> Sampler:
+    return _made({name: value for name, _, value in options})
+
+
+def _made(options: dict[str, Any]) -> Sampler:
+    method = options.get("method", SAMPLE_DEFAULTS["method"])
+    # What belongs to neither call is seen here, where all arguments are known.
+    parted("sample", None if options.get("plan") is not None else solvers.find(method), options, SAMPLE_DEFAULTS)
+    return Sampler(method, options.get("steps"), **{k: v for k, v in options.items() if k not in CHOICE})
 
 
 @overload
@@ -62,6 +72,7 @@ def sample(
 ) -> tuple[torch.Tensor, Trajectory, Info]: ...
 
 
+@shows(SAMPLE_DEFAULTS, "method_options")
 def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
     """Sample a diffusion model: `fastdiff.sample(model, steps=10, method="dpm3")`.
 
@@ -86,12 +97,12 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         first_sample: global index of row 0, so that a batch can be split anywhere with the same result.
         noise: your own noise, (draw, like) -> tensor of like's shape, instead of the built-in; draw is -1 for the
             prior, else 0, 1, ... in the order in which noise is needed. It counts draws, not steps: a step whose std is
-            0 draws nothing, others may draw twice; `plan.stages[i].draws` tells.
+            0 draws nothing, others may draw twice; `plan.stages[i].draws` says which.
         guidance: a number s for classifier-free guidance uncond + s·(cond − uncond) (Ho and Salimans 2022, arXiv
             2207.12598), a function of the schedule's time that gives it, or a form of `fastdiff.guidance`:
             `Interval`, `Rescale`, `CFGPlusPlus`, ... `guidance_scale` is another word for a number.
-        cond, uncond: what the two halves of the network's batch are conditioned on, which it is called on at once:
-            dicts of keyword arguments with first dimension B.
+        cond, uncond: conditioning of the two halves, dicts of keyword arguments with first dimension B. The network is
+            called once on both halves.
         classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance
             (Dhariwal and Nichol 2021, arXiv 2105.05233). Called with gradients enabled, on a copy of x that requires
             none. Kept in the wider of its dtype and the network's.
@@ -104,7 +115,7 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         dtype: of the state: torch.float32 or torch.float64.
         device: where to sample; default: x's, else the model's, else the CPU.
         backend: None for the fastest that can run, or one of `fastdiff.backends()`.
-        graph: CUDA graph capture: "auto", True or False.
+        graph: CUDA graph capture: "auto", True or False (docs/graphs.md).
         progress: show a tqdm bar.
         callback: called as callback(stage, time, x, x0) at every network evaluation, with tensors of its own.
         return_trajectory: return (result, Trajectory).
@@ -130,15 +141,16 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         ValueError, TypeError: bad arguments or model outputs; the message says what was got and what would be right.
         RuntimeError: a named back end that cannot run, or a model that changes its input in place.
     """
-    method = options.get("method", SAMPLE_DEFAULTS["method"])
-    chosen = None if options.get("plan") is not None else solvers.find(method)
-    given, more = parted("sample", chosen, options, SAMPLE_DEFAULTS)
-    run = {name: value for name, value in options.items() if name in RUN_DEFAULTS}
-    made = {name: value for name, value in given.items() if name not in RUN_DEFAULTS}
-    made.update(more if chosen is None else chosen.settled(more))
-    steps = made.pop("steps")
-    if made["plan"] is None and made["schedule"] is None:
-        made["schedule"] = stated(model, "schedule")
-    if isinstance(made["spacing"], list):
-        made["spacing"] = tuple(made["spacing"])
-    return _sampler(made.pop("method"), steps, made)(model, x, **run)
+    run, made = {}, {}
+    for name, value in options.items():
+        if name in RUN_DEFAULTS:
+            run[name] = value
+        else:
+            # Files are read before anything is kept under their names.
+            settles = name not in SAMPLE_DEFAULTS and isinstance(value, str | os.PathLike)
+            made[name] = solvers.settled(name, value) if settles else tuple(value) if type(value) is list else value
+    if made.get("plan") is None and made.get("schedule") is None:
+        noted = stated(model, "schedule")
+        if noted is not None:
+            made["schedule"] = noted
+    return _sampler(made)(model, x, **run)

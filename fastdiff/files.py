@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path` through a temporary file beside it: whoever reads the file finds the old content or
+    """Write `content` to `path` through a temporary file beside it: a reader finds the old content or
     the new one, also after a full disk or a kill."""
     path = Path(path)
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -18,7 +18,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes a file that its owner alone can read.
+        # mkstemp makes a file that only its owner can read.
         os.chmod(partial, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(partial, path)
     except BaseException:

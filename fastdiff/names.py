@@ -168,12 +168,12 @@ def unknown_option(method: str, got: str, valid: Iterable[str], owners: Iterable
     "unknown option of method 'ddim': 'use_karras_sigmas'. Valid: eta. Here that is spacing='karras'"
     """
     have = list(owners)
-    # A name that is known elsewhere is no misspelling.
+    # A name that another call knows is not a misspelling.
     message = unknown(f"option of method {method!r}:", got, valid, guess=got not in ELSEWHERE and not have)
-    if have:
-        return f"{message}. It is an option of {', '.join(have)}"
     if got in ELSEWHERE:
         return f"{message}. Here that is {ELSEWHERE[got]}"
+    if have:
+        return f"{message}. It is an option of {', '.join(have)}"
     if got in CONDITIONING:
         return f"{message}. What the model is given goes in model_kwargs={{{got!r}: ...}}"
     return message

@@ -1,15 +1,15 @@
-"""The arguments of `sample`, `Sampler` and its calls, each declared once. `fastdiff.sample` tells what each means."""
+"""The arguments of `sample`, `Sampler` and its calls, each declared once. `fastdiff.sample` explains each."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from typing_extensions import Required, TypedDict
 
 from fastdiff.guidance import Guidance
-from fastdiff.method_names import MethodName, MethodOptions
 from fastdiff.names import CONDITIONING, ELSEWHERE, misplaced, nearest
 from fastdiff.plan import Plan
 from fastdiff.run.corrections import CorrectX0, CorrectXt
@@ -18,15 +18,17 @@ from fastdiff.run.history import Noise
 from fastdiff.run.threshold import Dynamic
 from fastdiff.schedules import NoiseSchedule
 from fastdiff.solvers import GRID_OPTIONS, METHODS, Method
+from fastdiff.solvers.method_names import MethodName, MethodOptions
 
 Clip = Literal["dynamic"] | Dynamic | tuple[float, float] | None
 Prediction = Literal["eps", "x0", "v", "score", "flow", "previous"]
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Seeds = int | Sequence[int] | torch.Tensor
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class SamplerOptions(MethodOptions, total=False):
-    """What a `Sampler` is made with, beside its method and steps."""
+    """What a `Sampler` is made with, besides its method and steps."""
 
     schedule: str | NoiseSchedule | None
     prediction: Prediction | None
@@ -40,16 +42,21 @@ class SamplerOptions(MethodOptions, total=False):
     plan: Plan | None
 
 
-class StartOptions(TypedDict, total=False):
+class PlaceOptions(TypedDict, total=False):
+    """Where a run takes place, and what guides it."""
+
+    device: torch.device | str | None
+    guidance: float | Callable[[float], float] | Guidance | None
+    guidance_scale: float | None
+
+
+class StartOptions(PlaceOptions, total=False):
     """Where a run starts, and its noise."""
 
     shape: Sequence[int] | None
     seed: Seeds
     first_sample: int
     noise: Noise | None
-    device: torch.device | str | None
-    guidance: float | Callable[[float], float] | Guidance | None
-    guidance_scale: float | None
 
 
 class BeginOptions(StartOptions, total=False):
@@ -58,8 +65,8 @@ class BeginOptions(StartOptions, total=False):
     network_dtype: torch.dtype | None
 
 
-class RunOptions(StartOptions, total=False):
-    """Of one run."""
+class InvertOptions(PlaceOptions, total=False):
+    """Of a run that draws nothing and starts from a given state."""
 
     cond: Mapping[str, Any] | None
     uncond: Mapping[str, Any] | None
@@ -74,7 +81,11 @@ class RunOptions(StartOptions, total=False):
     out: torch.Tensor | None
 
 
-# What a run returns depends on two arguments: one class for each pair of them, for the overloads.
+class RunOptions(StartOptions, InvertOptions, total=False):
+    """Of one run."""
+
+
+# What a run returns depends on two arguments: the overloads need one class for each pair of values.
 
 
 class Plain(RunOptions, total=False):
@@ -95,6 +106,14 @@ class WithInfo(RunOptions, total=False):
 class WithBoth(RunOptions, total=False):
     return_trajectory: Required[Literal[True]]
     return_info: Required[Literal[True]]
+
+
+class InvertPlain(InvertOptions, total=False):
+    return_trajectory: Literal[False]
+
+
+class InvertTrajectory(InvertOptions, total=False):
+    return_trajectory: Required[Literal[True]]
 
 
 class SampleMethod(SamplerOptions, total=False):
@@ -126,18 +145,11 @@ SAMPLER_DEFAULTS: dict[str, Any] = {
     "graph": "auto",
     "plan": None,
 }
-START_DEFAULTS: dict[str, Any] = {
-    "shape": None,
-    "seed": 0,
-    "first_sample": 0,
-    "noise": None,
-    "device": None,
-    "guidance": None,
-    "guidance_scale": None,
-}
-BEGIN_DEFAULTS: dict[str, Any] = {**START_DEFAULTS, "network_dtype": None}
-RUN_DEFAULTS: dict[str, Any] = {
-    **START_DEFAULTS,
+_PLACE_DEFAULTS: dict[str, Any] = {"device": None, "guidance": None, "guidance_scale": None}
+_START_DEFAULTS: dict[str, Any] = {"shape": None, "seed": 0, "first_sample": 0, "noise": None, **_PLACE_DEFAULTS}
+BEGIN_DEFAULTS: dict[str, Any] = {**_START_DEFAULTS, "network_dtype": None}
+INVERT_DEFAULTS: dict[str, Any] = {
+    **_PLACE_DEFAULTS,
     "cond": None,
     "uncond": None,
     "classifier_grad": None,
@@ -150,8 +162,8 @@ RUN_DEFAULTS: dict[str, Any] = {
     "correct_xt": None,
     "out": None,
     "return_trajectory": False,
-    "return_info": False,
 }
+RUN_DEFAULTS: dict[str, Any] = {**_START_DEFAULTS, **INVERT_DEFAULTS, "return_info": False}
 SAMPLE_DEFAULTS: dict[str, Any] = {"method": "dpm3", "steps": None, **SAMPLER_DEFAULTS, **RUN_DEFAULTS}
 CHOICE = ("method", "steps")
 """What names the method, in any call that takes its options."""
@@ -169,10 +181,10 @@ def filled(call: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     Raises:
         TypeError: an argument that `call` does not take, with the place where it goes or the nearest that it takes.
     """
-    for name in given:
-        if name not in defaults:
-            raise TypeError(_unknown(call, name, defaults))
-    return {**defaults, **given}
+    whole = {**defaults, **given}
+    if len(whole) > len(defaults):
+        raise TypeError(_unknown(call, next(name for name in given if name not in defaults), defaults))
+    return whole
 
 
 def parted(
@@ -186,6 +198,8 @@ def parted(
         ValueError: a name that belongs to another call or library, or is nearest to an argument.
     """
     options = {k: v for k, v in given.items() if k not in defaults}
+    if not options:
+        return {**defaults, **given}, options
     own = [*GRID_OPTIONS, *(() if method is None else method.options)]
     everywhere = {*own, *(name for m in METHODS.values() for name in m.options)}
     arguments = [*defaults, *CHOICE]
@@ -193,6 +207,21 @@ def parted(
         if name not in everywhere and (known_elsewhere(name) or nearest(name, [*arguments, *own]) in arguments):
             raise ValueError(_unknown(call, name, arguments))
     return {**defaults, **{k: v for k, v in given.items() if k in defaults}}, options
+
+
+def shows(defaults: Mapping[str, Any], *more: str) -> Callable[[F], F]:
+    """For `help` and notebooks: a signature with the keyword arguments by name; `more` stands for others."""
+
+    def decorate(function: F) -> F:
+        kinds = inspect.Parameter
+        signature = inspect.signature(function)
+        named = [p for p in signature.parameters.values() if p.kind is not kinds.VAR_KEYWORD]
+        named += [kinds(name, kinds.KEYWORD_ONLY, default=value) for name, value in defaults.items()]
+        named += [kinds(name, kinds.VAR_KEYWORD) for name in more]
+        function.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def known_elsewhere(name: str) -> bool:

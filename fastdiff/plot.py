@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.figure import new_figure
+from fastdiff.plan.picture import new_figure
 
 Array = Any
 
@@ -50,7 +50,7 @@ def trajectory(
         ValueError: `sample` is not in the batch, or as for `image_grid`.
     """
     if hasattr(states, "x0"):
-        # By its fields, as a Trajectory's module needs torch and this one does not.
+        # Known by its fields: the module of Trajectory needs torch, and this one does not.
         states, predicted = states.x, states.x0 if predicted is None else predicted
     every = _host(states)
     if every.ndim != 5 or not 0 <= sample < every.shape[1]:

@@ -14,11 +14,6 @@ import numpy as np
 
 from fastdiff.names import unknown
 
-PREDICTIONS = ("eps", "x0", "v", "score", "flow")
-PREVIOUS = "previous"
-"""The mean of the next, cleaner state: apart from `PREDICTIONS`, as it is a statement about a step, not a time."""
-ALL_PREDICTIONS = (*PREDICTIONS, PREVIOUS)
-
 Form = tuple[Any, Any]
 """(p, q), floats or float64 arrays."""
 
@@ -34,6 +29,11 @@ TARGETS: dict[str, Callable[[Any, Any], Form]] = {
     "flow": lambda alpha, sigma: (-1.0, 1.0),
 }
 """(p, q) of each prediction as a function of alpha and sigma."""
+
+PREDICTIONS = tuple(TARGETS)
+PREVIOUS = "previous"
+"""The mean of the next, cleaner state: apart from `PREDICTIONS`, as it is a statement about a step, not a time."""
+ALL_PREDICTIONS = (*PREDICTIONS, PREVIOUS)
 
 SPACES = {"noise": "eps", "data": "x0", "velocity": "flow", "score": "score"}
 """The prediction that a solver's model value is, for each space of a plan."""
@@ -56,7 +56,8 @@ def target(prediction: str, alpha: Any, sigma: Any) -> Form:
 def conversion(prediction: str, space: str, alpha: float, sigma: float) -> tuple[float, float]:
     """(cu, cg) with m = cu·u + cg·g, for a network that predicts `prediction` and a solver that works in `space`.
 
-    u = alpha·x0 + sigma·eps and g = p·x0 + q·eps are two equations for x0 and eps; m = P·x0 + Q·eps.
+    u = alpha·x0 + sigma·eps and g = p·x0 + q·eps are two equations for x0 and eps; m = P·x0 + Q·eps. Where (P, Q) is
+    (p, q) up to a factor, g alone gives m.
 
     Raises:
         ValueError: unknown names; or a conversion that divides by zero (x0 from eps where alpha = 0: zero terminal
@@ -64,11 +65,11 @@ def conversion(prediction: str, space: str, alpha: float, sigma: float) -> tuple
     """
     if space not in SPACES:
         raise ValueError(unknown("space", space, SPACES))
-    if SPACES[space] == prediction:
-        return 0.0, 1.0
     try:
         p, q = target(prediction, alpha, sigma)
         big_p, big_q = target(SPACES[space], alpha, sigma)
+        if big_p * q == big_q * p:
+            return 0.0, big_q / q if q else big_p / p
         determinant = alpha * q - sigma * p
         return (big_p * q - big_q * p) / determinant, (alpha * big_q - sigma * big_p) / determinant
     except ZeroDivisionError:

@@ -11,13 +11,15 @@ from typing_extensions import Unpack
 
 from fastdiff import guidance, solvers
 from fastdiff.bind import Binding
-from fastdiff.method_names import MethodName
 from fastdiff.names import unknown
 from fastdiff.options import (
     BEGIN_DEFAULTS,
+    INVERT_DEFAULTS,
     RUN_DEFAULTS,
     SAMPLER_DEFAULTS,
     BeginOptions,
+    InvertPlain,
+    InvertTrajectory,
     Plain,
     SamplerOptions,
     WithBoth,
@@ -25,6 +27,7 @@ from fastdiff.options import (
     WithTrajectory,
     filled,
     parted,
+    shows,
 )
 from fastdiff.plan import Plan
 from fastdiff.prediction import ALL_PREDICTIONS, check_previous
@@ -48,6 +51,7 @@ from fastdiff.run.planned import PlanEngine
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers import Method
+from fastdiff.solvers.method_names import MethodName
 
 Model = Callable[..., Any]
 
@@ -74,7 +78,7 @@ class Sampler:
         chosen = None if own is not None else solvers.find(method)
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
-        self.bounds = check_clip(given["clip"])
+        self.clip = check_clip(given["clip"])
         self.prediction: str | None = given["prediction"]
         self.dtype: torch.dtype = given["dtype"]
         self.backend: str | None = given["backend"]
@@ -108,7 +112,8 @@ class Sampler:
         else:
             spacing = given["spacing"]
             named = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
-            asked = {"steps": steps, "schedule": self.schedule, "spacing": named, **method.settled(options)}
+            settled = {name: solvers.settled(name, value) for name, value in options.items()}
+            asked = {"steps": steps, "schedule": self.schedule, "spacing": named, **settled}
             asked.update(t_start=given["t_start"], t_end=given["t_end"])
             made = _plan(method, asked)
             self._asked = method, asked
@@ -171,8 +176,9 @@ class Sampler:
         self, model: Model, x: torch.Tensor | None = None, **options: Unpack[WithBoth]
     ) -> tuple[torch.Tensor, Trajectory, Info]: ...
 
+    @shows(RUN_DEFAULTS)
     def __call__(self, model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
-        """Sample. `fastdiff.sample` tells of the arguments.
+        """Sample. `fastdiff.sample` explains the arguments.
 
         Returns:
             (B, ...) a fresh tensor, or a tuple of it, a `Trajectory` and an `Info`, as asked for.
@@ -213,7 +219,7 @@ class Sampler:
             binding = Binding(
                 self.prediction or stated(model, "prediction") or "eps",
                 chosen,
-                clip=self.bounds is not None,
+                clip=self.clip is not None,
                 corrected=hooks.correct_x0 is not None,
             )
             if isinstance(self.engine, PlanEngine):
@@ -225,7 +231,7 @@ class Sampler:
                 network,
                 network_dtype or self.dtype,
                 binding,
-                self.bounds,
+                self.clip,
                 hooks,
                 self.graph,
                 given["progress"],
@@ -240,19 +246,19 @@ class Sampler:
     def inverse(self) -> Sampler:
         """The same method on the same times upwards, from data to noise: the sampler that `invert` runs.
 
-        The data are taken as the state at the lowest time with noise: the time that the grid ends at, or its schedule's
-        `t_floor` where it ends at sigma = 0, where most networks and solvers are not defined. Of adaptive methods the
-        ODE between the same times.
+        The data are taken as the state at the lowest time with noise. That is the time at which the grid ends, or the
+        schedule's `t_floor` where it ends at sigma = 0: most networks and solvers are not defined there. For adaptive
+        methods it is the ODE between the same times.
 
         Raises:
             ValueError: the method draws noise, or the plan was given as it is; 'dpm_adaptive', which runs from noise to
                 data alone.
         """
-        made: SamplerOptions = {
-            "prediction": self.prediction,  # type: ignore[typeddict-item]
-            "clip": self.bounds,
+        made: dict[str, Any] = {
+            "prediction": self.prediction,
+            "clip": self.clip,
             "dtype": self.dtype,
-            "backend": self.backend,  # type: ignore[typeddict-item]
+            "backend": self.backend,
         }
         if isinstance(self.engine, AdaptiveEngine):
             m = self.engine.method
@@ -272,19 +278,21 @@ class Sampler:
                 "and its options, or run Sampler(plan=fastdiff.plan(..., invert=True)) on the data"
             )
         method, asked = self._asked
-        return Sampler(plan=solvers.plan(method, invert=True, **asked), graph=self.graph, **made)  # type: ignore[arg-type]
+        made.update(plan=solvers.plan(method, invert=True, **asked), graph=self.graph)
+        return Sampler(**made)
 
     @overload
-    def invert(self, model: Model, x: torch.Tensor, **options: Unpack[Plain]) -> torch.Tensor: ...
+    def invert(self, model: Model, x: torch.Tensor, **options: Unpack[InvertPlain]) -> torch.Tensor: ...
 
     @overload
     def invert(
-        self, model: Model, x: torch.Tensor, **options: Unpack[WithTrajectory]
+        self, model: Model, x: torch.Tensor, **options: Unpack[InvertTrajectory]
     ) -> tuple[torch.Tensor, Trajectory]: ...
 
+    @shows(INVERT_DEFAULTS)
     def invert(self, model: Model, x: torch.Tensor, **options: Any) -> Any:
-        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x, but for the error
-        of the steps, which falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
+        """From data to the noise that leads to them: `sampler(model, sampler.invert(model, x))` is x up to the
+        error of the steps. It falls with their number at the method's order (DDIM, Song et al. 2021, arXiv 2010.02502,
         section 4.3).
 
         Args:
@@ -301,10 +309,10 @@ class Sampler:
         self._check_stated(model)
         if not isinstance(x, torch.Tensor):
             check_x(x)
-        return self.inverse(model, x, **options)
+        return self.inverse(model, x, **filled("Sampler.invert", options, INVERT_DEFAULTS))
 
     def _check_stated(self, model: Any) -> None:
-        """What the model states must not be passed over in silence, where the sampler was not told otherwise."""
+        """Raise where the model states a prediction or a schedule that does not go with this sampler."""
         prediction = stated(model, "prediction")
         if self.prediction is None and prediction is not None:
             if prediction not in ALL_PREDICTIONS:
@@ -317,6 +325,7 @@ class Sampler:
                 "Sampler(..., schedule=model.schedule)"
             )
 
+    @shows(BEGIN_DEFAULTS)
     def begin(self, x: torch.Tensor | None = None, **options: Unpack[BeginOptions]) -> State:
         """Start a run whose loop is the caller's, who evaluates the network:
 
@@ -347,9 +356,9 @@ class Sampler:
             start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)
             network = Network(_outside, len(start.x), learned=self.plan.learned_variance)
             network.guided = chosen.batched
-            binding = Binding(self.prediction or "eps", chosen, clip=self.bounds is not None)
+            binding = Binding(self.prediction or "eps", chosen, clip=self.clip is not None)
             warn_of_other_use(self.plan, binding.prediction, chosen, self._said)
-            return self.engine.state(Job(start, network, network_dtype, binding, self.bounds, Hooks()))
+            return self.engine.state(Job(start, network, network_dtype, binding, self.clip, Hooks()))
 
     def step(self, state: State, output: torch.Tensor) -> State:
         """Take the network's `output` at `state.input`, and go to the next evaluation. Returns `state`, advanced."""
@@ -366,7 +375,7 @@ def _plan(method: Method, asked: Mapping[str, Any]) -> Plan:
         return solvers.plan(method, **asked)
     try:
         # With the types: 1 and True are equal, but only one of them may be valid.
-        return _kept_plan(method.name, tuple((k, type(v), v) for k, v in sorted(asked.items())))
+        return kept_plan(method.name, tuple((k, type(v), v) for k, v in sorted(asked.items())))
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
@@ -374,7 +383,7 @@ def _plan(method: Method, asked: Mapping[str, Any]) -> Plan:
 
 
 @functools.lru_cache(maxsize=256)
-def _kept_plan(method: str, asked: tuple[tuple[str, type, Any], ...]) -> Plan:
+def kept_plan(method: str, asked: tuple[tuple[str, type, Any], ...]) -> Plan:
     return solvers.plan(method, **{k: v for k, _, v in asked})
 
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from helpers.pages import ROOT, blocks
 
 import fastdiff
+from fastdiff.solvers import ALIASES, METHODS
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # What a page asks for that a test cannot give: a GPU; a thousand samples at each of a thousand times.
 SMALLER = {"graph=True": 'graph="auto"', "samples_per_time=1000": "samples_per_time=2, times=30"}
-
-
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 class Model:
@@ -60,6 +58,17 @@ def reader(page: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def _own_names() -> Iterator[None]:
+    """What a page registers is gone after its test."""
+    before = [(table, dict(table)) for table in (METHODS, ALIASES)]
+    yield
+    for table, kept in before:
+        for name in table.keys() - kept.keys():
+            del table[name]
+
+
+@pytest.mark.usefixtures("_own_names")
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -67,7 +76,7 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for number, block in enumerate(blocks(page)):
         for text, smaller in SMALLER.items():
             block = block.replace(text, smaller)
-        exec(compile(block, f"{page.name}, block {number + 1}", "exec"), names)
+        exec(compile(block, f"{page.name}, block {number + 1}", "exec", dont_inherit=True), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -75,6 +84,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", text):
         assert not target or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:tests|tools|fastdiff|csrc|benchmarks)/[\w/.]+\.\w+)`", text):
+        made = path in ("fastdiff/solvers/ab2.py", "benchmarks/results/cuda.json")
+        assert made or (ROOT / path).exists(), path
+    for path in re.findall(r"`((?:run|bind|ops|plan|solvers|guidance|schedules|fitting)/\w+\.py)`", text):
+        assert (ROOT / "fastdiff" / path).exists(), path
 
 
 def test_the_readme_links_every_page() -> None:

@@ -154,7 +154,7 @@ def test_every_value_may_change_between_replays(net: Net) -> None:
         got = fastdiff.Sampler("ddim", 4, graph=True, **options)(net, **arguments)
         want = fastdiff.Sampler("ddim", 4, graph=False, **options)(net, **arguments)
         assert torch.equal(got, want), (build, call)
-    assert len(graph._cache.entries) == 1
+    assert len(graph.CACHE.entries) == 1
 
 
 def test_dynamic_thresholding_and_autocast_are_captured(net: Net) -> None:
@@ -176,7 +176,7 @@ def test_autocast_casts_the_weights_inside_the_graph(net: Net) -> None:
             with torch.autocast("cuda", dtype=torch.bfloat16):
                 results.append(run(net, shape=SHAPE))
         assert torch.equal(*results), factor
-    assert len(graph._cache.entries) == 1
+    assert len(graph.CACHE.entries) == 1
 
 
 def test_compiled_network_is_captured(net: Net) -> None:
@@ -316,7 +316,7 @@ def test_a_model_captures_after_it_could_not() -> None:
                 sampler(model, shape=shape)
         else:
             assert torch.equal(sampler(model, shape=shape), eager(model, shape=shape))
-    assert len(graph._cache.entries) == 2
+    assert len(graph.CACHE.entries) == 2
 
 
 def test_a_generator_of_the_network() -> None:

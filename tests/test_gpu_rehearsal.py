@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SANITIZER = """#!{python}
 import os, subprocess, sys
-code = "import cuda_on_cpu; cuda_on_cpu.install()\\n" + sys.argv[-1]
+code = "from helpers import cuda_on_cpu; cuda_on_cpu.install()\\n" + sys.argv[-1]
 sys.exit(subprocess.run([sys.executable, "-c", code]).returncode)
 """
 
@@ -66,7 +66,7 @@ def test_the_tests_for_a_gpu(tmp_path: Path) -> None:
         "-W",
         "default",
         "-p",
-        "cuda_on_cpu",
+        "helpers.cuda_on_cpu",
         "-p",
         "no:cacheprovider",
         "-p",

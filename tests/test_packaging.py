@@ -17,97 +17,30 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastdiff"
-NUMPY = {"names", "_version", "phi", "philox"}
-PLANS = NUMPY | {"schedule_base", "schedule_discrete", "schedules", "grids", "plan"}
-OPS = {"names", "philox", "plan", "table", "ops", "_triton", "_cpu", "_cuda"}
-# A module or subpackage of fastdiff, and what else of fastdiff it may import. None: anything.
-LAYERS: dict[str, set[str] | None] = {
-    "names": set(),
-    "_version": set(),
-    "phi": {"names"},
-    "philox": {"names"},
-    "schedule_base": NUMPY,
-    "schedule_discrete": NUMPY | {"schedule_base"},
-    "schedule_smld": NUMPY | {"schedule_base"},
-    "schedules": NUMPY | {"schedule_base", "schedule_discrete", "schedule_smld"},
-    "grids": NUMPY | {"schedule_base", "schedule_discrete", "schedules"},
-    "plan": NUMPY | {"schedule_base", "schedule_discrete", "schedules", "grids", "plot"},
-    "plot": {"plan"},
-    "table": PLANS,
-    "solvers": PLANS | {"table"},
-    "_triton": set(),
-    "ops": OPS,
-    "network": {"names"},
-    "history": OPS,
-    "langevin": OPS,
-    "corrections": {"plan"},
-    "inversion": {"report", "sampler"},
-    "loop": OPS | {"network", "history", "langevin", "corrections"},
-    "capture": set(),
-    "graph": OPS | {"network", "history", "loop", "capture"},
-    "binding": OPS | {"loop"},
-    "report": {"plan", "loop"},
-    "arguments": OPS | {"network", "history", "threshold"},
-    "threshold": OPS,
-    "sampler": OPS
-    | PLANS
-    | {
-        "solvers",
-        "network",
-        "history",
-        "loop",
-        "graph",
-        "arguments",
-        "threshold",
-        "corrections",
-        "adaptive_sampler",
-        "binding",
-        "report",
-    },
-    "adaptive_report": {"schedule_base", "solvers", "corrections", "report"},
-    "adaptive_lanes": OPS | PLANS,
-    "adaptive": OPS
-    | PLANS
-    | {"solvers", "network", "langevin", "loop", "corrections", "adaptive_lanes", "adaptive_report"},
-    "adaptive_sampler": OPS
-    | PLANS
-    | {"solvers", "network", "history", "loop", "arguments", "threshold", "adaptive", "adaptive_lanes"}
-    | {"adaptive_report", "corrections", "report", "sampler"},
-    "likelihood": OPS
-    | PLANS
-    | {"solvers", "network", "arguments", "adaptive", "adaptive_lanes", "adaptive_report", "report", "sampler"},
-    "api": OPS
-    | PLANS
-    | {"solvers", "network", "history", "loop", "graph", "arguments", "threshold", "corrections", "sampler"},
-    "analytic": OPS | PLANS | {"solvers", "network", "history", "arguments", "sampler", "api", "analytic_times"},
-    "analytic_times": PLANS | {"solvers"},
-    "forward": PLANS | {"table", "network"},
-    "decoder": {"names"},
-    "chain": PLANS | {"table", "solvers", "forward"},
-    "variational": PLANS
-    | {"table", "solvers", "api", "arguments", "threshold", "report", "forward", "decoder", "chain"},
-    "resampling": set(),
-    "losses": PLANS | {"table", "network", "forward", "chain", "variational", "resampling"},
-    "integrations": None,
-    "doctor": None,
-    "cli": None,
-    "demo": None,
-    "__main__": None,
-    "__init__": None,
-}
-NUMPY_ONLY = (
-    "names",
-    "_version",
-    "phi",
-    "philox",
-    "schedule_base",
-    "schedule_discrete",
-    "schedule_smld",
-    "schedules",
-    "grids",
-    "plan",
+# Floors of the house, from the ground up. A module may import from its own floor's names and from those below.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("_version", "names", "files", "_triton"),
+    ("schedules",),
+    ("plan", "prediction"),
+    ("plot", "solvers"),
+    ("integrations", "ops"),
+    ("guidance",),
+    ("bind",),
+    ("run",),
+    ("training", "fitting", "likelihood"),
+    ("options",),
+    ("sampler",),
+    ("api", "inversion"),
+    ("analytic", "losses"),
+    ("__init__",),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
 )
-NUMPY_ONLY += ("plot", "table", "solvers")
+"""A tuple is one floor, whose rooms do not import each other."""
+LONGEST_CHAIN = 14
+NUMPY_ONLY = ("names", "_version", "files", "schedules", "plan", "prediction", "plot", "solvers")
+NUMPY_ONLY += ("ops.layout", "ops.philox", "ops.rank")
 
 
 def modules() -> dict[str, Path]:
@@ -139,27 +72,74 @@ def imports(name: str, path: Path) -> set[str]:
     return found
 
 
+def room(module: str) -> str:
+    """The flat file or the package that a module of fastdiff is in."""
+    return module.split(".")[0] if module else "__init__"
+
+
+def inside(name: str) -> set[str]:
+    """Modules of fastdiff that a module imports, below `fastdiff`; a package's face stands for what it hands on."""
+    found = set()
+    for module in imports(name, MODULES[name]):
+        if module.split(".")[0] == "fastdiff":
+            rest = module.split(".", 1)[1] if "." in module else ""
+            found.add(rest if rest in MODULES else f"{rest}.__init__" if f"{rest}.__init__" in MODULES else room(rest))
+    return found
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_one_way(name: str) -> None:
-    layer = name.split(".")[0]
-    assert layer in LAYERS, f"fastdiff/{layer} has no place in LAYERS: say what it may import"
-    allowed = LAYERS[layer]
-    imported = imports(name, MODULES[name])
-    inside = {
-        module.split(".")[1] if "." in module else "" for module in imported if module.split(".")[0] == "fastdiff"
-    }
-    if allowed is not None:
-        wrong = inside - allowed - {layer}
-        assert not wrong, (
-            f"fastdiff.{name} imports fastdiff.{{{', '.join(sorted(wrong))}}}; it may import {sorted(allowed)}"
-        )
+    own = room(name)
+    below = {r for floor in FLOORS for r in floor}
+    assert own in below, f"fastdiff/{own} has no floor in FLOORS"
+    allowed = {own, *(r for floor in FLOORS[: next(i for i, f in enumerate(FLOORS) if own in f)] for r in floor)}
+    # Faces of the public names hand on what lies above the rooms that use them.
+    wrong = {room(module) for module in inside(name)} - allowed
+    assert not wrong, f"fastdiff.{name} imports from {sorted(wrong)}, on its own floor or above"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] in NUMPY_ONLY])
+def test_no_circle_of_imports() -> None:
+    """Not of files either: each can be read with only what lies below it."""
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for module in inside(name):
+                # A face is read by those outside of its package.
+                if module in MODULES and not (module.endswith("__init__") and room(module) == room(name)):
+                    visit(module, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+def test_the_longest_chain_of_rooms() -> None:
+    """What a newcomer has to go through from the top to the ground."""
+    above: dict[str, set[str]] = {}
+    for name in MODULES:
+        above.setdefault(room(name), set()).update({room(m) for m in inside(name)} - {room(name)})
+
+    def height(r: str) -> int:
+        return 1 + max((height(below) for below in above.get(r, ())), default=0)
+
+    assert max(map(height, above)) <= LONGEST_CHAIN
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_private_name_crosses_files(name: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastdiff"):
+            private = [a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
+            assert not private, f"{node.module}: {private}"
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if room(n) in NUMPY_ONLY or n in NUMPY_ONLY])
 def test_tables_need_numpy_alone(name: str) -> None:
     outside = {module.split(".")[0] for module in imports(name, MODULES[name])} - {"fastdiff", "__future__"}
-    allowed = {"numpy"} | ({"matplotlib", "PIL"} if name == "plot" else set())
-    assert outside - set(sys.stdlib_module_names) <= allowed
+    more = {"plot": {"PIL"}, "plan.picture": {"matplotlib"}, "solvers.method_names": {"typing_extensions"}}
+    assert outside - set(sys.stdlib_module_names) <= {"numpy"} | more.get(name, set())
 
 
 def test_the_import_checker_sees_what_it_should(tmp_path: Path) -> None:

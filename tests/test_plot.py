@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fastdiff
+from fastdiff.plan import REGISTERS, picture
 
 plot = pytest.importorskip("fastdiff.plot")
 Image = pytest.importorskip("PIL.Image")
@@ -55,11 +56,11 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     made: list[Any] = []
 
-    def keep(*args: object, **kwargs: object) -> Figure:
-        made.append(Figure(*args, **kwargs))
+    def keep(**options: object) -> Figure:
+        made.append(Figure(**options))
         return made[-1]
 
-    monkeypatch.setattr(plot, "_pyplot", lambda: keep)
+    monkeypatch.setattr(picture, "new_figure", keep)
     return made
 
 
@@ -69,11 +70,11 @@ def test_registers_of_a_plan_have_their_own_colours(
     method: str, steps: int, tmp_path: Path, figures: list[Any]
 ) -> None:
     plan = fastdiff.plan(method, steps)
-    plot.plot_plan(plan, tmp_path / "p.png")
+    picture.draw(plan, tmp_path / "p.png")
     lines = [line for line in figures[0].axes[1].get_lines() if line.get_label().startswith("u': ")]
     assert len({line.get_color() for line in lines}) == len(lines)
     assert [line.get_label()[4:] for line in lines] == [
-        name for j, name in enumerate(plot.REGISTERS) if any(stage.next_u[j] for stage in plan.stages)
+        name for j, name in enumerate(REGISTERS) if any(stage.next_u[j] for stage in plan.stages)
     ]
 
 
@@ -82,7 +83,7 @@ def test_a_plans_legends_cover_no_curve_and_its_stages_are_whole(
     schedule: str, steps: int, tmp_path: Path, figures: list[Any]
 ) -> None:
     plan = fastdiff.plan("pc" if schedule == "ve" else "ddim", steps, schedule)
-    plot.plot_plan(plan, tmp_path / "p.png")
+    picture.draw(plan, tmp_path / "p.png")
     top, bottom, _ = figures[0].axes
     for axes in (top, bottom):
         assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())

@@ -224,7 +224,7 @@ def test_triton_interpreter_agrees(tmp_path) -> None:
 
     pytest.importorskip("triton")
     code = (
-        "import torch, fastdiff; from models import wavy\n"
+        "import torch, fastdiff; from helpers.models import wavy\n"
         "for m in ('dpm3', 'dpmpp2m_sde'):\n"
         "    a, b = (fastdiff.sample(wavy, shape=(2, 3, 5), method=m, steps=3, backend=n)"
         " for n in ('triton', 'reference'))\n"

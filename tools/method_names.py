@@ -1,4 +1,4 @@
-"""Writes fastdiff/method_names.py: the names and options of all methods, for editors and type checkers.
+"""Writes fastdiff/solvers/method_names.py: the names and options of all methods, for editors and type checkers.
 
 python tools/method_names.py          # writes the file
 python tools/method_names.py --check  # fails where it is not what would be written
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "fastdiff" / "method_names.py"
+TARGET = ROOT / "fastdiff" / "solvers" / "method_names.py"
 GRID_TYPES = {"rho": "float", "steps_offset": "int", "final": 'Literal["clean", "t_min"]'}
 
 
@@ -42,13 +42,14 @@ def merged(types: list[str]) -> str:
 def content() -> str:
     """The file."""
     sys.path.insert(0, str(ROOT))
-    from fastdiff.solvers import ALIASES, METHODS
+    from fastdiff.solvers import METHODS
 
     options: dict[str, list[str]] = {}
     for method in METHODS.values():
         for name, option in method.options.items():
             options.setdefault(name, []).extend(kind(option))
-    names = [*METHODS, *sorted(ALIASES)]
+    aliases = sorted(alias for method in METHODS.values() for alias in method.aliases)
+    names = list(dict.fromkeys([*METHODS, *aliases]))
     fields = {**{name: merged(types) for name, types in sorted(options.items())}, **GRID_TYPES}
     any_used = any(t == "Any" for t in fields.values())
     lines = [
@@ -66,7 +67,7 @@ def content() -> str:
         "",
         "",
         "class MethodOptions(TypedDict, total=False):",
-        '    """Options of the methods and of the spacings; `fastdiff methods NAME` tells what each means."""',
+        '    """Options of the methods and of the spacings; `fastdiff methods NAME` says what each means."""',
         "",
         *(f"    {name}: {text}" for name, text in fields.items()),
         "",

@@ -41,7 +41,7 @@ class Move(NamedTuple):
 def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
     """Where every stage finds and leaves x and u, with two slots and no copies.
 
-    x and u share a slot until a stage tells them apart; a stage that keeps x sends u to the other slot; a stage whose
+    x and u share a slot until a stage makes them differ; a stage that keeps x sends u to the other slot; a stage whose
     next_u and next_x are equal brings them together again.
     """
     result = []
@@ -56,8 +56,8 @@ def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
             u_to, after = (u if u != x else 1 - u), x
         else:
             after = x_to = x if u != x else 1 - u
-        # The first evaluation of its step: churn may open a step with a stage that has none. Or one that ends a step
-        # and is kept, for the next step to begin with: a corrector's, in a stage of its own.
+        # Whether this is the first evaluation of its step: churn may open a step with a stage that has none. A stage
+        # that only corrects ends a step, and the next step begins with the value that it keeps.
         begins = stage.evaluate and (stage.step != begun or (stage.keep and stage.t_next == stage.t))
         begun = stage.step if stage.evaluate else begun
         ends = k + 1 == len(stages) or stages[k + 1].step != stage.step
@@ -75,7 +75,7 @@ class Site(NamedTuple):
         spec: the structure of the stage.
         t: the schedule's time: a float, or (B,) float64 where samples differ.
         clock: (rows of the network's input,) the times that the network is given.
-        x0: coefficients and structure of the predicted x0, or None where nobody asks for it.
+        x0: coefficients and structure of the predicted x0, or None where it is not needed.
         where: for errors, such as "step 3 (stage 4, model time 7)": of the batch, or of every sample.
         ignored: (rows,) bool: outputs whose NaN and Inf do not matter, or None.
     """
@@ -100,7 +100,7 @@ class Program:
         values: (stages + 1, WIDTH) coefficients in the state's dtype.
         draws: (stages + 1, 3) int32.
         clock: (stages, rows of network input): the model's times.
-        x0: coefficients and structures of the predicted x0, or None where nobody asks for it.
+        x0: coefficients and structures of the predicted x0, or None where it is not needed.
         raw: whether the model value is the network's raw output, so that outputs themselves may be the history.
     """
 
@@ -154,7 +154,7 @@ def program(
     if observed:
         values, specs = bind_x0(plan, binding)
         x0 = put(values), specs
-    # Spread over the rows before it goes to the device: what is kept there is then read from any stream.
+    # Spread over the rows before it goes to the device: what is kept there can then be read from any stream.
     times = torch.as_tensor(in_range(table.times, clock_dtype(network_dtype), "the network's time"))
     clock = times.to(clock_dtype(network_dtype)).reshape(-1, 1).repeat(1, rows).to(device)
     return Program(

@@ -50,7 +50,7 @@ class Binding:
         prediction: what the network gives: one of `PREDICTIONS`, or `PREVIOUS` with DDPM's plans.
         guidance: a form of `fastdiff.guidance`.
         clip: whether m goes through the clamped x0.
-        corrected: whether the user corrects x0, which then takes the place of the guided output.
+        corrected: whether the user corrects x0, which is then read instead of the guided output.
     """
 
     prediction: str = "eps"

@@ -18,10 +18,11 @@ from fastdiff.analytic import Gamma, estimate_gamma
 from fastdiff.demo import WEIGHTS, load_model
 from fastdiff.demo.data import load_digits
 from fastdiff.demo.quality import measure
+from fastdiff.solvers.method_names import MethodName
 
 SAMPLES = 256
 BATCH = 250
-ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
+ROWS: tuple[tuple[MethodName, dict[str, Any]], ...] = (
     ("ddpm", {"variance": "small"}),
     ("ddpm", {"variance": "large"}),
     ("analytic_ddpm", {"gamma": "upper"}),

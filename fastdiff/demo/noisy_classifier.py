@@ -89,7 +89,7 @@ def classifier_grad(classifier: Classify, y: Tensor, scale: float = 1.0) -> Clas
         if len(x) != len(y):
             raise ValueError(f"got {len(x)} samples and {len(y)} labels; expected one label a sample")
         with torch.inference_mode(False), torch.enable_grad():
-            # Copies: tensors made in a caller's inference mode cannot be saved for the way back.
+            # Copies: tensors made in a caller's inference mode cannot be saved for the backward pass.
             point, labels = x.detach().clone().requires_grad_(True), y.to(x.device, torch.int64, copy=True)
             logits = classifier(point, t.clone())
             if logits.ndim != 2 or len(logits) != len(y):

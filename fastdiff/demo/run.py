@@ -18,8 +18,10 @@ import fastdiff
 from fastdiff.demo import WEIGHTS, load_model, pictures
 from fastdiff.demo.eager import dpm3
 from fastdiff.demo.quality import Quality, measure
+from fastdiff.solvers.method_names import MethodName
 
-METHOD, STEPS = "dpm3", 10
+METHOD: MethodName = "dpm3"
+STEPS = 10
 # Below index 8 (sigma = 0.04) the digits no longer change visibly: the ten steps are spent above it.
 GRID: dict[str, Any] = {"schedule": "ddpm", "spacing": "logsnr", "t_end": 8.0}
 PER_CLASS = 10

@@ -80,7 +80,7 @@ class Trainer:
         """One step of the optimizer; the loss, a tensor of one element."""
         number = self.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(number)
-        # Dropout draws from torch's own generator: numbers of this step too, but others than `generator`'s.
+        # Dropout draws from torch's own generator. Its numbers depend on the step too, and differ from `generator`'s.
         torch.manual_seed(-1 - number)
         chosen = torch.randint(len(self.images), (self.batch,), generator=generator).to(self.device)
         for group in self.optimizer.param_groups:

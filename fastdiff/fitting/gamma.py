@@ -57,7 +57,7 @@ def estimate_gamma(
     model_kwargs: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
 ) -> Gamma:
-    """Gamma(t) = E |eps(x_t, t)|² / d, by Monte Carlo (section 3.1 of the paper, with eps in the place of the score).
+    """Gamma(t) = E |eps(x_t, t)|² / d, by Monte Carlo (section 3.1 of the paper, with eps instead of the score).
 
     Every sample of the data is used at every time, in one pass: `samples_per_time · len(times)` evaluations. Noise is
     `fastdiff.randn(seed=seed, draw=<position of the time>, first_sample=<position of the sample>)`, so the estimate

@@ -3,7 +3,7 @@
 from fastdiff.guidance.base import UNGUIDED, Guidance, Place
 from fastdiff.guidance.cfg_pp import CFGPlusPlus
 from fastdiff.guidance.choice import choose
-from fastdiff.guidance.classifier import Classifier, ClassifierMean, ClassifierScore, ScoreAfterClip
+from fastdiff.guidance.classifier import ClassifierGuidance, ClassifierMean, ClassifierScore, ScoreAfterClip
 from fastdiff.guidance.classifier_free import ClassifierFree
 from fastdiff.guidance.describe import described
 from fastdiff.guidance.interval import Interval
@@ -12,8 +12,8 @@ from fastdiff.guidance.rescale import Rescale
 __all__ = [
     "UNGUIDED",
     "CFGPlusPlus",
-    "Classifier",
     "ClassifierFree",
+    "ClassifierGuidance",
     "ClassifierMean",
     "ClassifierScore",
     "Guidance",

@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Guidance:
-    """No guidance, and the base of every form. A new form is one subclass: no kernel, no loop knows of it.
+    """No guidance, and the base of every form. A new form is one subclass. No kernel and no loop knows of it.
 
     g = w1·first + w2·second is what becomes the model value; `first` is the network's output (its conditional half),
     `second` the unconditional half or a classifier's gradient, which rows may read as a register too.
@@ -60,7 +60,7 @@ class Guidance:
         """Raise ValueError for a plan that this form does not go with; None stands for the adaptive method `name`."""
 
     def weights(self, at: Place) -> tuple[float, float] | None:
-        """(w1, w2), or None where g is `first` alone. Not asked where the user's corrected x0 takes the place of g."""
+        """(w1, w2), or None where g is `first` alone. Not asked where the user's corrected x0 is used instead of g."""
         return None
 
     def combine(self, at: Place, row: np.ndarray) -> np.ndarray:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from fastdiff.guidance.base import UNGUIDED, Guidance
-from fastdiff.guidance.classifier import Classifier, ClassifierMean, ClassifierScore, ScoreAfterClip
+from fastdiff.guidance.classifier import ClassifierGuidance, ClassifierMean, ClassifierScore, ScoreAfterClip
 from fastdiff.guidance.classifier_free import ClassifierFree
 from fastdiff.names import unknown
 
-FORMS: dict[str, type[Classifier]] = {
+FORMS: dict[str, type[ClassifierGuidance]] = {
     "score": ClassifierScore,
     "mean": ClassifierMean,
     "score_after_clip": ScoreAfterClip,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from fastdiff.prediction import score_shift
 
 
 @dataclass(frozen=True)
-class Classifier(Guidance):
+class ClassifierGuidance(Guidance):
     """What all forms have: the gradient of log p(y | x) with respect to x, times its scale.
 
     Args:
@@ -34,12 +33,12 @@ class Classifier(Guidance):
         return self.grad
 
     @property
-    def key(self) -> Hashable:
-        return type(self)
+    def key(self) -> str:
+        return type(self).__name__
 
 
 @dataclass(frozen=True)
-class ClassifierScore(Classifier):
+class ClassifierScore(ClassifierGuidance):
     """The gradient is added to the score (Algorithm 2). For every method."""
 
     def weights(self, at: Place) -> tuple[float, float]:
@@ -47,7 +46,7 @@ class ClassifierScore(Classifier):
 
 
 @dataclass(frozen=True)
-class ClassifierMean(Classifier):
+class ClassifierMean(ClassifierGuidance):
     """The step's variance times the gradient is added to the step's mean (Algorithm 1). For method "ddpm"."""
 
     def check(self, plan: Plan | None, name: str) -> None:
@@ -65,7 +64,7 @@ class ClassifierMean(Classifier):
 
 
 @dataclass(frozen=True)
-class ScoreAfterClip(Classifier):
+class ScoreAfterClip(ClassifierGuidance):
     """The gradient shifts the x0 that was corrected and clipped, which may then leave the bounds: guided-diffusion's
     DDIM. For methods with one evaluation a step and no history."""
 

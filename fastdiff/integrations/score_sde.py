@@ -37,7 +37,7 @@ def published_steps(request: Request, predictor: str, corrector: str, points: Se
     steps = len(points) - 1
     start = sde_time(schedule, points[0])
     dt = start / steps
-    # 1e-9: a time that is an entry's may be rounded to below it.
+    # 1e-9: rounding may put the time of an entry below it.
     entries = [math.floor(sde_time(schedule, s) / start * (steps - 1) + 1e-9) for s in points[:-1]]
     nodes = [start * j / (steps - 1) if steps > 1 else start for j in entries]
     lower = [start * (j - 1) / (steps - 1) if j > 0 else None for j in entries]
@@ -93,7 +93,7 @@ def published_denoising(schedule: NoiseSchedule, p: Point, steps: int) -> Step:
             f"denoise_to_zero='score_sde' is for ve, vp_linear and subvp, and the schedule is {schedule!r}: use "
             "denoise_to_zero=True, the predicted x0"
         )
-    # VE's time comes back from sigma by a logarithm: a time that is an entry's own must not round to the one below.
+    # VE's time comes back from sigma by a logarithm. The time of an entry must not round to the entry below.
     index = min(math.floor(sde_time(schedule, p) * (steps - 1) + 1e-9 * steps), steps - 1)
     nodes = [i / (steps - 1) if steps > 1 else 0.0 for i in (index, index - 1)]
     beta = forward_beta(schedule, nodes[0], 1.0 / steps)

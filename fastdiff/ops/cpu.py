@@ -25,7 +25,7 @@ try:
     _reason = f"SIMD {_ext.simd_level()}, OpenMP {'on' if _ext.has_openmp() else 'off'}"
 except ImportError as error:
     if "FASTDIFF_SIMD" in str(error):
-        # Not in silence: without the extension, backend=None would mean the reference, which is far slower.
+        # Say so: without the extension, backend=None would mean the reference, which is far slower.
         _reason = str(error)
         warnings.warn(f"the cpu back end is off: {_reason}", RuntimeWarning, stacklevel=2)
     else:

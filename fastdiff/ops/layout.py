@@ -5,7 +5,7 @@ Values may change without a new specialisation, structure may not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from fastdiff.plan import H1, MAX_DRAWS, MAX_HISTORY, NREG, SECOND, ZA, U, X
@@ -83,6 +83,6 @@ class StageSpec(NamedTuple):
         return sum(self.reads_z(i) for i in range(MAX_DRAWS))
 
 
-def mask_of(coefficients: Sequence[float]) -> int:
+def mask_of(coefficients: Iterable[float]) -> int:
     """Bit j is set where coefficient j is not zero."""
     return sum(1 << j for j, c in enumerate(coefficients) if c)

@@ -97,7 +97,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
             if spec.m_reads_u:
                 assert buf.u is not None
                 x0 = coefficient(PU) * buf.u + x0
-            # Written out, since a clamp must keep NaN visible in every back end.
+            # Written out: every back end must show a NaN after the clamp.
             x0 = torch.maximum(torch.minimum(x0, coeffs.hi.reshape(column)), coeffs.lo.reshape(column))
             x0 = x0 * coeffs.scale.reshape(column)
             m = coefficient(QX) * x0
@@ -167,7 +167,7 @@ def philox(c: list[torch.Tensor], key: tuple[torch.Tensor, torch.Tensor]) -> lis
 
 
 def noise(shape: torch.Size, seeds: torch.Tensor, index: torch.Tensor, draw: torch.Tensor, stream: int) -> torch.Tensor:
-    """Standard normals, float32 (B, ...): the contract of `fastdiff.philox.normals`, for a batch of samples.
+    """Standard normals, float32 (B, ...): the contract of `fastdiff.ops.philox.normals`, for a batch of samples.
 
     Args:
         shape: (B, ...).

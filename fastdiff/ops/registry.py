@@ -58,7 +58,7 @@ def select(name: str | None, device: torch.device, state: torch.dtype, network: 
 
     Raises:
         ValueError: unknown name.
-        RuntimeError: the named back end cannot run there; it never falls back in silence.
+        RuntimeError: the named back end cannot run there; it never falls back without a word.
     """
     if name is not None:
         module = load(name)

@@ -1,4 +1,4 @@
-"""A picture of a plan: its schedule and its coefficients. Needs matplotlib."""
+"""A picture of a plan: its schedule and its coefficients. Needs matplotlib: `pip install "fastdiff-sampler[plot]"`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.figure import new_figure
 from fastdiff.plan.stage import NREG, REGISTERS
 
 
@@ -54,3 +53,12 @@ def draw(plan: Any, path: str | Path) -> None:
     bottom.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     bottom.legend(ncols=1, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(path, dpi=150)
+
+
+def new_figure(**options: Any) -> Any:
+    """A `matplotlib.figure.Figure`, without a window; ImportError with the remedy where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('pictures need matplotlib: pip install "fastdiff-sampler[plot]"') from None
+    return Figure(**options)

@@ -123,8 +123,8 @@ class Plan:
         for k, s in enumerate(self.stages):
             s.validate(f"stage {k}", kept)
             kept += s.keep
-            # Heun and singlestep methods come back to a time inside a step; two steps that begin at one model time do
-            # not.
+            # Heun and singlestep methods evaluate one time twice inside a step. Two steps may not begin at one model
+            # time.
             if s.evaluate and s.step != step:
                 step = s.step
                 if s.model_time in starts:
@@ -157,7 +157,7 @@ class Plan:
             truth["model_time"] = schedule.model_time(t)
         for name, values in truth.items():
             own = np.array([getattr(s, name) for s in self.stages])
-            # What another machine's exp and log may change, and no more.
+            # No more than the exp and log of another machine may change.
             bad = np.abs(own - values) > 1e-9 * np.abs(values) + 1e-12
             if bad.any():
                 k = int(np.argmax(bad))

@@ -76,7 +76,7 @@ class Driver:
         return self.evaluator.binding
 
     def run(self) -> torch.Tensor:
-        """The result: a tensor of its own. `info` tells the rest."""
+        """The result: a tensor of its own. `info` gives the rest."""
         method = self.method
         self.first_value([True] * len(self.lanes))
         self.report()
@@ -171,12 +171,11 @@ class Driver:
             self.coeffs.rows = self.row_sets[k]
         site = self.site(k, place, needs)
         out = self.evaluator.admit(self.call(k, given), given, site)
-        found = self.evaluator.outputs(out, u, site, self.coeffs)
-        buf = Buffers(x=self.x, u=u, first=found.first, second=found.second, h=tuple(self.values))
-        return buf, found.factor
+        buf = Buffers(x=self.x, u=u, h=tuple(self.values))
+        return buf, self.evaluator.read(out, buf, site, self.coeffs).factor
 
     def call(self, k: int, given: torch.Tensor) -> torch.Tensor:
-        # A copy, since networks scale their times in place.
+        # A copy, since some networks scale their times in place.
         return self.network(given, self.times[k].clone())
 
     def single(self, stages: list[Stage], out: torch.Tensor) -> None:
@@ -242,7 +241,7 @@ class Driver:
         for lane in self.lanes:
             if not lane.done:
                 self.aim(lane, end)
-        # Lanes that wait go through their last rows again; nothing of it is kept.
+        # Lanes that wait go through their last rows again, and the results are dropped.
         stages = list(zip(*(lane.stages for lane in self.lanes), strict=True))
         places = self.upload(stages)
         kept = self.values[0]

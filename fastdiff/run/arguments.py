@@ -56,9 +56,9 @@ def check_clip(clip: Any) -> Dynamic | tuple[float, float] | None:
 
 def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
     """Classifier-free guidance and its two conditions go together."""
-    given = {"guidance": batched, "cond": cond is not None, "uncond": uncond is not None}
-    if not any(given.values()) or all(given.values()):
+    if batched == (cond is not None) == (uncond is not None):
         return
+    given = {"guidance": batched, "cond": cond is not None, "uncond": uncond is not None}
     name = "guidance_scale" if scale is not None else "guidance"
     have = ", ".join(name if k == "guidance" else k for k, v in given.items() if v)
     need = ", ".join(name if k == "guidance" else k for k, v in given.items() if not v)
@@ -70,6 +70,8 @@ def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
 
 def check_callables(noise: Any, callback: Any) -> None:
     """The two functions that a run calls."""
+    if noise is None and callback is None:
+        return
     calls = (
         ("noise", noise, "noise(draw, like) -> tensor of like's shape"),
         ("callback", callback, "callback(stage, time, x, x0)"),
@@ -99,7 +101,8 @@ def check_x(x: Any) -> None:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, ...) with at least one sample and one element")
     if x.requires_grad:
         raise ValueError("x requires grad, but sampling runs without gradients: pass x.detach()")
-    if not bool(torch.isfinite(x).all()):
+    # On a device this would wait for it, in every call: check_finite=True looks at what the network makes of x.
+    if x.device.type == "cpu" and not bool(torch.isfinite(x).all()):
         raise ValueError("x has NaN or Inf; expected finite values")
 
 
@@ -182,7 +185,7 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
             )
     signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
     if not several:
-        # Made on the device: a copy from the host would wait for all that the stream has still to do.
+        # Made on the device: a copy from the host would wait for all the work that the stream still has.
         seeds = torch.full((batch,), signed[0], dtype=torch.int64, device=device)
         return seeds, torch.arange(first, first + batch, dtype=torch.int32, device=device)
     if len(values) != batch:

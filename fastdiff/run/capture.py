@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -51,21 +52,49 @@ class Pool:
 _CAPTURING = threading.RLock()
 
 
+# Streams are few and never given back by torch: captures, which take turns, share one for each device.
+_STREAMS: dict[torch.device, Any] = {}
+
+
+def side_stream(device: torch.device) -> Any:
+    """The stream of a device that captures are recorded on."""
+    with _CAPTURING:
+        if device not in _STREAMS:
+            _STREAMS[device] = torch.cuda.Stream(device)
+        return _STREAMS[device]
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """A collection in the middle of a capture may free what belongs to another graph, which breaks the capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class CudaCapture:
-    """One CUDA graph, with the stream that it is recorded on. Tests put a stand-in with the same methods in its
-    place."""
+    """One CUDA graph, with the stream that it is recorded on. Tests use a stand-in with the same methods instead."""
 
     DEVICE = "cuda"
 
     def __init__(self, device: torch.device, pool: Pool) -> None:
         self.device, self.pool = device, pool
         self.graph = torch.cuda.CUDAGraph()
-        self.stream = torch.cuda.Stream(device)
+        self.stream = side_stream(device)
 
     @staticmethod
     def refusal() -> str | None:
         """Why this process cannot capture, or None."""
         return None if torch.cuda.is_available() else "it needs a CUDA device, and torch sees none here"
+
+    @staticmethod
+    def under_way() -> bool:
+        """Whether the caller is capturing a graph of its own on the current stream, which this run then belongs to."""
+        return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
     @staticmethod
     def make_pool(device: torch.device) -> Pool:
@@ -86,7 +115,7 @@ class CudaCapture:
         """Record `body`; its result is the tensor that every replay fills."""
         # The outer stream, which is the current one, is there to be restored: where the end of a capture raises,
         # torch.cuda.graph leaves its own stream current.
-        with _CAPTURING, torch.cuda.stream(torch.cuda.current_stream(self.device)):
+        with _CAPTURING, no_garbage_collection(), torch.cuda.stream(torch.cuda.current_stream(self.device)):
             torch.cuda.synchronize(self.device)
             handle = self.pool.handle()
             _clear_workspaces()
@@ -108,7 +137,7 @@ class CudaCapture:
 
 
 def _clear_workspaces() -> None:
-    """Let cuBLAS take its workspace anew: inside a capture from the graph's own memory, after it from elsewhere.
+    """Let cuBLAS take its workspace again: inside a capture from the graph's own memory, after it from elsewhere.
 
     Torch keeps one for each stream. The warm-up's would be read by the graph's launches, while torch may give it back
     (it does with every graph of torch.compile, and with graphs captured on the same stream: pytorch/pytorch#193402), or

@@ -79,11 +79,11 @@ class AdaptiveEngine:
     def run(self, job: Job) -> tuple[torch.Tensor, Trajectory | None, Info | None]:
         binding, hooks, start = job.binding, job.hooks, job.start
         check_previous(binding.prediction, self.name)
-        # A corrected x0 stands in for the output: at sigma = 0, where x0 says nothing of the noise, the run cannot
-        # pass.
+        # A corrected x0 stands in for the output. The run cannot pass sigma = 0, where x0 says nothing about the
+        # noise.
         method = self.make("x0" if binding.corrected else binding.prediction)
         coeffs = Coeffs(start.x, start.x, start.seeds, start.index)
-        # The driver looks itself whether the input is its state: it is none of the halves of guidance.
+        # The driver itself checks whether the input is its state, which the halves of guidance never are.
         direct = job.network_dtype == start.x.dtype and not job.network.guided
         driver = Driver(method, job.evaluator(coeffs, direct), job.network_dtype, coeffs, start.x)
         with progress_bar(hooks, self.name, 100, "%") if job.progress else contextlib.nullcontext():

@@ -15,7 +15,9 @@ CorrectXt = Callable[[torch.Tensor, float, int], torch.Tensor]
 
 
 def check_calls(correct_x0: Any, correct_xt: Any) -> None:
-    """Raise TypeError for what cannot be called as corrections are: before the run, not in its middle."""
+    """Raise TypeError for a correction that cannot be called: before the run, not in its middle."""
+    if correct_x0 is None and correct_xt is None:
+        return
     for name, value, arguments in (
         ("correct_x0", correct_x0, ("x0", "t")),
         ("correct_xt", correct_xt, ("x", "t", "step")),

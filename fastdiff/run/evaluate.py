@@ -1,8 +1,8 @@
 """One evaluation: what becomes of a network's output before a stage reads it.
 
-The table's loop, the adaptive driver and loops that callers own all come through here: the checks of the output, the
-halves of guidance, the classifier's gradient, the factors of a rescaled guidance, and the predicted x0, which hooks
-see, the user corrects and dynamic thresholding takes its bounds from.
+The table's loop, the adaptive driver and loops that callers own all come through here. It checks the output, splits
+the halves of guidance or asks for the classifier's gradient, and takes the factors of a rescaled guidance. It makes the
+predicted x0 for hooks, for the user's correction and for the bounds of dynamic thresholding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Callback = Callable[[int, float, torch.Tensor, torch.Tensor], None]
 
 @dataclass(slots=True)
 class Hooks:
-    """What a run reports while it goes, and the user's corrections; everything optional, nothing costs when absent.
+    """What a run reports while it goes, and the user's corrections. All are optional, and what is absent costs nothing.
 
     Attributes:
         progress: given how far the run is: steps done, or percent of the way of an adaptive method.
@@ -48,19 +48,19 @@ class Hooks:
         return self.callback is not None or self.trajectory is not None
 
 
-class Outputs(NamedTuple):
-    """What a stage reads of an evaluation.
+class Seen(NamedTuple):
+    """What an evaluation gives besides the outputs that the stage reads.
 
     Attributes:
-        first, second: see `Buffers`.
         factor: (B,) factors of the guided output, or None.
-        x0: the predicted x0, corrected and thresholded, where anybody asks for it.
+        x0: the predicted x0, corrected and thresholded, where it is needed.
     """
 
-    first: torch.Tensor
-    second: torch.Tensor | None
-    factor: torch.Tensor | None
-    x0: torch.Tensor | None
+    factor: torch.Tensor | None = None
+    x0: torch.Tensor | None = None
+
+
+NOTHING = Seen()
 
 
 class Evaluator:
@@ -85,6 +85,10 @@ class Evaluator:
         self.threshold, self.state_dtype, self.keeps_input = threshold, state_dtype, keeps_input
         self.admitted: torch.dtype | None = None
         self.version = 0
+        # Asked for at every evaluation.
+        self.guided, self.gradient = network.guided, binding.guidance.gradient
+        self.rescales = self.guided and binding.guidance.rescales
+        self.plain = not self.guided and self.gradient is None
 
     def on(self, network: Network) -> Evaluator:
         """The same for another network."""
@@ -123,39 +127,39 @@ class Evaluator:
             require_finite(out, site, self.network.batch)
         return out
 
-    def outputs(self, out: torch.Tensor, u: torch.Tensor, site: Site, coeffs: Coeffs, watch: bool = False) -> Outputs:
-        """What the stage reads of an admitted output at `u`; `watch`: whether hooks want the predicted x0."""
-        guidance = self.binding.guidance
-        first, second, factor = out, None, None
-        if self.network.guided:
+    def read(self, out: torch.Tensor, buf: Buffers, site: Site, coeffs: Coeffs, watch: bool = False) -> Seen:
+        """Put an admitted output at `buf.u` where the stage reads it; `watch`: whether hooks want the predicted x0."""
+        buf.first = out
+        if self.plain and site.x0 is None:
+            return NOTHING
+        u, factor = buf.u, None
+        assert u is not None
+        if self.guided:
             batch = len(u)
-            first, second = out.narrow(0, 0, batch), out.narrow(0, batch, batch)
-        elif guidance.gradient is not None:
-            first, second = with_gradient(guidance.gradient, u, site.clock.clone(), out)
-        if guidance.rescales:
-            factor = self._factor(first, second, site, coeffs)
+            buf.first, buf.second = out.narrow(0, 0, batch), out.narrow(0, batch, batch)
+            if self.rescales:
+                factor = self._factor(buf.first, buf.second, site, coeffs)
+        elif self.gradient is not None:
+            buf.first, buf.second = with_gradient(self.gradient, u, site.clock.clone(), out)
         hooks = self.hooks
         if site.x0 is None or not (watch or self.threshold is not None or hooks.correct_x0 is not None):
-            return Outputs(first, second, factor, None)
+            return NOTHING if factor is None else Seen(factor)
         values, spec = site.x0
         x0 = torch.empty_like(u)
         data, row = placed(Coeffs(values, coeffs.draws, coeffs.seeds, coeffs.index, rows=coeffs.rows), site.row, factor)
-        self.backend.stage(spec, row, data, Buffers(u=u, first=first, second=second, u_out=x0))
+        self.backend.stage(spec, row, data, Buffers(u=u, first=buf.first, second=buf.second, u_out=x0))
         if hooks.correct_x0 is not None:
             x0 = corrected("correct_x0", hooks.correct_x0(x0, site.t), u)
-            first, second = _instead(x0, first, second, site.spec)
-            # It stands for the guided output now; and the stage has yet to read it, while hooks may write into it.
+            buf.first, buf.second = _instead(x0, buf.first, buf.second, site.spec)
+            # It stands for the guided output now. Hooks may write into it before the stage has read it.
             factor, x0 = None, x0.clone() if watch else x0
         if self.threshold is not None:
             self.threshold(x0, coeffs)
         if watch:
             x0 = _clamped(x0, coeffs)
-        return Outputs(first, second, factor, x0)
+        return Seen(factor, x0)
 
-    def _factor(
-        self, first: torch.Tensor, second: torch.Tensor | None, site: Site, coeffs: Coeffs
-    ) -> torch.Tensor | None:
-        assert second is not None
+    def _factor(self, first: torch.Tensor, second: torch.Tensor, site: Site, coeffs: Coeffs) -> torch.Tensor | None:
         if site.spec.learned:
             first, second = first.chunk(2, dim=1)[0], second.chunk(2, dim=1)[0]
         weights = own_rows(coeffs, site.row).narrow(1, W1, 2)
@@ -233,7 +237,7 @@ def _instead(
     x0: torch.Tensor, first: torch.Tensor, second: torch.Tensor | None, spec: StageSpec
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Let the stage, which is bound to the prediction of x0, read the corrected one instead of the network's output."""
-    # Beside x0, the second half of the channels still tells the variance.
+    # Beside x0, the second half of the channels still gives the variance.
     joined = torch.cat([x0, first.chunk(2, dim=1)[1].to(x0.dtype)], dim=1) if spec.learned else x0
     reads = second is not None and spec.mask >> SECOND & 1
     return joined, second.to(x0.dtype) if second is not None and reads else None

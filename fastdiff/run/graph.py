@@ -25,6 +25,7 @@ from fastdiff.ops import Coeffs
 from fastdiff.run.capture import CudaCapture
 from fastdiff.run.history import recycles
 from fastdiff.run.loop import Run, run
+from fastdiff.run.weights import Weights
 
 MAX_GRAPHS = 16
 """How many graphs are kept, the least recently used going first."""
@@ -39,7 +40,7 @@ SLOT = type("SLOT", (), {"__repr__": lambda self: "SLOT"})()
 
 
 class Refusal(NamedTuple):
-    """Why a run can have no graph; `asked`: since the call asks for work on the host, which needs no warning."""
+    """Why a run can have no graph. `asked`: because the call asks for work on the host, which needs no warning."""
 
     why: str
     asked: bool = False
@@ -71,7 +72,7 @@ class Entry:
     start: torch.Tensor
     result: torch.Tensor
     leaves: Leaves
-    addresses: tuple[int, ...]
+    weights: Weights
     stream: Any
     sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
@@ -89,7 +90,7 @@ class Entry:
                 buffer.record_stream(stream)
 
 
-class _Cache:
+class Cache:
     """Graphs by signature, least recently used first; signatures seen once; and signatures that failed, with the
     reason."""
 
@@ -112,6 +113,10 @@ class _Cache:
             self.entries[key] = entry
             while len(self.entries) > MAX_GRAPHS:
                 self.entries.popitem(last=False)
+
+    def forget(self, key: Hashable) -> None:
+        with self.lock:
+            self.entries.pop(key, None)
 
     def first_time(self, key: Hashable) -> bool:
         with self.lock:
@@ -144,7 +149,7 @@ class _Cache:
                 del self.pools[key]
 
 
-_cache = _Cache()
+CACHE = Cache()
 
 
 def capture_refusal() -> str | None:
@@ -155,7 +160,7 @@ def capture_refusal() -> str | None:
 
 def clear_graphs() -> None:
     """Free every captured graph and its memory, and forget which models could not be captured."""
-    _cache.drop(lambda key: True)
+    CACHE.drop(lambda key: True)
 
 
 def _identity(model: Any) -> Hashable | None:
@@ -175,7 +180,7 @@ def _has_own_graphs(model: Any) -> bool:
 
 
 def _forget(dead: Any) -> None:
-    _cache.drop(lambda key: key[0][0] is dead or key[0][0] == dead)
+    CACHE.drop(lambda key: key[0][0] is dead or key[0][0] == dead)
 
 
 def _leaves(kwargs: dict[str, Any]) -> Leaves:
@@ -183,16 +188,6 @@ def _leaves(kwargs: dict[str, Any]) -> Leaves:
     tensors = [v for v in values if isinstance(v, torch.Tensor)]
     rest = tuple(SLOT if isinstance(v, torch.Tensor) else v for v in values)
     return Leaves(tensors, rest, spec)
-
-
-def _parameters(model: Any) -> list[torch.Tensor]:
-    owner = model.__self__ if isinstance(model, MethodType) else model
-    return [*owner.parameters(), *owner.buffers()] if isinstance(owner, torch.nn.Module) else []
-
-
-def _addresses(model: Any) -> tuple[int, ...]:
-    """Where the weights lie: a graph reads them there, and nowhere else."""
-    return tuple(p.data_ptr() for p in _parameters(model))
 
 
 def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
@@ -267,37 +262,38 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
     """
     if mode is False or (mode == "auto" and start.device.type != CAPTURE.DEVICE):
         return _deliver(run(r, start), out)
+    if CAPTURE.under_way():
+        # A capture inside the caller's is neither possible nor needed: the loop becomes part of that graph.
+        return _deliver(run(r, start), out)
     key = signature(r, start)
     if isinstance(key, Refusal):
         if mode is True:
             raise RuntimeError(f"graph=True: {key.why}; use graph='auto' or graph=False")
-        if not key.asked and _cache.first_time((("refused",), key.why)):
+        if not key.asked and CACHE.first_time((("refused",), key.why)):
             warn(f"{_EAGERLY}{key.why}")
         return _deliver(run(r, start), out)
-    entry = _cache.get(key)
+    entry = CACHE.get(key)
+    if entry is not None and entry.weights.moved():
+        # Before the launch, which would read the old places.
+        CACHE.forget(key)
+        entry = None
     if entry is None:
-        why = _cache.failed.get(key)
-        if mode == "auto" and (why is not None or _cache.first_time(key)):
+        why = CACHE.failed.get(key)
+        if mode == "auto" and (why is not None or CACHE.first_time(key)):
             return _deliver(run(r, start), out)
         reason = None
         try:
             entry = _capture(key, r, start)
         except Exception as error:
             reason = _reason(error)
-            _cache.fail(key, reason)
+            CACHE.fail(key, reason)
             if mode is True:
                 raise RuntimeError(f"graph=True: the model cannot be captured: {reason}") from error
         if entry is None:
             # Not in the handler, where the error's frames would still hold the memory of the attempt.
             warn(f"{_EAGERLY}{reason}")
             return _deliver(run(r, start), out)
-    result = _replay(entry, r, start, out)
-    if entry.addresses != _addresses(r.network.model):
-        # Looked at while the graph runs. Its result is not: some weights lie elsewhere now.
-        with _cache.lock:
-            _cache.entries.pop(key, None)
-        return execute(r, start, mode, out)
-    return result
+    return _replay(entry, r, start, out)
 
 
 def _deliver(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
@@ -327,9 +323,9 @@ def _static(r: Run, leaves: Leaves) -> Run:
 def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
     """Warm up, record, and keep a graph of `r`."""
     model = r.network.model
-    pool = _cache.pool(key[0], start.device)
+    pool = CACHE.pool(key[0], start.device)
     with pool.turn(), _no_autocast_cache():
-        made = _cache.get(key)
+        made = CACHE.get(key)
         if made is not None:
             # Another thread captured it while this one waited.
             return made
@@ -344,14 +340,14 @@ def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
             raise RuntimeError(
                 "it returns the same output buffer again, as networks that replay graphs of their own do"
             )
-        addresses = _addresses(model)
+        weights = Weights(model)
         result = graph.capture(body)
-        if _addresses(model) != addresses:
+        if weights.moved():
             raise RuntimeError("it gives its parameters or buffers other memory whenever it runs")
         stream = torch.cuda.current_stream(start.device) if start.device.type == "cuda" else None
         x0 = None if static.program.x0 is None else static.program.x0[0]
-        entry = Entry(graph, pool, static.coeffs, static.program.clock, x0, first, result, leaves, addresses, stream)
-        _cache.put(key, entry)
+        entry = Entry(graph, pool, static.coeffs, static.program.clock, x0, first, result, leaves, weights, stream)
+        CACHE.put(key, entry)
     return entry
 
 
@@ -426,7 +422,7 @@ _CAUSES = (
 
 def _reason(error: BaseException) -> str:
     """One sentence for the causes that are known, and the error's own first line."""
-    # The end of a capture that failed raises too, over the error that tells why.
+    # The end of a capture that failed raises too, over the error that says why.
     while _INVALIDATED in str(error) and error.__context__ is not None:
         error = error.__context__
     text = str(error)

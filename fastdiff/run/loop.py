@@ -66,6 +66,8 @@ class State:
 
     def __init__(self, r: Run, x: torch.Tensor, copies: bool = False, quiet: int = 0) -> None:
         self.r, self.k, self.quiet = r, 0, quiet
+        self.evaluator, self.hooks, self.backend = r.evaluator, r.hooks, r.backend
+        self.moves, self.sites = r.program.moves, r.program.sites
         self.batch, guided, program = x.shape[0], r.network.guided, r.program
         both = (2 * self.batch, *x.shape[1:]) if guided else x.shape
         apart = any(m.x != m.u or m.u_to != m.u or m.x_to is not None for m in program.moves)
@@ -76,9 +78,9 @@ class State:
         self.halves = [slot.narrow(0, 0, self.batch) for slot in self.slots] if guided and r.direct else self.slots
         self.shared = None if r.direct else torch.empty(both, dtype=r.network_dtype, device=x.device)
         self.own = self.slots if self.shared is None else [*self.slots, self.shared]
-        # A run of its own time tensors, since networks scale them in place.
+        # Each run has its own time tensors, since some networks scale them in place.
         self.times = program.clock.clone().unbind(0)
-        # Own noise and corrections may not be asked for twice, so such a run must never begin again.
+        # The user's noise and corrections may not be asked for twice, so such a run must never begin again.
         once = r.noise is not None or r.hooks.correct_x0 is not None or r.echo is not None
         self.past = History(program.plan.history, program.raw, copies or once)
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves))
@@ -88,42 +90,39 @@ class State:
 
     @property
     def done(self) -> bool:
-        return self.k == len(self.r.program.moves)
+        return self.k == len(self.moves)
 
     def _settle(self) -> None:
         """Run the stages that need no network, up to the next that does."""
-        moves = self.r.program.moves
+        moves = self.moves
         while self.k < len(moves) and not moves[self.k].evaluate:
             self._finish(moves[self.k], self._buffers(moves[self.k]), None)
         if self.k < len(moves):
             self.input = self.slots[moves[self.k].u] if self.shared is None else self.shared
             self.time = self.times[self.k]
-            self.r.evaluator.give(self.input)
+            self.evaluator.give(self.input)
 
     def _buffers(self, move: Move) -> Buffers:
         return Buffers(x=self.halves[move.x], u=self.halves[move.u], h=tuple(self.past.values))
 
     def step(self, out: torch.Tensor) -> None:
         """Take the network's output at `input`, and go on to the next evaluation. `out` has the shape of `input`."""
-        r, k = self.r, self.k
-        move, evaluator, hooks = r.program.moves[k], r.evaluator, r.hooks
-        site = r.program.sites[k]
+        k, r = self.k, self.r
+        move, site, evaluator, hooks = self.moves[k], self.sites[k], self.evaluator, self.hooks
         loud = k >= self.quiet
         out = self.past.arrived(evaluator.admit(out, self.input, site, loud), self.own, k)
         buf = self._buffers(move)
-        assert buf.u is not None
-        records = loud and move.begins and hooks.trajectory is not None
+        records = loud and hooks.trajectory is not None and move.begins
         calls = loud and hooks.callback is not None
-        found = evaluator.outputs(out, buf.u, site, r.coeffs, records or calls)
-        buf.first, buf.second = found.first, found.second
-        if found.x0 is not None:
+        factor, x0 = evaluator.read(out, buf, site, r.coeffs, records or calls)
+        if x0 is not None and buf.u is not None:
             if records and hooks.trajectory is not None:
-                hooks.trajectory.append((site.t, buf.u.clone(), found.x0.clone() if calls else found.x0))
+                hooks.trajectory.append((site.t, buf.u.clone(), x0.clone() if calls else x0))
             if calls and hooks.callback is not None:
-                hooks.callback(k, site.t, buf.u.clone(), found.x0)
-        if move.keep:
+                hooks.callback(k, site.t, buf.u.clone(), x0)
+        if move.keep and buf.first is not None and buf.u is not None:
             buf.m_out = self.past.slot(buf.first, buf.u)
-        self._finish(move, buf, found.factor)
+        self._finish(move, buf, factor)
         self._settle()
 
     def _finish(self, move: Move, buf: Buffers, factor: torch.Tensor | None) -> None:
@@ -133,32 +132,34 @@ class State:
             buf.z = self.draws(k, move.draws, buf.u)
         if move.x_to is not None:
             buf.x_out = self.halves[move.x_to]
-        coeffs, row = placed(r.coeffs, move.row, factor)
+        coeffs, row = r.coeffs, move.row
+        if factor is not None:
+            coeffs, row = placed(coeffs, row, factor)
         if move.langevin_norm:
-            coeffs = langevin_rows(r.backend, move.spec, row, move.langevin_norm, move.draws[0], coeffs, buf)
+            coeffs = langevin_rows(self.backend, move.spec, row, move.langevin_norm, move.draws[0], coeffs, buf)
             row = 0
-        last = k + 1 == len(r.program.moves)
-        if last and r.network.guided and r.direct:
+        if k + 1 == len(self.moves) and r.direct and self.evaluator.guided:
             # A fresh tensor, rather than half of a buffer that would stay alive with it.
             buf.u_out = self.x = torch.empty_like(self.halves[0])
-            r.backend.stage(move.spec, row, coeffs, buf)
+            self.backend.stage(move.spec, row, coeffs, buf)
         else:
             self._write(buf, move.spec, row, coeffs, move.u_to)
             self.x = self.halves[move.u_to]
         if move.keep:
             self.past.keep(buf)
-        if move.ends and r.echo is not None:
-            self._correct(move, r.echo)
-        if move.ends and r.hooks.progress is not None and k >= self.quiet:
-            r.hooks.progress(r.program.plan.stages[k].step + 1)
+        if move.ends:
+            if r.echo is not None:
+                self._correct(move, r.echo)
+            if self.hooks.progress is not None and k >= self.quiet:
+                self.hooks.progress(r.program.plan.stages[k].step + 1)
         self.k = k + 1
 
     def _correct(self, move: Move, echo: Coeffs) -> None:
-        """Let the user's x_t take the place of the step's."""
+        """Use the user's x_t instead of the step's."""
         r, s = self.r, self.r.program.plan.stages[self.k]
-        assert r.hooks.correct_xt is not None
-        x = corrected("correct_xt", r.hooks.correct_xt(self.x.clone(), s.t_next, s.step + 1), self.x)
-        if move.row == len(r.program.moves):
+        assert self.hooks.correct_xt is not None
+        x = corrected("correct_xt", self.hooks.correct_xt(self.x.clone(), s.t_next, s.step + 1), self.x)
+        if move.row == len(self.moves):
             self.x = x.clone()
         else:
             self._write(Buffers(x=x), r.program.opening._replace(copies=move.spec.copies), move.row, echo, move.u_to)
@@ -169,7 +170,7 @@ class State:
             buf.net_in = self.slots[slot] if self.shared is None else self.shared
         if not (spec.copies and self.shared is None):
             buf.u_out = self.halves[slot]
-        self.r.backend.stage(spec, row, coeffs, buf)
+        self.backend.stage(spec, row, coeffs, buf)
 
 
 def run(r: Run, x: torch.Tensor) -> torch.Tensor:

@@ -18,14 +18,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What a network's input may be."""
 
 
-# What conditioning that cannot be stacked should have been.
+# Expected of conditioning, for the error where it cannot be stacked.
 TENSORS = (
     "pass tensors whose first dimension is the batch, such as {'y': torch.tensor([1, 2])} rather than {'y': [1, 2]}"
 )
 
 
 def stated(model: Any, name: str) -> Any:
-    """What a model states of itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`).
+    """What a model says about itself: its attribute, or None (as for `sample_shape`, `schedule`, `prediction`).
 
     A wrapper such as DistributedDataParallel, which keeps the model as `module`, says what the model says.
     """
@@ -53,7 +53,7 @@ def sample_shape(model: Any) -> tuple[int, ...] | None:
 
 
 def placement(model: Any) -> tuple[torch.device | None, torch.dtype | None]:
-    """Device and dtype of a module's parameters, as far as they tell; (None, None) for a plain function."""
+    """Device and dtype of a module's parameters, as far as they are known; (None, None) for a plain function."""
     if isinstance(model, torch.nn.Module):
         for p in model.parameters():
             # Quantised weights say nothing about the input, offloaded ones (on "meta") nothing about the device.

@@ -29,7 +29,7 @@ class PlanEngine:
 
     def __init__(self, plan: Plan, dtype: torch.dtype) -> None:
         self.plan, self.dtype, self.name = plan, dtype, plan.method
-        self._programs: dict[tuple[Any, ...], Program] = {}
+        self.programs: dict[tuple[Any, ...], Program] = {}
 
     @property
     def first(self) -> Stage:
@@ -84,10 +84,10 @@ class PlanEngine:
     def _bind(self, binding: Binding, **where: Any) -> Program:
         """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""
         key = (binding.prediction, binding.guidance.key, binding.clip, binding.corrected, *where.values())
-        found = self._programs.get(key)
+        found = self.programs.get(key)
         if found is None:
             found = program(self.plan, binding, dtype=self.dtype, **where)
-            if len(self._programs) >= _KEPT:
-                self._programs.clear()
-            self._programs[key] = found
+            if len(self.programs) >= _KEPT:
+                self.programs.clear()
+            self.programs[key] = found
         return found

@@ -66,7 +66,7 @@ def progress_bar(hooks: Hooks, name: str, total: int, unit: str) -> Iterator[Non
     """A tqdm bar that shows how far `hooks.progress` is told that the run is, of `total` units."""
     from tqdm.auto import tqdm
 
-    # Neither a count nor a rate of percent, which say nothing where the way is not walked evenly.
+    # No count and no rate of percent: they say nothing where progress is uneven.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}" if unit == "%" else None
     with tqdm(total=total, desc=name, unit=unit, bar_format=form) as bar:
 

@@ -13,6 +13,7 @@ from fastdiff.solvers.registry import (
     own_times,
     plan,
     register,
+    settled,
     warn_of_unit_times,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "own_times",
     "plan",
     "register",
+    "settled",
     "step_variances",
     "warn_of_unit_times",
 ]

@@ -157,13 +157,6 @@ class Method:
     """Whether steps are chosen while it runs: `build` then gives a `solvers.embedded.Embedded`, and there is no
     plan."""
 
-    def settled(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """`options` with files read, and lists as tuples: what may be kept for the next call with the same."""
-        return {
-            name: self.options[name].settled(value) if name in self.options else value
-            for name, value in options.items()
-        }
-
     def check_options(self, options: Mapping[str, Any], others: Iterable[Method] = ()) -> dict[str, Any]:
         """`options` with the defaults filled in; `others` may be named as the methods that have an unknown one.
 
@@ -232,7 +225,8 @@ class Recorder:
             s = stages[k]
             if s.keep:
                 number -= 1
-                # `number` is this value's; keeping numbers stable needs every older one unread as well.
+                # `number` is the number of this value. It may go only where no older value is read either, so that the
+                # numbers of the others stay.
                 if oldest_read > number:
                     stages[k] = s = replace(s, keep=False)
             reach = max((j - H1 + 1 for j in range(H1, SECOND) if s.next_u[j] or s.next_x[j]), default=0)
@@ -317,7 +311,7 @@ class Exponential:
         return self.decay * x + self.gain(1) * m
 
     def midpoint(self, x: Row, m: Row, d1: Row) -> Row:
-        """Second order with d1 ≈ h·m', as the published "dpmsolver" form has it: half of gain(1) in the place of
+        """Second order with d1 ≈ h·m', as the published "dpmsolver" form has it: half of gain(1) instead of
         gain(2)."""
         return self.first(x, m) + 0.5 * self.gain(1) * d1
 

@@ -187,7 +187,7 @@ METHODS = (
             "eta": Option(0.0, "noise level, 0 to 1, in units of the posterior's", minimum=0.0, maximum=1.0),
             "use_clipped_model_output": CLIPPED_OUTPUT,
         },
-        # Euler's method on d(x/alpha)/d(sigma/alpha) = eps, the velocity's too, is this update to the last digit.
+        # Euler's method on d(x/alpha)/d(sigma/alpha) = eps, and on the velocity's ODE, is exactly this update.
         aliases=("euler", "eulerdiscrete", "flowmatcheulerdiscrete", "ddimparallel"),
     ),
     Method(

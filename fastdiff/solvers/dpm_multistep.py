@@ -35,7 +35,7 @@ def update(space: str, nodes: Sequence[Point], t: Point, values: Sequence[Row], 
     """One multistep update from nodes[0] to t; nodes and values newest first, their number is the order.
 
     The published third-order update halves the second derivative: its D2 = (D1_0 − D1_1)/(r0 + r1) is a divided
-    difference, h²·m''/2, in the place of h²·m'' (derivation and measured orders in docs/parity.md).
+    difference, h²·m''/2, instead of h²·m'' (derivation and measured orders in docs/parity.md).
     """
     step = Exponential(space, nodes[0], t)
     x, m = ROW["x"], values[0]
@@ -86,7 +86,7 @@ def multistep(name: str, space: str, order: int) -> Method:
         order=order,
         build=build,
         space=space,
-        # Third order needs steps of like size in lambda; the first two follow the published default.
+        # Third order needs steps of similar size in lambda; the first two methods follow the published default.
         spacing="logsnr" if order == 3 else "time_uniform",
         options=options,
         aliases=ALIASES.get(name, ()),

@@ -29,7 +29,7 @@ def outer_and_inner(
     """Where the outer steps begin and end, and where each evaluates the network (its begin included).
 
     A logSNR or fixed grid has a point for each outer step, the others sub-sample a grid of one point an evaluation.
-    Inner points are spaced anew inside the step; own times are taken as they are, and so are those of a step that is
+    Inner points are spaced again inside the step; own times are taken as they are, and so are those of a step that is
     infinitely long in lambda, where there is no other choice.
     """
     own = isinstance(request.spacing, tuple)

@@ -88,7 +88,7 @@ class Embedded:
         return None
 
     def arrived(self, p: Point) -> bool:
-        """Whether p is the end, or as good as it."""
+        """Whether p is the end, or so close that it counts as the end."""
         return p == self.stop
 
     def value(self, p: Point) -> Stage:

@@ -102,7 +102,7 @@ class Gamma:
         if i < times.size and times[i] == s.t and math.isfinite(s.lam):
             return math.exp(-2.0 * s.lam) * max(0.0, 1.0 - self.values[i])
         lam = np.asarray(schedule.lam(times))
-        # lambda falls with time: reversed, both are increasing. Times without any signal tell nothing.
+        # lambda falls with time: reversed, both are increasing. Times without any signal say nothing.
         known = np.flatnonzero(np.isfinite(lam))[::-1]
         low, high = (lam[known[0]], lam[known[-1]]) if known.size else (math.inf, -math.inf)
         slack = 1e-9 * (1.0 + abs(s.lam)) if math.isfinite(s.lam) else 0.0

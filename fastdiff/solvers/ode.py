@@ -180,7 +180,7 @@ def build(
         )
     clean = None
     if start.t > stop.t:
-        # The other schedules' networks are not made for sigma = 0, nor can x0 or score be turned into a drift there.
+        # Networks of the other schedules are not made for sigma = 0, and no drift follows from x0 or the score there.
         through = schedule.kind == "flow" and form == "velocity" and request.prediction not in ("x0", "score")
         stop, clean = last_point(schedule, stop, bool(denoise_to_zero), through)
         if stop.t >= start.t:

@@ -82,7 +82,7 @@ def exact_step(predictor: str, schedule: NoiseSchedule, s: Point, t: Point) -> S
         b, v = (1.0 - r * r, v) if drift is None else drift
         return Step(1.0 + 0.5 * b, v, math.sqrt(v), alpha)
     if predictor == "ancestral":
-        # As published: the posterior's variance for VE, and beta, that of the forward step, for VP.
+        # As published: for VE the posterior's variance; for VP beta, the variance of the forward step.
         return Step(1.0 / r, v / r, math.sqrt(v) if schedule.kind == "vp" else posterior_std(s, t), alpha)
     return Step(2.0 - r, v, math.sqrt(v), alpha)
 

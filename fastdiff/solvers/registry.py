@@ -37,8 +37,9 @@ DEFAULT_STEPS = 10
 
 
 def key_of(name: str) -> str:
-    """A name without what other libraries put around it: "sample_" (k-diffusion), "Scheduler", "_gpu" (ComfyUI); and
-    "DPM++ 2M", as user interfaces show it, in letters."""
+    """A name without what other libraries put around it: "sample_" (k-diffusion), "Scheduler", "_gpu" (ComfyUI).
+
+    "DPM++ 2M", as user interfaces show it, is written in letters."""
     key = name.lower().replace("-", "_").replace(" ", "_").replace("++", "pp")
     key = key.removeprefix("sample_").removesuffix("scheduler")
     return key.removesuffix("_gpu").rstrip("_")
@@ -134,6 +135,14 @@ def find(name: str | Method) -> Method:
     return METHODS[key]
 
 
+def settled(name: str, value: Any) -> Any:
+    """An option's value with files read, so that it may be kept: whatever a file holds later, the value stays."""
+    for method in METHODS.values():
+        if name in method.options:
+            return method.options[name].settled(value)
+    return value
+
+
 def methods() -> dict[str, dict[str, Any]]:
     """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), default
     spacing ("" for adaptive methods), options, aliases, paper."""
@@ -215,7 +224,7 @@ def own_times(spacing: Sequence[float]) -> tuple[float, ...]:
 
 
 def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) -> str:
-    """A method's own spacing, or what takes its place on a schedule where it has no meaning.
+    """A method's own spacing, or another one on a schedule where it has no meaning.
 
     DDIM-type subsequences need a discrete schedule; equal steps of time are poor where time is sigma; and equal steps
     of lambda need a finite one at the start.

@@ -41,8 +41,8 @@ def update(
     if not ratios:
         return base
     hh = h if space == "noise" else -h
-    # With the weights of eq. 11 B(h) cancels. With one difference the published forms with a B(h) take its limit, 1/2,
-    # in their place, which keeps the order.
+    # With the weights of eq. 11 B(h) cancels. With one difference the published forms with a B(h) take the limit of
+    # the weights, 1/2, instead. That keeps the order.
     b = math.expm1(hh) if variant == "bh2" else hh
     rho = np.array([0.5]) if len(ratios) == 1 and variant != "vary_coeff" else weights(ratios, hh, b)
     scale = -(t.sigma if space == "noise" else t.alpha) * b
@@ -81,7 +81,7 @@ def build(
             base = update(space, variant, base, points[i - 1 :: -1][:p], HISTORY[:p], points[i], ROW["m"])
         apart = split and i > 0
         if apart:
-            # The last step's own end; from here on the value of this evaluation is h1.
+            # The end of the last step. From here on the value of this evaluation is h1.
             rows.add(points[i], points[i], base, step=i - 1, keep=True)
             base, newest = ROW["x"], HISTORY
         p = order_of(i)

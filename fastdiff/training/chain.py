@@ -66,7 +66,7 @@ class Chain:
             np.array([getattr(s, name) for s in own.stages]) for name in ("model_time", "alpha", "sigma")
         )
         self.of_x, self.of_x0 = (np.array([s.next_u[i] for s in own.stages]) for i in (X, M))
-        # In the last step "large" has the clipped value, that of the step before, too.
+        # "large" also has the clipped value in the last step: that of the step before.
         small_variances, large_variances = (step_variances(p) for p in (small, large))
         assert small_variances is not None and large_variances is not None
         self.log_posterior = np.log([*small_variances[:-1], large_variances[-1]])
@@ -105,7 +105,7 @@ class Chain:
 
     def draw(self, batch: int, generator: torch.Generator | None, prediction: str) -> np.ndarray:
         """(B,) positions, uniform; ValueError where one of them has no x0 of that prediction."""
-        # Only the noisiest can be without: in the first call, rather than when it is first drawn.
+        # Only the noisiest time can be without one. Raise in the first call, and not when that time is first drawn.
         self._to_x0(0, prediction)
         return np.floor(len(self) * uniform(batch, generator)).astype(np.int64)
 

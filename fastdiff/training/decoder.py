@@ -18,7 +18,7 @@ def decoder_log_prob(x0: Tensor, mean: Tensor, log_std: Tensor, bins: int, cdf: 
     The outermost bins reach to infinity.
     """
     half, scale = 1.0 / (bins - 1), torch.exp(-log_std)
-    # Bins are 2·half apart; values within half a half of an end are taken for it.
+    # Bins are 2·half apart. Values within half/2 of an end count as that end.
     lowest, highest = x0 < -1.0 + 0.25 * half, x0 > 1.0 - 0.25 * half
     if cdf == "tanh":
         below, above = (_tanh_cdf(scale * (x0 - mean + side)) for side in (-half, half))

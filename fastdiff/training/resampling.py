@@ -81,7 +81,7 @@ class LossSecondMoment:
             everyone: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(everyone, pairs)
             pairs = [pair for own in everyone for pair in own]
-        # After the gathering, so that every process raises and none waits for another.
+        # After the losses are gathered: every process then raises, and no process waits for another.
         for time, loss in pairs:
             if not math.isfinite(loss):
                 raise ValueError(f"losses got {loss} at time {time}; expected finite losses")

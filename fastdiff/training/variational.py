@@ -339,7 +339,7 @@ def _term(chain: Chain, at: _Evaluated, found: Tensor, bins: int, cdf: str) -> T
     bits = per_sample(0.5 * (torch.expm1(excess) - excess + shift.square())) / NATS_PER_BIT
     last = torch.from_numpy(np.flatnonzero(k == len(chain) - 1)).to(found.device)
     if len(last):
-        # The step to the data: its mean is the predicted x0. In float64, as differences of probabilities cancel.
+        # The step to the data: its mean is the predicted x0. In float64, since differences of probabilities cancel.
         log_p = decoder_log_prob(x0[last].double(), found[last].double(), 0.5 * log_variance[last].double(), bins, cdf)
         bits = bits.index_copy(0, last, (per_sample(-log_p) / NATS_PER_BIT).to(bits.dtype))
     return bits

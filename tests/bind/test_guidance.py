@@ -81,12 +81,12 @@ def test_model_kwargs_reach_every_call_as_they_are() -> None:
         (
             {"cond": {"y": A}},
             ValueError,
-            "got cond, missing guidance_scale, uncond; to condition without guidance, give model_kwargs",
+            "got cond, missing guidance, uncond; to condition without guidance, give model_kwargs",
         ),
         (
             {"guidance_scale": 2.0},
             ValueError,
-            "needs guidance_scale, cond and uncond together: got guidance_scale, missing cond, uncond",
+            "needs guidance, cond and uncond together: got guidance_scale, missing cond, uncond",
         ),
         ({"guidance_scale": 2.0, "cond": {"y": A}}, ValueError, "got guidance_scale, cond, missing uncond"),
         (

@@ -1,7 +1,7 @@
 """A CUDA device played by the CPU, so that tests and benchmarks that need a GPU are executed without one.
 
-As a pytest plugin (`-p cuda_on_cpu`) or by `install()`, in a process of its own. Tensors asked for on "cuda" are made
-on the CPU; the back end "cuda" is the one for the CPU, and so is "triton", or Triton's interpreter where
+As a pytest plugin (`-p helpers.cuda_on_cpu`) or by `install()`, in a process of its own. Tensors asked for on "cuda"
+are made on the CPU; the back end "cuda" is the one for the CPU, and so is "triton", or Triton's interpreter where
 TRITON_INTERPRET=1. A graph repeats what was recorded, on the same tensors: a value that a capture has baked in is stale
 in a replay, and a wait for the device raises. What passes here says nothing about a GPU but that the code for it runs.
 """
@@ -185,8 +185,8 @@ def stream(given: Stream) -> Iterator[None]:
 
 def install() -> None:
     """From here on, in this process, the CPU is the CUDA device."""
-    from fastdiff import capture
     from fastdiff.ops import cpu, cuda, triton
+    from fastdiff.run import capture
 
     OnCpu().__enter__()
     zero = ("memory_reserved", "current_device", "synchronize", "empty_cache", "set_sync_debug_mode")
@@ -198,6 +198,7 @@ def install() -> None:
         # All that a graph holds goes with it.
         "memory_allocated": lambda: sum(len(g.calls) for g in CUDAGraph.living),
         "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: getattr(HERE, "calls", None) is not None,
         "get_device_name": lambda *arguments: "CPU",
         "get_device_capability": lambda *arguments: (9, 0),
         "get_device_properties": lambda *arguments: properties,

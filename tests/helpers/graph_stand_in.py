@@ -42,6 +42,10 @@ class FakeCapture:
         return None
 
     @staticmethod
+    def under_way() -> bool:
+        return False
+
+    @staticmethod
     def make_pool(device: torch.device) -> FakePool:
         return FakePool(device)
 

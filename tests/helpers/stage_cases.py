@@ -48,7 +48,7 @@ from fastdiff.plan import H1, MAX_DRAWS, MAX_HISTORY, NREG, SECOND, ZA, M, U, X
 SHAPES = ((1, 1), (7, 1), (1, 7), (7, 7), (1, 1025), (7, 5, 41), (2, 3, 16, 16), (1, 64), (3, 2051))
 NETWORK = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STATE = (torch.float32, torch.float64)
-INPUTS = ("x", "u", "out", "aux")
+INPUTS = ("x", "u", "first", "second")
 OUTPUTS = ("u_out", "x_out", "m_out", "net_in")
 
 NORMAL_TOLERANCE = 1e-6
@@ -246,7 +246,7 @@ def _expected(case: Case) -> tuple[Buffers, Buffers]:
         for name in OUTPUTS:
             t = getattr(case.buf, name)
             setattr(buf, name, None if t is None else torch.full_like(t, math.nan, dtype=torch.float64))
-        if absolute and case.spec.spreads:
+        if absolute and case.spec.reads_v:
             # e is itself and its terms' sizes are needed, not e of those: v as it is, and the error of e beside it.
             assert buf.first is not None and case.buf.first is not None and wide.table is not None
             prediction, v = buf.first.chunk(2, dim=1)[0], case.buf.first.double().chunk(2, dim=1)[1]
@@ -264,7 +264,7 @@ def _spread_roundings(case: Case) -> float:
     The exponent c0 + c1·v has 3 roundings of at most |c0| + |c1·v| each, and the GPU's exp another as it changes the
     base; e² has twice the error of e, and 2 products.
     """
-    if not case.spec.spreads:
+    if not case.spec.reads_v:
         return 0.0
     assert case.buf.first is not None
     v = case.buf.first.double().chunk(2, dim=1)[1].abs().nan_to_num().max()
@@ -277,7 +277,7 @@ def _noise_error(case: Case, mask: int, first: int) -> torch.Tensor:
     coeffs = case.coeffs
     rows = coeffs.rows if coeffs.rows is not None else torch.full_like(coeffs.index, case.k)
     table = coeffs.table.double()[rows.long()].clone()
-    if case.spec.spreads:
+    if case.spec.reads_v:
         assert case.buf.first is not None
         v = case.buf.first.double().chunk(2, dim=1)[1].flatten(1)
         exponent = table[:, S0, None] + table[:, S1, None] * v

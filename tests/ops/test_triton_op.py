@@ -32,13 +32,13 @@ if not INTERPRETED:
 else:
     import triton
     import triton.language as tl
-    from stage_cases import NETWORK, NORMAL_TOLERANCE, STATE, check, random_case
+    from helpers.stage_cases import NETWORK, NORMAL_TOLERANCE, STATE, check, random_case
 
     import fastdiff
-    from fastdiff import philox, table
     from fastdiff._triton import noise as kernels
     from fastdiff._triton import stage as stage_module
-    from fastdiff.ops import Buffers, Coeffs
+    from fastdiff.ops import Buffers, Coeffs, philox
+    from fastdiff.ops import layout as table
     from fastdiff.ops import triton as backend
     from fastdiff.ops.layout import BLEND, CLIP, LINEAR, NONE, RAW, WIDTH, StageSpec
     from fastdiff.plan import H1, SECOND, ZA, M, U, X
@@ -85,7 +85,7 @@ else:
         names = ("W1", "W2", "CU", "CG", "PU", "PG", "QU", "QX", "IN_SCALE", "NEXT_U", "NEXT_X", "S0", "S1", "QG")
         for name in (*names, "WIDTH", "NONE", "RAW", "LINEAR", "CLIP", "BLEND"):
             assert getattr(stage_module, name).value == getattr(table, name), name
-        for name, number in {"X": X, "U": U, "M": M, "H1": H1, "SECOND": SECOND, "ZA": ZA}.items():
+        for name, number in {"X": X, "U": U, "M": M, "H1": H1, "AUX": SECOND, "ZA": ZA}.items():
             assert getattr(stage_module, name).value == number, name
         assert stage_module.STEP.value == philox.STEP
 

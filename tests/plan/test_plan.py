@@ -32,7 +32,7 @@ def stage(**changes: object) -> Stage:
         "sigma": 0.8,
         "next_u": row(x=0.5, m=0.25),
         "t_next": 4.0,
-        "push": True,
+        "keep": True,
     }
     values |= changes
     values.setdefault("next_x", values["next_u"])
@@ -88,7 +88,7 @@ INVALID = [
         {"stages": (stage(evaluate=False, next_u=row(second=1.0), keep=False), SECOND)},
         r"stage 0: .*does not evaluate the network",
     ),
-    ({"stages": (stage(evaluate=False, next_u=row(x=1.0)), SECOND)}, r"stage 0: push without a network evaluation"),
+    ({"stages": (stage(evaluate=False, next_u=row(x=1.0)), SECOND)}, r"stage 0: keep without a network evaluation"),
     ({"stages": (stage(next_u=row(x=1.0, za=1.0)), SECOND)}, r"stage 0: next_u reads za, which has no draw number"),
     ({"stages": (stage(next_u=row(x=1.0, zc=1.0), draws=(0, 1, -1)), SECOND)}, r"reads zc, which has no draw number"),
     ({"stages": (stage(model_time=float("inf")), SECOND)}, r"stage 0: model_time is not finite: inf"),
@@ -174,7 +174,7 @@ BAD_JSON = [
     ("[]", r"not a fastdiff plan: expected a JSON object with the key 'format'"),
     ("{}", r"not a fastdiff plan"),
     ("not json", r"not a fastdiff plan: not JSON"),
-    ('{"format": 2}', r"plan format 2 is not supported; this version reads format 1"),
+    ('{"format": 3}', r"plan format 3 is not supported; this version reads formats 1 and 2"),
     ('{"format": 1}', r"not a fastdiff plan: lacks 'method'"),
 ]
 
@@ -211,7 +211,7 @@ def test_print() -> None:
     assert lines[1].split() == ["stage", "step", "t", "model", "t", "alpha", "sigma", "next", "u", "next", "x"]
     assert lines[2].split() == "0+ 0 9 9 0.6 0.8 0.5 x - 0.25 m + 2 za#7 = x".split()
     assert lines[3].split() == "1 1 4 4 0.6 0.8 0.5 x + 0.25 m - 0.125 h1 = u".split()
-    assert lines[4] == "(+: the model value enters the history; *: no network evaluation)"
+    assert lines[4] == "(+: the model value is kept in the history; *: no network evaluation)"
     assert "0*" in str(plan("heun", 3, "edm", s_churn=3.0))
 
 
@@ -238,17 +238,17 @@ def test_options_must_be_json_values() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_finish_only_drops_pushes_that_nothing_reads(name: str) -> None:
+def test_finish_only_drops_values_that_nothing_reads(name: str) -> None:
     p = plan(name, 6, "vp_linear", "time_uniform")
     everything = dataclasses.replace(p, stages=tuple(dataclasses.replace(s, keep=s.evaluate) for s in p.stages))
     dist = mixture([0.5, 0.5], [[-1.0], [1.0]], [0.3, 0.4])
     x = np.array([[0.3], [-1.2]])
     if any(s.keep for s in p.stages):
-        # A push before the first that is kept, or between kept ones, would shift the history.
+        # A value kept before the first that is read, or between such ones, would shift the history.
         kept = [s.keep for s in p.stages]
         last = max(k for k, v in enumerate(kept) if v)
         reads = [any(s.next_u[3:9]) or any(s.next_x[3:9]) for s in p.stages]
-        assert any(reads[last + 1 :]), "the last push is read"
+        assert any(reads[last + 1 :]), "the last kept value is read"
     if name not in ("heun", "dpm2s", "dpm3s", "dpmpp2s", "dpmpp3s"):
         a, b = (run(q, network(dist, "eps"), x, noise=lambda d, like: np.sin(d + like)) for q in (p, everything))
         assert np.array_equal(a, b)

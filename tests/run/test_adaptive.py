@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 
 import fastdiff
 from fastdiff import schedules
-from fastdiff.solvers.ode import ERROR, LOWER, NODES, WEIGHTS
+from fastdiff.solvers.ode import DORMAND_PRINCE
 
 ADAPTIVE = [m for m, entry in fastdiff.methods().items() if entry["adaptive"]]
 TIGHT = {"method": "ode", "rtol": 1e-10, "atol": 1e-11, "dtype": torch.float64}
@@ -24,9 +24,9 @@ def truth(schedule, x: torch.Tensor, t_end: float) -> np.ndarray:
 
 def test_the_tableau_is_of_order_five_with_a_fourth_order_companion() -> None:
     """The quadrature and the first tree conditions of Hairer, Norsett and Wanner, II.1, in rounding."""
-    c, b, lower = np.array(NODES), np.array([*WEIGHTS[-1], 0.0]), np.array(LOWER)
+    c, b, lower = np.array(DORMAND_PRINCE.nodes), np.array(DORMAND_PRINCE.result), np.array(DORMAND_PRINCE.lower)
     a = np.zeros((7, 7))
-    for j, row in enumerate(WEIGHTS):
+    for j, row in enumerate(DORMAND_PRINCE.weights):
         a[j + 1, : len(row)] = row
     np.testing.assert_allclose(a.sum(1), c, atol=1e-14)
     for k in range(1, 6):
@@ -37,7 +37,7 @@ def test_the_tableau_is_of_order_five_with_a_fourth_order_companion() -> None:
         np.testing.assert_allclose(weights @ (a @ (a @ c)), 1 / 24, atol=1e-14)
         np.testing.assert_allclose(weights @ c ** (order - 1), 1 / order, atol=1e-14)
     np.testing.assert_allclose(b @ (a @ c**3), 1 / 20, atol=1e-14)
-    np.testing.assert_allclose(ERROR, b - lower, atol=0)
+    np.testing.assert_allclose(DORMAND_PRINCE.error, b - lower, atol=0)
 
 
 @pytest.mark.parametrize("control", ["batch", "sample"])

@@ -93,8 +93,8 @@ def prepare(sampler: fastdiff.Sampler, backend, *, guided: bool = False, dtype: 
     start = torch.zeros(SHAPE, dtype=sampler.dtype, device=DEVICE)
     seeds = torch.zeros(SHAPE[0], dtype=torch.int64, device=DEVICE)
     index = torch.zeros(SHAPE[0], dtype=torch.int32, device=DEVICE)
-    binding = Binding("eps", ClassifierFree(2.0) if guided else UNGUIDED, clip=sampler.bounds is not None)
-    job = Job(Start(backend, start, seeds, index, None), model, dtype, binding, sampler.bounds, Hooks())
+    binding = Binding("eps", ClassifierFree(2.0) if guided else UNGUIDED, clip=sampler.clip is not None)
+    job = Job(Start(backend, start, seeds, index, None), model, dtype, binding, sampler.clip, Hooks())
     return sampler.engine.prepare(job), start
 
 

@@ -79,7 +79,7 @@ def test_a_replay_writes_into_nothing_that_is_the_caller_s(fake, net) -> None:
     assert all(torch.equal(g["y"], torch.full((3,), float(i))) for i, g in enumerate(given))
     assert all(torch.equal(x, torch.full(SHAPE, 0.5 - i)) for i, x in enumerate(starts))
     for i in range(2):
-        (ours,), (want,) = samplers[i]._bound.values(), eager[i]._bound.values()
+        (ours,), (want,) = samplers[i].engine.programs.values(), eager[i].engine.programs.values()
         assert torch.equal(ours.clock, want.clock) and torch.equal(ours.values, want.values)
 
 
@@ -230,7 +230,7 @@ def test_a_replay_on_another_stream_keeps_every_static_buffer(fake, net, monkeyp
     """The allocator is told of each, so that none is given away before that replay is over."""
     y = {"cond": {"y": torch.ones(3)}, "uncond": {"y": torch.zeros(3)}, "guidance_scale": 2.0}
     fastdiff.Sampler("ddpm", 4, clip="dynamic", graph=True)(net, shape=SHAPE, **y)
-    (entry,) = graph._cache.entries.values()
+    (entry,) = graph.CACHE.entries.values()
     told: list[tuple[int, object]] = []
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: told.append((id(self), stream)))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "another")
@@ -242,7 +242,7 @@ def test_a_replay_on_another_stream_keeps_every_static_buffer(fake, net, monkeyp
     entry.stream = "its own"
     entry.in_use()
     c = entry.coeffs
-    static = [entry.start, entry.clock, entry.probe, c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale]
+    static = [entry.start, entry.clock, entry.x0, c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale]
     assert {name for name, _ in told} == {id(t) for t in (*static, *entry.leaves.tensors)}
     assert len(entry.leaves.tensors) == 1 and all(t is not None for t in static)
     assert {stream for _, stream in told} == {"another"}

@@ -13,6 +13,7 @@ from helpers.graph_stand_in import SHAPE, FakeCapture, Net, pair, stand_in
 
 import fastdiff
 from fastdiff.run import graph, history
+from fastdiff.run.weights import Weights
 
 
 @pytest.fixture
@@ -41,6 +42,48 @@ def test_moved_weights_are_noticed(fake, net) -> None:
     assert fake.captures == 2
 
 
+def test_nothing_is_launched_before_the_weights_are_looked_at(fake, net) -> None:
+    """Freed memory must not be read, not even for a result that is then thrown away."""
+    sampler = fastdiff.Sampler("dpm3", 4, graph=True)
+    sampler(net, shape=SHAPE)
+    replays = fake.replays
+    with torch.no_grad():
+        net.conv.weight.data = net.conv.weight.data.clone()
+    sampler(net, shape=SHAPE)
+    # One replay, of the new capture.
+    assert (fake.captures, fake.replays) == (2, replays + 1)
+
+
+@pytest.mark.parametrize("change", ["parameter", "buffer", "module", "gone"])
+def test_what_counts_as_moved(change: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    weights = Weights(model)
+    assert not weights.moved() and not Weights(model.forward).moved()
+    with torch.no_grad():
+        model[0].weight.mul_(2.0)
+    assert not weights.moved()
+    if change == "parameter":
+        model[0].weight = torch.nn.Parameter(torch.ones(2, 2))
+    elif change == "buffer":
+        model[1].running_mean = torch.ones(2)
+    elif change == "module":
+        model[0] = torch.nn.Linear(2, 2)
+    else:
+        del model
+        gc.collect()
+    assert weights.moved()
+
+
+def test_a_function_has_no_weights() -> None:
+    assert not Weights(lambda x, t: x).moved()
+
+
+def test_inside_the_callers_capture_the_loop_runs_eagerly(fake, net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake, "under_way", staticmethod(lambda: True))
+    got = fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)
+    assert torch.equal(got, fastdiff.Sampler("dpm3", 4, graph=False)(net, shape=SHAPE)) and fake.captures == 0
+
+
 def test_least_recently_used_goes_first(fake, net, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "MAX_GRAPHS", 2)
     for batch in (1, 2, 1, 3):
@@ -56,10 +99,10 @@ def test_the_graphs_of_one_model_share_a_pool(fake, net) -> None:
     sampler, other = fastdiff.Sampler("dpm3", 4, graph=True), Net()
     for model, batch in ((net, 1), (net, 2), (net.forward, 3), (other, 1)):
         sampler(model, shape=(batch, 2, 5, 5))
-    one, two, method, another = (entry.pool for entry in graph._cache.entries.values())
+    one, two, method, another = (entry.pool for entry in graph.CACHE.entries.values())
     assert one is two and one is not another
     # A bound method has its owner's weights, but a key of its own.
-    assert method is not another and len(graph._cache.pools) == 3
+    assert method is not another and len(graph.CACHE.pools) == 3
 
 
 def test_a_dead_model_frees_its_graphs(fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,18 +111,18 @@ def test_a_dead_model_frees_its_graphs(fake, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fake, "replay", lambda self: None)
     model = Net()
     fastdiff.Sampler("dpm3", 4, graph=True)(model, shape=SHAPE)
-    assert len(graph._cache.entries) == 1 and len(graph._cache.pools) == 1
+    assert len(graph.CACHE.entries) == 1 and len(graph.CACHE.pools) == 1
     gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
-    assert not graph._cache.entries and not graph._cache.pools
+    assert not graph.CACHE.entries and not graph.CACHE.pools
 
 
 def test_clear_graphs(fake, net) -> None:
     fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)
     fastdiff.clear_graphs()
-    assert not graph._cache.entries and not graph._cache.pools and not graph._cache.seen
+    assert not graph.CACHE.entries and not graph.CACHE.pools and not graph.CACHE.seen
     fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)
     assert fake.captures == 2
 
@@ -127,7 +170,7 @@ def test_threads_share_a_graph(fake, net) -> None:
 def test_threads_that_come_first_together_capture_once(fake, net, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others miss the graph too, and find it when their turn comes."""
     sampler, asked = fastdiff.Sampler("ddpm", 4, graph=True), threading.Barrier(3)
-    get = graph._cache.get
+    get = graph.CACHE.get
 
     def together(key):
         entry = get(key)
@@ -136,7 +179,7 @@ def test_threads_that_come_first_together_capture_once(fake, net, monkeypatch: p
             asked.wait(10)
         return entry
 
-    monkeypatch.setattr(graph._cache, "get", together)
+    monkeypatch.setattr(graph.CACHE, "get", together)
     got: list[torch.Tensor | None] = [None] * 3
 
     def work(i: int) -> None:

@@ -143,14 +143,14 @@ def test_classifier_gradient_enters_the_norms() -> None:
 def test_triton_in_the_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     code = (
-        "import torch, fastdiff; from models import wavy\n"
+        "import torch, fastdiff; from helpers.models import wavy\n"
         "kw = {'shape': (3, 2, 5), 'method': 'pc', 'steps': 2, 'seed': 4, 'dtype': torch.float64}\n"
         "for norm in ('batch', 'sample'):\n"
         "    a, b = (fastdiff.sample(wavy, backend=n, norm=norm, **kw) for n in ('triton', 'reference'))\n"
         # The normals of two back ends are within 1e-6, in a run whose steps are of size 1.
         "    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)\n"
     )
-    paths = [str(Path(__file__).parent), str(Path(fastdiff.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[1]), str(Path(fastdiff.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120

@@ -266,7 +266,7 @@ def test_a_graph_is_not_replayed_with_other_options(monkeypatch: pytest.MonkeyPa
         keys.append(graph.signature(r, start))
         return start
 
-    monkeypatch.setattr("fastdiff.sampler.execute", record)
+    monkeypatch.setattr("fastdiff.run.planned.execute", record)
 
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return x
@@ -327,11 +327,11 @@ def test_the_triton_kernel_compiles_without_spilling(dtype: str, arch: int) -> N
 def on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The CUDA kernel as a host library."""
     compiler = shutil.which("g++") or pytest.skip("there is no g++")
-    root, library = Path(__file__).resolve().parent, tmp_path_factory.mktemp("host") / "quantile.so"
+    root, library = Path(__file__).resolve().parents[2], tmp_path_factory.mktemp("host") / "quantile.so"
     (library.parent / "cuda_runtime_api.h").touch()
     (library.parent / "main.cpp").write_text('#include "cuda_on_host.h"\n')
     options = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas"]
-    places = [f"-I{folder}" for folder in (library.parent, root, root.parent / "csrc")]
+    places = [f"-I{folder}" for folder in (library.parent, root / "tests" / "helpers", root / "csrc")]
     command = [compiler, *options, *places, str(library.parent / "main.cpp"), "-o", str(library)]
     run = subprocess.run(command, capture_output=True, text=True)
     if "barrier: No such file" in run.stderr or "unrecognized command-line option" in run.stderr:

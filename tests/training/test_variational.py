@@ -14,6 +14,7 @@ from mpmath import mp, mpf
 
 import fastdiff
 from fastdiff.losses import ddpm_loss, hybrid_loss, variational_bound, vlb_loss
+from fastdiff.solvers import step_variances
 from fastdiff.training.chain import Chain
 from fastdiff.training.decoder import check_scaled, decoder_log_prob
 
@@ -143,7 +144,7 @@ NELBO = [
 def test_nelbo_of_analytic_dpm(options, clip, expected) -> None:
     schedule = fastdiff.schedules.discrete(betas=BETAS)
     times = [float(round(k * 49 / 17)) for k in reversed(range(18))]
-    decoder_variance = fastdiff.plan("ddpm", schedule=schedule, spacing=[1.0, 0.0, -1.0]).stages[0].variance
+    decoder_variance = step_variances(fastdiff.plan("ddpm", schedule=schedule, spacing=[1.0, 0.0, -1.0]))[0]
     given = {"cdf": "tanh", "noise": draw, "clip": (-1.0, 1.0) if clip else None, "decoder_variance": decoder_variance}
     got = variational_bound(mean, X0, schedule, spacing=[*times, -1.0], **given, **options)
     # Of 2 elements, in nats.
