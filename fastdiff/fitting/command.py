@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastdiff.fitting.options import FIT_DEFAULTS, TUNE_DEFAULTS
+
 EXAMPLE = "mynetworks:digits, where mynetworks.py has def digits(): return model, {'shape': (64, 3, 32, 32)}"
 
 
@@ -60,6 +62,11 @@ def network(source: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     return model, options
 
 
+def _for_tune(options: dict[str, Any]) -> dict[str, Any]:
+    """Without what only `fit` takes."""
+    return {name: value for name, value in options.items() if name in TUNE_DEFAULTS or name not in FIT_DEFAULTS}
+
+
 def _asked(chosen: argparse.Namespace) -> tuple[Callable[..., Any], dict[str, Any]]:
     model, options = network(chosen.source)
     for name in ("schedule", "prediction", "t_start", "t_end", "trajectories", "device"):
@@ -100,7 +107,7 @@ def _fit(chosen: argparse.Namespace) -> None:
             f"fitted: median {after['median']:.2g}, RMS {after['rms']:.2g}; saved {path}"
         )
     if chosen.plot:
-        against_methods([tune(model, steps, **options) for steps in chosen.steps], plans, chosen.plot)
+        against_methods([tune(model, steps, **_for_tune(options)) for steps in chosen.steps], plans, chosen.plot)
         print(f"drew {chosen.plot}")
 
 
@@ -111,7 +118,7 @@ def _tune(chosen: argparse.Namespace) -> None:
     model, options = _asked(chosen)
     tables = []
     for steps in chosen.steps:
-        tables.append(tune(model, steps, **options))
+        tables.append(tune(model, steps, **_for_tune(options)))
         print(tables[-1])
     if chosen.plot and len(tables) == 1:
         tables[0].plot(chosen.plot)

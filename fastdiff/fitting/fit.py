@@ -154,7 +154,9 @@ class _Fit:
     @property
     def cost(self) -> int:
         """Evaluations of the whole fit, at most."""
-        every = (self.count + self.held) * self.teacher.cost + 2 * self.held * self.steps
+        every = (self.count + self.held) * self.teacher.cost + self.teacher.check_cost(self.problem.batch)
+        # Two plans are validated; the search evaluates the places that it goes on from once more.
+        every += 2 * self.steps * (self.held + self.count)
         every += tune_cost(len(self.made), self.steps, self.few) + self.budget * self.count
         return every + (0 if self.polish is None else self.polish.cost(self.steps) * self.count)
 

@@ -225,10 +225,9 @@ class _Numbers:
         self.steps = len(self.stages)
         self.opened_at = plan.stages[0].t if opened else None
         self.opening = torch.tensor(plan.stages[0].next_u[X], dtype=torch.float64) if opened else None
+        registers = (X, M, *range(H1, H1 + MAX_HISTORY))
         self.rows = [
-            torch.tensor([s.next_u[j] for j in (X, M, *range(H1, H1 + MAX_HISTORY))][: 2 + min(k, MAX_HISTORY)])
-            .double()
-            .clone()
+            torch.tensor([s.next_u[j] for j in registers[: 2 + min(k, MAX_HISTORY)]], dtype=torch.float64)
             for k, s in enumerate(self.stages)
         ]
         self.times = torch.tensor([s.t for s in self.stages], dtype=torch.float64)
@@ -259,10 +258,15 @@ class _Numbers:
         if self.opening is not None:
             other.opening = self.opening + z[at]
             at += 1
-        other.given = self.given + self._gaps(self.given) * z[at : at + self.steps]
+        # A network knows the times of its schedule alone.
+        ends = [self.problem.schedule.model_time(t) for t in (self.problem.t_start, self.end)]
+        given = self.given + self._gaps(self.given) * z[at : at + self.steps]
+        other.given = given.clamp(min(ends), max(ends))
         at += self.steps
         if not raw:
-            other.times = self.times + self._gaps(self.times) * z[at : at + self.steps]
+            other.times = (self.times + self._gaps(self.times) * z[at : at + self.steps]).clamp(
+                self.end, self.problem.t_start
+            )
             if self.opened_at is None:
                 # The run starts here.
                 other.times = torch.cat([self.times[:1], other.times[1:]])

@@ -158,7 +158,7 @@ class Problem:
 
     def levels(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """alpha and sigma at one time, () float64, with their slopes for autograd."""
-        s, at = self.schedule, float(t)
+        s, at = self.schedule, float(t.detach())
         # Central differences in float64: 1e-5 of the way is good to about 1e-10 of the slope's size.
         width = 1e-5 * (s.t_max - s.t_clean)
         low, high = max(at - width, s.t_clean), min(at + width, s.t_max)

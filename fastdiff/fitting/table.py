@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdiff.figure import new_figure
+from fastdiff.plan.picture import new_figure
 from fastdiff.fitting.loss import Errors
 from fastdiff.plan import Plan
 

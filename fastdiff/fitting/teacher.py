@@ -11,7 +11,7 @@ import torch
 
 from fastdiff.fitting.options import whole
 from fastdiff.fitting.problem import Batch, Problem
-from fastdiff.fitting.ranks import total
+from fastdiff.fitting.ranks import total, world
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule
 from fastdiff.solvers import plan
@@ -97,6 +97,11 @@ class Teacher:
     def cost(self) -> int:
         """Evaluations of one trajectory, as far as they are known before."""
         return self.plan.nfe if self.plan is not None else 8 * ODE_TIMES
+
+    def check_cost(self, batch: int) -> int:
+        """Evaluations of `error`, in all processes, as far as they are known before."""
+        other = self.plan.nfe // 2 + 1 if self.plan is not None and not isinstance(self.source, Plan) else 200
+        return min(batch, CHECKED) * world()[1] * (self.cost + other)
 
     def states(self, batch: Batch) -> torch.Tensor:
         """(G + 1, count, ...), where trajectories are stored."""

@@ -47,7 +47,7 @@ def tune(model: Callable[..., Any], steps: int = 5, **options: Unpack[TuneOption
     teacher = Teacher(problem, given["teacher"])
     made = candidates(problem.schedule, problem.t_start, problem.t_end, whole("steps", steps), given["methods"])
     batches = problem.batches(count, problem.seed)
-    expected = count * teacher.cost + tune_cost(len(made), steps, count)
+    expected = count * teacher.cost + teacher.check_cost(problem.batch) + tune_cost(len(made), steps, count)
     with sampling_mode(), Progress("tune", expected, given["progress"], given["callback"]) as progress:
         error = teacher.error(batches[0])
         ends = []
