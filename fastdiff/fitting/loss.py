@@ -61,10 +61,13 @@ def errors(distances: torch.Tensor) -> Errors:
     """The figures of (B,) distances, over all processes."""
     every = distances.double()
     if world()[1] > 1:
-        # Each process's own in a row of zeros: parts may differ by one in size.
+        # Each process's own in a row of zeros, after their number: parts differ in size.
         rank, size = world()
-        longest = int(-total(-torch.ones((), device=every.device)) + len(every)) + size
-        table = torch.full((size, longest), 0.0, dtype=torch.float64, device=every.device)
+        table = torch.zeros(
+            (size, 1 + int(total(torch.tensor(len(every), device=every.device)))),
+            dtype=torch.float64,
+            device=every.device,
+        )
         table[rank, 0], table[rank, 1 : 1 + len(every)] = len(every), every
         table = total(table)
         every = torch.cat([row[1 : 1 + int(row[0])] for row in table])

@@ -29,9 +29,7 @@ def against_methods(tables: Sequence[Table], plans: Sequence[Plan], path: str | 
     fitted: dict[int, float] = {}
     for plan in plans:
         if plan.origin.get("kind") != "fit" or "errors" not in plan.origin:
-            raise ValueError(
-                f"got a plan of {plan.method!r} without errors in its origin; expected one of fastdiff.fit"
-            )
+            raise ValueError(f"a plan of {plan.method!r} has no errors in its origin; expected one of fastdiff.fit")
         fitted[plan.nfe] = plan.origin["errors"]["after"]["median"]
     curves = {"fitted": fitted} if fitted else {}
     curves.update({name: found[name] for name in best})

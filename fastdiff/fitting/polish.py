@@ -132,11 +132,6 @@ class Polish:
                 x = self._end(start.moved(measure, own, self.raw), b)
                 loss = of_samples(self.loss, x, end.to(p.device)).sum()
                 if gradient:
-                    if not loss.requires_grad:
-                        raise TypeError(
-                            "polish=True: the model's output does not depend on its input for autograd: give a "
-                            "differentiable module, or fit without polish"
-                        )
                     (part,) = torch.autograd.grad(loss, own)
                     slope += part
             sums += torch.tensor([float(loss.detach()), b.size], dtype=torch.float64)
@@ -175,6 +170,11 @@ class Polish:
         u = torch.cat([u, u]) if network.guided else u
         clock = given.to(device=x.device, dtype=clock_dtype(self.network_dtype)).reshape(1).expand(len(u))
         g = network(u, clock.contiguous()).to(x.dtype)
+        if u.requires_grad and torch.is_grad_enabled() and not g.requires_grad:
+            raise TypeError(
+                "polish=True: the model's output does not depend on its input for autograd: give a differentiable "
+                "module, or fit without polish"
+            )
         weights = form.weights(Place(stage, p.space, p.prediction))
         if weights is not None:
             first, second = g.chunk(2)
@@ -207,7 +207,8 @@ class Polish:
         for k in range(start.steps):
             values = [self._value(network, start.stages[k], x, start.times[k], start.given[k]), *values][:VALUES]
             columns = torch.stack([c.flatten().double() for c in (x, *values)])
-            gram = (columns @ columns.T / columns.shape[1]).cpu()
+            sums = total(torch.cat([(columns @ columns.T).flatten(), columns.new_tensor([columns.shape[1]])])).cpu()
+            gram = (sums[:-1] / sums[-1]).reshape(len(columns), len(columns))
             gram += DAMPING * torch.diag(gram.diagonal())
             found.append(torch.linalg.inv(torch.linalg.cholesky(gram)).T.contiguous())
             row = start.rows[k].to(x)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdiff.plan.picture import new_figure
 from fastdiff.fitting.loss import Errors
 from fastdiff.plan import Plan
+from fastdiff.plan.picture import new_figure
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import fastdiff
 from fastdiff.fitting import loss
 
 # A budget that no rounding can end at another place.
-GIVEN: dict[str, Any] = {**SMALL, "shape": (24, 3), "budget": 9}
+GIVEN: dict[str, Any] = {**SMALL, "budget": 9}
 
 
 def worker(rank: int, port: int, folder: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from helpers.fitting import SMALL, Torch
@@ -57,4 +59,4 @@ def test_the_teachers_grid(name: str, steps: int) -> None:
     s = fastdiff.schedules.resolve(name)
     times = teacher_times(s, s.t_max, s.t_min, steps)
     assert len(times) == steps + 1 and times[0] == s.t_max and times[-1] == s.t_min
-    assert all(a > b for a, b in zip(times[:-1], times[1:], strict=True))
+    assert all(a > b for a, b in itertools.pairwise(times))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.models import MIXTURE
 
 from fastdiff.schedules import NoiseSchedule, resolve
+from helpers.models import MIXTURE
 
 SMALL: dict[str, Any] = {
     "shape": (48, 3),
