@@ -16,13 +16,14 @@ BUILD_FILES := $(wildcard pyproject.toml constraints.txt setup.py CMakeLists.txt
 PACKAGE_FILES := $(shell find -L fastdiff tools -type f \( -name '*.py' -o -name '*.json' -o -name '*.safetensors' \)) \
   $(wildcard README.md LICENSE MANIFEST.in)
 
-.PHONY: help demo test bench wheel lint gpu clean
+.PHONY: help demo test sanitize bench wheel lint gpu clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
 help:
 	@echo "make demo   sample handwritten digits with a trained network: digits.png, trajectory.png"
 	@echo "make test   all tests"
+	@echo "make sanitize  the CPU kernels' tests on a build that stops at bad memory accesses and undefined behaviour"
 	@echo "make bench  measured table, JSON and plot"
 	@echo "make wheel  build, check and try out an installable wheel in dist/"
 	@echo "make lint   ruff, clang-format, mypy"
@@ -34,6 +35,9 @@ demo: $(SETUP)
 
 test: $(SETUP)
 	$(PY) -m pytest -n $(JOBS) tests
+
+sanitize: $(SETUP)
+	$(PY) tools/sanitize.py
 
 bench: $(SETUP)
 	$(PY) -m benchmarks

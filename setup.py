@@ -1,9 +1,9 @@
 """Builds the extension modules with CMake and Ninja; the metadata is in pyproject.toml.
 
 FASTDIFF_CPU=0|1|auto and FASTDIFF_CUDA=0|1|auto (default auto): leave a module out, insist on it, or build it where
-that is possible. Under auto, a module that does not build is left out with a notice, and the rest installs. CUDA is
-built where nvcc is found (CUDACXX, CUDA_HOME or PATH). FASTDIFF_CUDA_ARCHITECTURES overrides the architectures, in
-CMake's notation.
+there is a compiler: for C++ that of CXX or PATH, for CUDA nvcc (CUDACXX, CUDA_HOME or PATH). Without one, auto leaves
+the module out with a notice, and the package says so when it is first used. A build that fails although there is a
+compiler fails the install. FASTDIFF_CUDA_ARCHITECTURES overrides the architectures, in CMake's notation.
 """
 
 from __future__ import annotations
@@ -49,6 +49,15 @@ def find_nvcc() -> str | None:
     return None
 
 
+def find_compiler() -> str | None:
+    """Path of a C++ compiler, or None."""
+    for candidate in (*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++", "cl"):
+        found = shutil.which(candidate)
+        if found:
+            return found
+    return None
+
+
 def tool(name: str) -> str:
     """Path of cmake or ninja: of the package that the build requires, else of the system."""
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name) or name
@@ -61,16 +70,25 @@ class CMakeBuild(build_ext):
         short = ext.name.rpartition(".")[2]
         wanted = choice("FASTDIFF" + short.upper())
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        setting = "FASTDIFF" + short.upper()
+        # A leftover of an earlier build must not be packed instead.
+        target.unlink(missing_ok=True)
+        why = f"{setting}=0" if wanted == "0" else self._lacking(short)
+        if why and wanted != "1":
+            print(f"fastdiff: {ext.name} is left out: {why}", file=sys.stderr)
+            return
         try:
-            if wanted == "0":
-                raise RuntimeError(f"FASTDIFF{short.upper()}=0")
             self._build(short, target)
         except (ImportError, OSError, RuntimeError) as error:
-            # A leftover of an earlier build must not be packed instead.
             target.unlink(missing_ok=True)
-            if wanted == "1":
-                raise SystemExit(f"FASTDIFF{short.upper()}=1, but {ext.name} could not be built: {error}") from error
-            print(f"fastdiff: {ext.name} is left out: {error}", file=sys.stderr)
+            raise SystemExit(f"{ext.name} could not be built ({setting}=0 leaves it out): {error}") from error
+
+    @staticmethod
+    def _lacking(short: str) -> str:
+        """Why the module cannot be built here, or nothing."""
+        if short == "_cuda" and find_nvcc() is None:
+            return "no nvcc was found in CUDACXX, CUDA_HOME or PATH"
+        return "" if find_compiler() else "no C++ compiler was found in CXX or PATH"
 
     def _build(self, short: str, target: Path) -> None:
         import pybind11
@@ -97,9 +115,18 @@ class CMakeBuild(build_ext):
             flags += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DFASTDIFF_CUDA_ARCHITECTURES={architectures}"]
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(self.build_temp).resolve() / f"{short}-{sys.implementation.cache_tag}"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._call([tool("cmake"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *flags])
-        self._call([tool("cmake"), "--build", str(folder)])
+        configure = [tool("cmake"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *flags]
+        build = [tool("cmake"), "--build", str(folder)]
+        if folder.exists():
+            try:
+                self._call(configure)
+                return self._call(build)
+            except RuntimeError:
+                # What an earlier build left may be of another place or compiler: only a fresh one decides.
+                shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        self._call(configure)
+        self._call(build)
 
     def _call(self, command: list[str]) -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")

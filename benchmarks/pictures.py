@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Data, fastest
+from fastdiff.files import save_figure
 
 COLOURS = {"eager": "#9aa5b1", "compile": "#e0a458", "fastdiff": "#2a6f97"}
 
@@ -27,7 +28,7 @@ def stages(data: Data, size: str, path: Path) -> None:
     where = m["gpu"]["name"] if data.get("device") == "cuda" else f"{m['cpu']}, {m['threads']} threads"
     fig.suptitle(f"{where}, torch {m['torch']}, {m['date']}", fontsize=9, y=0.02, va="bottom")
     fig.tight_layout(rect=(0, 0.04, 1, 1))
-    fig.savefig(path, dpi=130)
+    save_figure(fig, path, dpi=130)
     plt.close(fig)
 
 

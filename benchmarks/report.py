@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import fastdiff
+from fastdiff.files import write_whole
 
 FORMAT = 1
 Data = dict[str, Any]
@@ -241,7 +242,7 @@ def finite(value: Any) -> Any:
 
 def save(data: Data, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(finite(data), indent=1, allow_nan=False) + "\n")
+    write_whole(path, (json.dumps(finite(data), indent=1, allow_nan=False) + "\n").encode())
 
 
 def load(path: Path) -> Data:

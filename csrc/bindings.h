@@ -39,11 +39,43 @@ bool integer(PyObject *object, T *result) {
   return !(value == -1 && PyErr_Occurred());
 }
 
+// What a stage's structure reads or writes and has no memory: the name of a field of `Buffers` or `Coeffs`, or null
+// where nothing is missing.
+inline const char *missing(const StageArgs &a) {
+  static constexpr const char *H[] = {"h1", "h2", "h3", "h4", "h5", "h6"};
+  const uint32_t mask = a.u_mask | a.x_mask;
+  const auto reads = [&](int j) { return (mask >> j & 1u) != 0; };
+  const bool converts = a.convert != CONVERT_NONE;
+  if (!a.table) return "table";
+  if (reads(RX) && !a.x) return "x";
+  if ((reads(RU) || a.m_reads_u) && !a.u) return "u";
+  if ((converts || (a.learned && (mask >> RAUX & 3u))) && !a.out) return "first";
+  if ((reads(RAUX) || a.guided) && !a.aux) return "second";
+  if ((reads(RM) || a.m_out) && !converts) return "first, which m is made of,";
+  for (int i = 0; i < 6; ++i)
+    if (reads(RH1 + i) && !a.h[i]) return H[i];
+  for (int i = 0; i < 3; ++i)
+    if (reads(RZA + i) && !a.z[i] && !(a.draws && a.seeds && a.index)) return "draws, seeds or index";
+  if (a.convert >= CONVERT_CLIP && !(a.lo && a.hi && a.scale)) return "lo, hi or scale";
+  if (a.x_mask && !a.x_out) return "x_out";
+  if (a.copies && !a.net_in) return "net_in";
+  return nullptr;
+}
+
+// Whether the numbers are ones that the kernels know.
+inline bool known(const StageArgs &a) {
+  const auto dtype = [](int d) { return d >= F16 && d <= F64; };
+  return a.convert >= CONVERT_NONE && a.convert <= CONVERT_BLEND && (a.u_mask | a.x_mask) >> NREG == 0 &&
+         a.copies >= 0 && a.copies <= 2 && a.learned >= 0 && a.learned <= 2 && (a.state == F32 || a.state == F64) &&
+         dtype(a.net) && dtype(a.hist) && dtype(a.in) && a.batch >= 0 && a.n >= 0 && a.k >= 0;
+}
+
 constexpr Py_ssize_t STAGE_ARGUMENTS = 28;
 
 // (spec, k, batch, n, state, net, hist, in, x, u, out, aux, h, z, u_out, x_out, m_out, net_in, table, draws, rows,
 // seeds, index, lo, hi, scale, device, last): `spec` a tuple in the order of StageSpec, `h` and `z` tuples of pointers,
-// `device` the number of the GPU (0 for the CPU), `last` the thread count or the stream.
+// `device` the number of the GPU (0 for the CPU), `last` the thread count or the stream. A stream that the structure
+// needs and that is null raises ValueError: a kernel would read address 0.
 inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, long long *device, long long *last) {
   if (count != STAGE_ARGUMENTS) {
     PyErr_Format(PyExc_TypeError, "stage takes %zd arguments, got %zd", STAGE_ARGUMENTS, count);
@@ -59,7 +91,7 @@ inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, l
   bool ok = integer(PyTuple_GET_ITEM(spec, 0), &a->convert) && integer(PyTuple_GET_ITEM(spec, 1), &a->guided) &&
             integer(PyTuple_GET_ITEM(spec, 2), &a->m_reads_u) && integer(PyTuple_GET_ITEM(spec, 3), &a->u_mask) &&
             integer(PyTuple_GET_ITEM(spec, 4), &a->x_mask) && integer(PyTuple_GET_ITEM(spec, 5), &a->copies) &&
-            integer(PyTuple_GET_ITEM(spec, 6), &a->spread) && integer(args[1], &a->k) && integer(args[2], &a->batch) &&
+            integer(PyTuple_GET_ITEM(spec, 6), &a->learned) && integer(args[1], &a->k) && integer(args[2], &a->batch) &&
             integer(args[3], &a->n) && integer(args[4], &a->state) && integer(args[5], &a->net) &&
             integer(args[6], &a->hist) && integer(args[7], &a->in);
   const auto read = [&](int i, auto **to) {
@@ -78,7 +110,16 @@ inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, l
   read(14, &a->u_out), read(15, &a->x_out), read(16, &a->m_out), read(17, &a->net_in);
   read(18, &a->table), read(19, &a->draws), read(20, &a->rows), read(21, &a->seeds), read(22, &a->index);
   read(23, &a->lo), read(24, &a->hi), read(25, &a->scale);
-  return ok && integer(args[26], device) && integer(args[27], last);
+  if (!ok || !integer(args[26], device) || !integer(args[27], last)) return false;
+  if (!known(*a)) {
+    PyErr_SetString(PyExc_ValueError, "stage: a number of the structure, a dtype or a size is out of range");
+    return false;
+  }
+  if (const char *name = missing(*a)) {
+    PyErr_Format(PyExc_ValueError, "the stage needs %s, which was not given", name);
+    return false;
+  }
+  return true;
 }
 
 // Adds a function that takes its arguments as a C array.

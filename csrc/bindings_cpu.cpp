@@ -73,8 +73,14 @@ PyMethodDef stage_definition = {
     "stage", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stage)), METH_FASTCALL,
     "Run one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cpu.py for their use."};
 
+// As `missing` in bindings.h, for functions that take addresses. Tensors without elements have none.
+void require(const char *name, uintptr_t address, int64_t elements) {
+  if (!address && elements > 0) throw py::value_error(std::string(name) + " has no memory");
+}
+
 void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds, uintptr_t index, uint32_t draw,
             uint32_t tag, int threads) {
+  require("out", out, batch * n), require("seeds", seeds, batch), require("index", index, batch);
   const NormalArgs a = {at<void>(out), dtype, batch, n, at<const int64_t>(seeds), at<const int32_t>(index), draw, tag};
   py::gil_scoped_release release;
   active->normal(a, threads);
@@ -82,6 +88,7 @@ void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds,
 
 void quantile_of_samples(uintptr_t out, uintptr_t x, int dtype, int64_t batch, int64_t n, int64_t low, double weight,
                          uintptr_t workspace, int threads) {
+  require("out", out, batch), require("x0", x, batch * n), require("workspace", workspace, batch * n);
   const QuantileArgs a = {at<void>(out), at<const void>(x), dtype, batch, n, low, weight};
   py::gil_scoped_release release;
   quantile(a, at<void>(workspace), threads);

@@ -1,6 +1,11 @@
 // The Python module fastdiff._cuda. Importing it needs no driver: the CUDA runtime is linked statically and looks for
 // one at the first call.
+#include <cstdio>
+#include <cstring>
+#include <string>
+
 #include "bindings.h"
+#include "cuda/current.h"
 #include "cuda/launch.h"
 #include "cuda/quantile.h"
 
@@ -9,41 +14,62 @@ namespace py = pybind11;
 namespace fastdiff {
 namespace {
 
+// Sets Python's error, and clears the runtime's: the next call to report one would else be blamed for it.
 bool raised(cudaError_t error, const char *where) {
   if (error == cudaSuccess) return false;
+  cudaGetLastError();
   PyErr_Format(PyExc_RuntimeError, "CUDA error in %s: %s (%s)", where, cudaGetErrorString(error),
                cudaGetErrorName(error));
   return true;
 }
 
-// Makes `device` current for its lifetime; a launch on another device's stream would fail.
-class Current {
- public:
-  explicit Current(int device) : error_(cudaGetDevice(&before_)), device_(device) {
-    if (error_ == cudaSuccess && before_ != device_) error_ = cudaSetDevice(device_);
+// `launch` on `device`, without the GIL: a launch waits where the queue is full, and the first one loads the kernels.
+template <class F>
+bool launched(int device, const char *where, F launch) {
+  cudaError_t chosen = cudaSuccess, error = cudaSuccess;
+  Py_BEGIN_ALLOW_THREADS;
+  {
+    const Current current{device};
+    chosen = current.error();
+    if (chosen == cudaSuccess) error = launch();
   }
-  ~Current() {
-    if (error_ == cudaSuccess && before_ != device_) cudaSetDevice(before_);
-  }
-  cudaError_t error() const { return error_; }
-
- private:
-  int before_ = 0;
-  cudaError_t error_;
-  int device_;
-};
+  Py_END_ALLOW_THREADS;
+  if (chosen == cudaSuccess) return !raised(error, where);
+  return !raised(chosen, (std::string(where) + " (choosing the device)").c_str());
+}
 
 PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
   StageArgs a;
   long long device = 0, stream = 0;
   if (!parse_stage(args, count, &a, &device, &stream)) return nullptr;
-  const Current current{int(device)};
-  if (raised(current.error(), "stage (choosing the device)")) return nullptr;
   const auto on = reinterpret_cast<cudaStream_t>(stream);
-  const cudaError_t error = a.state == F32 ? launch_stage_f32(a, on) : launch_stage_f64(a, on);
-  if (raised(error, "stage")) return nullptr;
+  if (!launched(int(device), "stage", [&] { return launch_stage(a, on); })) return nullptr;
   Py_RETURN_NONE;
 }
+
+// (name, grid_x, grid_y, threads, arguments): what `stage` would launch, or None where there is nothing to do. `name`
+// is the beginning of the kernel's mangled name, without its namespace; `arguments` the bytes of its arguments.
+PyObject *stage_launch(PyObject *, PyObject *const *args, Py_ssize_t count) {
+  StageArgs given;
+  long long device = 0, stream = 0;
+  if (!parse_stage(args, count, &given, &device, &stream)) return nullptr;
+  const StageArgs a = flattened(given);
+  if (a.batch == 0 || a.n == 0) Py_RETURN_NONE;
+  const Variant v = variant(a);
+  const Geometry g = geometry(a.batch, a.n, EACH_OF[v.shape]);
+  char name[96];
+  std::snprintf(name, sizeof name, "stage_kernelI%cLi%dELi%dELi%dELi%dELb%dELb%dELb%dELb%dEE",
+                a.state == F64 ? 'd' : 'f', v.net, v.hist, v.shape, v.entries, v.paired, v.learned, v.noise, v.wide);
+  std::string arguments(sizeof a + sizeof g.groups, '\0');
+  std::memcpy(&arguments[0], &a, sizeof a);
+  std::memcpy(&arguments[sizeof a], &g.groups, sizeof g.groups);
+  return py::make_tuple(std::string(name), g.grid_x, g.grid_y, g.threads, py::bytes(arguments)).release().ptr();
+}
+
+PyMethodDef stage_launch_definition = {
+    "stage_launch", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stage_launch)), METH_FASTCALL,
+    "What `stage` would launch: (beginning of the kernel's mangled name, grid_x, grid_y, threads, arguments as "
+    "bytes)."};
 
 PyMethodDef stage_definition = {
     "stage", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stage)), METH_FASTCALL,
@@ -52,20 +78,16 @@ PyMethodDef stage_definition = {
 void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds, uintptr_t index, uint32_t draw,
             uint32_t tag, int device, uintptr_t stream) {
   const NormalArgs a = {at<void>(out), dtype, batch, n, at<const int64_t>(seeds), at<const int32_t>(index), draw, tag};
-  const Current current{device};
-  if (raised(current.error(), "normal (choosing the device)") ||
-      raised(launch_normal(a, reinterpret_cast<cudaStream_t>(stream)), "normal"))
-    throw py::error_already_set();
+  const auto on = reinterpret_cast<cudaStream_t>(stream);
+  if (!launched(device, "normal", [&] { return launch_normal(a, on); })) throw py::error_already_set();
 }
 
 void quantile(uintptr_t out, uintptr_t x, uintptr_t workspace, int dtype, int64_t batch, int64_t n, int64_t low,
               double weight, int device, uintptr_t stream) {
   const QuantileArgs a = {at<void>(out), at<const void>(x), dtype, batch, n, low, weight};
-  const Current current{device};
   const auto on = reinterpret_cast<cudaStream_t>(stream);
-  if (raised(current.error(), "quantile (choosing the device)") ||
-      raised(launch_quantile(a, at<void>(workspace), on), "quantile"))
-    throw py::error_already_set();
+  const auto launch = [&] { return launch_quantile(a, at<void>(workspace), on); };
+  if (!launched(device, "quantile", launch)) throw py::error_already_set();
 }
 
 py::tuple quantile_shares(int64_t batch, int64_t n) {
@@ -84,8 +106,8 @@ py::tuple devices() {
   return py::make_tuple(count, count ? "" : "the driver reports no device");
 }
 
-py::tuple launch_geometry(int64_t batch, int64_t n) {
-  const Geometry g = geometry(batch, n);
+py::tuple launch_geometry(int64_t batch, int64_t n, int each) {
+  const Geometry g = geometry(batch, n, each);
   return py::make_tuple(g.groups, g.grid_x, g.grid_y, g.threads);
 }
 
@@ -97,6 +119,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.doc() =
       "The fused stage and the noise on CUDA devices; takes raw pointers and a stream, knows no tensor library.";
   add_fast_function(module, &stage_definition);
+  add_fast_function(module, &stage_launch_definition);
   module.def("normal", normal,
              "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, tag, device, stream).");
   module.def("quantile", quantile,
@@ -104,6 +127,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("quantile_workspace", quantile_workspace, "Bytes of workspace that `quantile` takes for (batch, n).");
   module.def("quantile_shares", quantile_shares, "(blocks of a sample, elements of a block) for (batch, n).");
   module.def("devices", devices, "(number of devices, why there is none). Needs no driver.");
-  module.def("launch_geometry", launch_geometry, "(groups, grid_x, grid_y, threads) for (batch, n).");
+  module.def("launch_geometry", launch_geometry, py::arg("batch"), py::arg("n"), py::arg("each") = 1,
+             "(groups, grid_x, grid_y, threads) for (batch, n) and so many groups of 4 elements a thread.");
   module.attr("runtime") = CUDART_VERSION;
 }

@@ -21,11 +21,22 @@ struct Block {
   uint32_t c0, c1, c2, c3;
 };
 
+// Both halves of a product in one instruction.
+FD_FN uint64_t wide_product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  uint64_t p;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(p) : "r"(a), "r"(b));
+  return p;
+#else
+  return uint64_t(a) * b;
+#endif
+}
+
 // One block of four 32-bit words for a counter of four words and a key of two.
 FD_FN Block philox(Block c, uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(0xD2511F53u) * c.c0;
-    const uint64_t p1 = uint64_t(0xCD9E8D57u) * c.c2;
+    const uint64_t p0 = wide_product(c.c0, 0xD2511F53u);
+    const uint64_t p1 = wide_product(c.c2, 0xCD9E8D57u);
     const uint32_t n0 = uint32_t(p1 >> 32) ^ c.c1 ^ k0;
     const uint32_t n2 = uint32_t(p0 >> 32) ^ c.c3 ^ k1;
     c.c1 = uint32_t(p1);
@@ -36,6 +47,17 @@ FD_FN Block philox(Block c, uint32_t k0, uint32_t k1) {
     k1 += 0xBB67AE85u;
   }
   return c;
+}
+
+// a·b + c in one rounding, wherever the processor has that as an instruction. Every fused multiply-add of the
+// arithmetic is written out with it, so that no compiler decides what is fused.
+template <class T>
+FD_FN T multiply_add(T a, T b, T c) {
+#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return fma(a, b, c);
+#else
+  return a * b + c;
+#endif
 }
 
 FD_FN float as_float(uint32_t bits) {
@@ -61,56 +83,64 @@ FD_FN float to_float(uint32_t c) {
 #endif
 }
 
-// sqrt(-2 ln v) for v in [2^-33, 1]. v = 2^e (1 + t) with |t| <= 1/3, so e = 0 near 1 and the relative accuracy stays
-// good there; ln(1 + t) = t + t^2 q(t), q a minimax fit (2.6e-8 relative on ln).
-FD_FN float radius(float v) {
-  const uint32_t bits = as_bits(v);
-  const int32_t e = int32_t(bits - 0x3F2AAAABu) >> 23;
-  const float t = as_float(bits - (uint32_t(e) << 23)) - 1.0f;
-  const float fe = float(e);
-  float q = 1.402635859e-1f;
-  q = q * t + -1.538854870e-1f;
-  q = q * t + 1.399580712e-1f;
-  q = q * t + -1.641595926e-1f;
-  q = q * t + 2.001116866e-1f;
-  q = q * t + -2.500781896e-1f;
-  q = q * t + 3.333319814e-1f;
-  q = q * t + -4.999993608e-1f;
-  // ln 2 in two parts; the first has 15 bits, so its product with e is exact.
-  const float low = t * t * q + fe * 1.42860677e-6f;
-  const float ln = fe * 0.693145751953125f + (t + low);
+// The square root of 0 or of a number in [2^-24, 64], rounded to nearest.
+FD_FN float square_root(float v) {
 #if defined(__CUDA_ARCH__)
-  return __fsqrt_rn(-2.0f * ln);
+  // What __fsqrt_rn does in this range, without its branch for numbers outside; the bound makes 0 of 0 · infinity.
+  float inverse;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(fabsf(v)));
+  inverse = fminf(inverse, 3.0e38f);
+  const float root = __fmul_rn(v, inverse), half = __fmul_rn(inverse, 0.5f);
+  return fma(fma(-root, root, v), half, root);
 #else
-  return sqrtf(-2.0f * ln);
+  return sqrtf(v);
 #endif
+}
+
+// -2 ln v for v in [2^-33, 1]. v = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), so that e = 0 near 1 and the
+// relative accuracy stays good there; ln(1 + f) = f - f^2/2 + f^3 p(f), p a minimax fit of degree 7 (0.1 units of
+// 2^-24).
+FD_FN float minus_two_ln(float v) {
+  const uint32_t bits = as_bits(v);
+  const int32_t e = int32_t(bits - 0x3F3504F3u) >> 23;
+  const float f = as_float(bits - (uint32_t(e) << 23)) - 1.0f;
+  const float fe = float(e);
+  // -2 p.
+  float p = multiply_add(f, 0.1526886f, -0.255231f);
+  p = multiply_add(f, p, 0.26320388f);
+  p = multiply_add(f, p, -0.28403524f);
+  p = multiply_add(f, p, 0.33246714f);
+  p = multiply_add(f, p, -0.40002454f);
+  p = multiply_add(f, p, 0.50001646f);
+  p = multiply_add(f, p, -0.6666666f);
+  const float square = f * f;
+  const float tail = multiply_add(fe, 4.24388880e-4f, multiply_add(f * square, p, square));
+  // ln 2 in two parts; the first has 9 bits, so its product with e is exact.
+  return multiply_add(fe, -1.38671875f, multiply_add(f, -2.0f, tail));
 }
 
 struct Pair {
   float first, second;
 };
 
-// Two standard normals from two words. The angle 2 pi b / 2^32 is split into a quadrant and a rest in [-pi/4, pi/4].
+// Two standard normals from two words: r cos and r sin of the angle 2 pi b / 2^32, r = sqrt(-2 ln u(a)). The angle is
+// split into a quadrant and a rest phi in [-pi/4, pi/4]; sine and cosine are minimax fits (0.06 units of 2^-24).
 FD_FN Pair box_muller(uint32_t a, uint32_t b) {
-  const float r = radius(to_float(a) * 2.3283064365386963e-10f + 1.1641532182693481e-10f);
-  const uint32_t quadrant = (b + (1u << 29)) >> 30;
-  const int32_t rest = int32_t(b - (quadrant << 30));
-  const float rounded = float(rest), phi = rounded * 1.4629180792671596e-9f;
-  // What phi lacks: the integer's own rounding, and that of the factor, 2.78e-8 of phi too large.
-  const float lack = float(rest - int32_t(rounded)) * 1.4629180792671596e-9f - 2.7827534e-8f * phi;
-  const float s = phi * phi;
-  const float sine = phi + (lack + phi * s * (-1.666665494e-1f + s * (8.332178142e-3f + s * -1.951729843e-4f)));
-  // 1 - s/2 with the error of its rounding: the larger terms first would cost a unit in the last place.
-  const float half = 0.5f * s, whole = 1.0f - half;
-  const float fourth = s * s * (4.166664687e-2f + s * (-1.388736751e-3f + s * 2.443845100e-5f));
-  const float cosine = whole + (((1.0f - whole) - half) + (fourth - phi * lack));
-  const bool odd = (quadrant & 1u) != 0u;
-  const float x = odd ? sine : cosine;
-  const float y = odd ? cosine : sine;
-  // cos is negative in quadrants 1 and 2, sin in 2 and 3.
-  const uint32_t sign_x = ((quadrant + 1u) & 2u) << 30;
-  const uint32_t sign_y = (quadrant & 2u) << 30;
-  return {r * as_float(as_bits(x) ^ sign_x), r * as_float(as_bits(y) ^ sign_y)};
+  const float u = multiply_add(to_float(a), 2.3283064365386963e-10f, 1.1641532182693481e-10f);
+  const float r = square_root(minus_two_ln(u));
+  const float phi = float(int32_t(b << 2)) * 3.657295198167899e-10f;  // 2 pi / 2^34
+  const float q = phi * phi;
+  float s = multiply_add(q, -1.9515282e-4f, 8.33216e-3f);
+  s = multiply_add(q, s, -1.6666655e-1f);
+  s = r * multiply_add(phi * q, s, phi);
+  float c = multiply_add(q, 2.4433155e-5f, -1.3887316e-3f);
+  c = multiply_add(q, c, 4.1666646e-2f);
+  c = r * multiply_add(q * q, c, multiply_add(q, -0.5f, 1.0f));
+  // (c, s), (-s, c), (-c, -s), (s, -c) by the quadrant, which the two leading bits of b + 2^29 name.
+  const uint32_t turn = b + (1u << 29);
+  const bool odd = (turn & (1u << 30)) != 0u;
+  const float x = odd ? s : c, y = odd ? c : s;
+  return {as_float(as_bits(x) ^ ((turn + (1u << 30)) & 0x80000000u)), as_float(as_bits(y) ^ (turn & 0x80000000u))};
 }
 
 }  // namespace fastdiff

@@ -39,8 +39,8 @@ struct StageArgs {
   int32_t convert, guided, m_reads_u;
   uint32_t u_mask, x_mask;
   int32_t copies;
-  // 1: a sample of out has 2n elements, the prediction and then v; 2: so has a sample of aux.
-  int32_t spread;
+  // The network gives a variance. 1: a sample of out has 2n elements, the prediction and then v; 2: so has one of aux.
+  int32_t learned;
   int32_t state, net, hist, in;  // DType of the state; of out and aux; of the history and m_out; of net_in
   int64_t batch, n;              // samples, and elements in each
   const void *x, *u, *out, *aux;
@@ -66,17 +66,6 @@ struct NormalArgs {
   uint32_t draw, stream;
 };
 
-// a·b + c. On the device always fused, so that every specialisation of a kernel rounds alike: of two products in a sum
-// the compiler would choose which one to fuse.
-template <class T>
-FD_FN T multiply_add(T a, T b, T c) {
-#if defined(__CUDA_ARCH__)
-  return fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
 template <class T>
 FD_FN T guide(T w1, T out, T w2, T aux) {
   return multiply_add(w1, out, w2 * aux);
@@ -85,6 +74,13 @@ FD_FN T guide(T w1, T out, T w2, T aux) {
 // A NaN in any argument comes out, unlike with fmin and fmax.
 template <class T>
 FD_FN T clamp(T v, T lo, T hi) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 4) {
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(v) : "f"(hi));
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(v) : "f"(lo));
+    return v;
+  }
+#endif
   v = v < hi ? v : (v != v ? v : hi);
   return v > lo ? v : (v != v ? v : lo);
 }
@@ -101,20 +97,20 @@ FD_FN T clipped(const T *row, T u, T g, T lo, T hi, T scale) {
   return multiply_add(row[QU], u, row[QX] * x0);
 }
 
-// exp to 2 units in the last place. Written out, so that a loop over it is made of SIMD instructions.
+// exp to 2 units in the last place: 2^k e^r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r), q a minimax fit of degree
+// 4 (0.05 units of 2^-24). Written out, so that a loop over it is made of SIMD instructions.
 FD_FN float exponential(float v) {
   const float w = clamp(v, -87.0f, 88.0f);
-  const float shifted = w * 1.44269504f + 12582912.0f;  // 1.5·2^23: the sum's low bits are the rounded integer
-  const float k = shifted - 12582912.0f;
-  const float r = (w - k * 0.693359375f) + k * 2.12194440e-4f;
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r * r + r;
-  return (p + 1.0f) * as_float((as_bits(shifted) + 127u) << 23);
+  // 1.5·2^23: the sum's low bits are the rounded integer.
+  const float shifted = multiply_add(w, 1.44269504f, 12582912.0f), k = shifted - 12582912.0f;
+  const float r = multiply_add(k, 2.12194440e-4f, multiply_add(k, -0.693359375f, w));
+  float p = multiply_add(r, 1.3814540e-3f, 8.3687454e-3f);
+  p = multiply_add(p, r, 4.1668389e-2f);
+  p = multiply_add(p, r, 1.6666521e-1f);
+  p = multiply_add(p, r, 4.9999994e-1f);
+  p = multiply_add(p, r, 1.0f);
+  p = multiply_add(p, r, 1.0f);
+  return p * as_float((as_bits(shifted) << 23) + 0x3F800000u);
 }
 
 FD_FN double exponential(double v) { return exp(v); }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import shutil
@@ -23,21 +24,56 @@ ENVIRONMENT = {
 }
 
 
+MOST_STEPS = 10_000
+"""Of a plan that the command line makes."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for bad arguments, 1 for what cannot be done here."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
     try:
-        return int(chosen.run(chosen) or 0)
-    except (ValueError, TypeError) as error:
-        print(f"fastdiff: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError, ImportError) as error:
-        print(f"fastdiff: {error}", file=sys.stderr)
+        chosen = _parser().parse_args(arguments)
+        chosen.run(chosen)
+        # Here, and not when the interpreter ends, where an error could only be printed.
+        sys.stdout.flush()
+    except (ValueError, TypeError, ArithmeticError) as error:
+        return _failed(error, 2)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough.
+        _drop_output()
         return 1
+    except OSError as error:
+        _drop_output()
+        return _failed(error, 1)
+    except (RuntimeError, ImportError, MemoryError) as error:
+        return _failed(error, 1)
     except KeyboardInterrupt:
-        print("fastdiff: interrupted", file=sys.stderr)
-        return 130
+        return _failed("interrupted", 130)
+    return 0
+
+
+def _failed(error: BaseException | str, status: int) -> int:
+    with contextlib.suppress(OSError):
+        print(f"fastdiff: {str(error) or type(error).__name__}", file=sys.stderr)
+    return status
+
+
+def _drop_output() -> None:
+    """What still waits to be written would fail again when the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _steps(text: str) -> int:
+    try:
+        steps = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r:.40}") from None
+    if steps > MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"{text:.20} steps; expected at most {MOST_STEPS}, since the table is printed")
+    return steps
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="print, draw or save a method's table")
     plan.add_argument("method")
-    plan.add_argument("--steps", type=int, default=None, help="default: what the spacing says, else 10")
+    plan.add_argument("--steps", type=_steps, default=None, help="default: what the spacing says, else 10")
     plan.add_argument("--schedule", default="ddpm", help="a schedule's name (default: ddpm)")
     plan.add_argument("--spacing", default=None, help="a time grid's name, or times separated by spaces")
     plan.add_argument("--t-start", type=float, default=None)

@@ -185,7 +185,7 @@ def log_likelihood(
         ValueError, TypeError: bad arguments, tolerances that float32 cannot hold, or a model without a derivative.
         RuntimeError: max_nfe reached, or a named back end that cannot run here.
     """
-    check_x(x)
+    x = check_x(x)
     if x.ndim < 2:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; expected (B, ...), with at least one dimension beside the batch"

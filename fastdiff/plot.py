@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastdiff.files import save_figure, save_image
 from fastdiff.plan.picture import new_figure
 
 Array = Any
@@ -34,7 +35,8 @@ def image_grid(images: Array, path: str | Path, *, columns: int | None = None, s
         y, x = divmod(i, across)
         sheet[y * (height + 1) + 1 : (y + 1) * (height + 1), x * (width + 1) + 1 : (x + 1) * (width + 1)] = image
     picture = Image.fromarray(sheet)
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    larger = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    save_image(larger, path)
 
 
 def trajectory(
@@ -95,7 +97,7 @@ def convergence(
     axes.set_title(title, fontsize=11)
     axes.grid(True, which="both", color="0.92")
     axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def _host(values: Array) -> np.ndarray:

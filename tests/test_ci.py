@@ -60,6 +60,10 @@ def test_workflow_fits_the_schema(path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+RIGHTS = {"publish": {"id-token": "write"}, "release": {"contents": "write"}}
+"""Of jobs, beyond reading the repository: one each."""
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflow_is_bounded_and_has_few_rights(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -67,11 +71,40 @@ def test_workflow_is_bounded_and_has_few_rights(path: Path) -> None:
     for name, job in workflow["jobs"].items():
         assert 0 < job["timeout-minutes"] <= 180, name
         assert set(job.get("needs", [])) <= set(workflow["jobs"]), name
-        if name != "publish":
-            assert "permissions" not in job
+        assert job.get("permissions") == RIGHTS.get(name), name
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step), step
-            assert "@" in step.get("uses", "@"), step
+            if name in RIGHTS:
+                # A job with a right runs none of the project's code.
+                assert not step.get("uses", "").startswith("actions/checkout") and "python" not in str(step), name
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_actions_are_pinned_by_commit_and_checkouts_keep_no_credentials(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    used = re.findall(r"^ +- uses: (.*)$", text, flags=re.MULTILINE)
+    assert len(used) == text.count("uses:") > 0
+    for line in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
+    for job in yaml.safe_load(text)["jobs"].values():
+        for step in job["steps"]:
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+
+
+def test_one_version_of_each_action() -> None:
+    found: dict[str, set[str]] = {}
+    for path in WORKFLOWS:
+        for name, version in re.findall(r"uses: ([\w/-]+)@(.*)", path.read_text(encoding="utf-8")):
+            found.setdefault(name, set()).add(version)
+    assert found and all(len(versions) == 1 for versions in found.values()), found
+
+
+def test_the_sanitizers_run_every_night() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text(encoding="utf-8"))
+    assert workflow[True]["schedule"]
+    assert [step["run"] for step in workflow["jobs"]["sanitize"]["steps"] if "run" in step] == ["make sanitize"]
+    assert "-fsanitize=address,undefined" in (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
 
 
 def test_ci_covers_the_systems_and_versions() -> None:
@@ -86,17 +119,18 @@ def test_wheels_are_published_on_a_tag_alone() -> None:
     # YAML 1.1 reads the key `on` as True.
     workflow = yaml.safe_load((ROOT / ".github/workflows/wheels.yml").read_text(encoding="utf-8"))
     assert workflow[True]["push"] == {"tags": ["v*"]}
-    publish = workflow["jobs"]["publish"]
-    assert "refs/tags/v" in publish["if"] and "'push'" in publish["if"]
-    assert set(publish["needs"]) == {"sdist", "cpu", "cuda"}
-    assert publish["permissions"]["id-token"] == "write"
-    text = str(publish)
+    jobs = workflow["jobs"]
+    for name in ("sort", "publish", "release"):
+        assert "refs/tags/v" in jobs[name]["if"] and "'push'" in jobs[name]["if"]
+    assert set(jobs["sort"]["needs"]) == {"sdist", "cpu", "cuda"}
+    assert (jobs["publish"]["needs"], jobs["release"]["needs"]) == (["sort"], ["publish"])
+    text = str(jobs["publish"])
     assert "password" not in text and "secrets." not in text
     uploaded = [
         entry["artifact"] for job in ("cpu", "cuda") for entry in workflow["jobs"][job]["strategy"]["matrix"]["include"]
     ]
     assert len(set(uploaded)) == len(uploaded) == 6
-    sort = next(step["run"] for step in publish["steps"] if step.get("name") == "Sort")
+    sort = next(step["run"] for step in jobs["sort"]["steps"] if step.get("name") == "Sort")
     for artifact in uploaded:
         system = artifact.rpartition("-")[0]
         assert f"artifacts/{system}-*/*" in sort
@@ -119,7 +153,7 @@ def test_cibuildwheel_accepts_its_configuration(platform: str, expected: str) ->
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_knows_its_targets() -> None:
-    targets = ["demo", "test", "bench", "wheel", "lint", "gpu", "clean"]
+    targets = ["demo", "test", "sanitize", "bench", "wheel", "lint", "gpu", "clean"]
     done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -38,7 +38,6 @@ M = tl.constexpr(2)
 H1 = tl.constexpr(3)
 AUX = tl.constexpr(9)
 ZA = tl.constexpr(10)
-LOADED = tl.constexpr(0x3FF)  # the mask's bits before ZA
 
 ONE = tl.constexpr(1)  # on the left of << and &, since an int there does not know constexpr in the interpreter
 STEP = tl.constexpr(0)  # the Philox stream of the stages' noise
@@ -60,15 +59,17 @@ def _write(target, value, offset, inside, BITS: tl.constexpr):
 
     BITS: round to bfloat16 by integer arithmetic, for the interpreter, whose own conversion truncates.
     """
-    if target.dtype.element_ty == tl.bfloat16 or target.dtype.element_ty == tl.float16:
+    if target.dtype.element_ty == tl.bfloat16:
         value = value.to(tl.float32)
-    if BITS and target.dtype.element_ty == tl.bfloat16:
-        bits = value.to(tl.uint32, bitcast=True).to(tl.uint64)
-        # NaN must stay NaN: adding the rounding bias could carry out of its mantissa.
-        rounded = tl.where(value == value, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
-        tl.store(target + offset, (rounded >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
-    else:
-        tl.store(target + offset, value.to(target.dtype.element_ty), mask=inside)
+    if target.dtype.element_ty == tl.float16:
+        value = value.to(tl.float32)
+    if BITS:
+        if target.dtype.element_ty == tl.bfloat16:
+            bits = value.to(tl.uint32, bitcast=True).to(tl.uint64)
+            # NaN must stay NaN: adding the rounding bias could carry out of its mantissa.
+            rounded = tl.where(value == value, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+            value = (rounded >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    tl.store(target + offset, value.to(target.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -119,6 +120,28 @@ def _noise(
 
 
 @triton.jit
+def _exponential(v):
+    """exp; for float32 the same operations as csrc/stage.h, which says how they are made."""
+    if v.dtype == tl.float32:
+        w = tl.minimum(v, 88.0, propagate_nan=tl.PropagateNan.ALL)
+        w = tl.maximum(w, -87.0, propagate_nan=tl.PropagateNan.ALL)
+        shifted = tl.fma(w, 1.44269504, 12582912.0)
+        k = shifted - 12582912.0
+        r = tl.fma(k, 2.12194440e-4, tl.fma(k, -0.693359375, w))
+        p = tl.fma(r, 1.3814540e-3, 8.3687454e-3)
+        p = tl.fma(p, r, 4.1668389e-2)
+        p = tl.fma(p, r, 1.6666521e-1)
+        p = tl.fma(p, r, 4.9999994e-1)
+        p = tl.fma(p, r, 1.0)
+        p = tl.fma(p, r, 1.0)
+        power = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
+        result = p * power.to(tl.float32, bitcast=True)
+    else:
+        result = tl.exp(v)
+    return result
+
+
+@triton.jit
 def _model_value(
     row, u, g, sample, lo, hi, scale, CONVERT: tl.constexpr, M_READS_U: tl.constexpr
 ):  # fmt: skip
@@ -128,7 +151,7 @@ def _model_value(
         m = tl.load(row + CG) * g
         if M_READS_U:
             m = tl.fma(tl.load(row + CU), u, m)
-    if CONVERT == CLIP or CONVERT == BLEND:
+    if CLIP <= CONVERT:
         x0 = tl.load(row + PG) * g
         if M_READS_U:
             x0 = tl.fma(tl.load(row + PU), u, x0)
@@ -151,16 +174,16 @@ def stage_kernel(
     x, u, out, aux, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in,
     table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k,
     CONVERT: tl.constexpr, GUIDED: tl.constexpr, M_READS_U: tl.constexpr, U_MASK: tl.constexpr, X_MASK: tl.constexpr,
-    COPIES: tl.constexpr, SPREAD: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    COPIES: tl.constexpr, LEARNED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, EXCHANGES: tl.constexpr,
+    BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK consecutive elements of one sample, every stream read once, every output written once.
 
     Pointers are None where the stage does not use the stream; see fastdiff/ops/buffers.py for the rest. n: elements per
     sample (of the whole batch if not SPLIT); total: elements of the batch, the offset of net_in's second copy; tiles:
     programs per sample; k: the table row; SPLIT: samples differ (own noise, bounds or rows); WIDE: offsets inside a
-    sample need 64 bits. Outputs may be the same memory as inputs: all loads come before all stores, and no element is
-    touched by two programs.
+    sample need 64 bits; EXCHANGES: an element may be stored by another thread than the one that loaded it. Outputs may
+    be the same memory as inputs: all loads come before all stores, and no element is touched by two programs.
     """
     TYPE: tl.constexpr = table.dtype.element_ty
     MASK: tl.constexpr = U_MASK | X_MASK
@@ -185,13 +208,13 @@ def stage_kernel(
         uv = _read(u, offset, inside, True, TYPE)
     # Where the network gives v too, a sample of its output has 2n elements: the prediction, then v.
     at_out = offset
-    if SPREAD:
+    if LEARNED:
         at_out = base + offset
     at_aux = offset
-    if SPREAD == 2:
+    if LEARNED == 2:
         at_aux = at_out
     g = _read(out, at_out, inside, CONVERT != NONE, TYPE)
-    av = _read(aux, at_aux, inside, GUIDED or (ONE << AUX) & MASK, TYPE)
+    av = _read(aux, at_aux, inside, (ONE << AUX) & MASK | GUIDED, TYPE)
     v1 = _read(h1, offset, inside, (ONE << H1) & MASK, TYPE)
     v2 = _read(h2, offset, inside, (ONE << (H1 + 1)) & MASK, TYPE)
     v3 = _read(h3, offset, inside, (ONE << (H1 + 2)) & MASK, TYPE)
@@ -203,25 +226,23 @@ def stage_kernel(
     n3 = _noise(zc, offset, inside, tile, number, sample, draws, seeds, index, 2, MASK, TYPE, BLOCK)
 
     if GUIDED:
-        g = tl.fma(tl.load(row + W2), av, tl.load(row + W1) * g)
-    if SPREAD and (ONE << AUX | ONE << ZA) & MASK:
-        e = tl.exp(tl.fma(tl.load(row + S1), _read(out, at_out + n, inside, True, TYPE), tl.load(row + S0)))
+        g = tl.fma(tl.load(row + W1), g, tl.load(row + W2) * av)
+    if ((ONE << AUX | ONE << ZA) & MASK) * LEARNED:
+        e = _exponential(tl.fma(tl.load(row + S1), _read(out, at_out + n, inside, True, TYPE), tl.load(row + S0)))
         if (ONE << ZA) & MASK:
             n1 = e * n1
         if (ONE << AUX) & MASK:
             av = e * e * av
     m = _model_value(row, uv, g, sample, lo, hi, scale, CONVERT, M_READS_U)
     zero = tl.zeros((BLOCK,), TYPE)
-    if COPIES > 0 or u_out is not None:
+    if (COPIES > 0) | (u_out is not None):
         u_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_U, U_MASK)
     if COPIES > 0:
         scaled = tl.load(row + IN_SCALE) * u_next
     if X_MASK:
         x_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_X, X_MASK)
 
-    # With 16-bit and wider streams, an element may be loaded by one thread and stored by another. Their exchange
-    # through shared memory orders the two, except where the stored value comes from no load.
-    if (LOADED & U_MASK) == 0 or (X_MASK != 0 and (LOADED & X_MASK) == 0):
+    if EXCHANGES:
         tl.debug_barrier()
     if m_out is not None:
         _write(m_out, m, offset, inside, BITS)

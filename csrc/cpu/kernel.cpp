@@ -2,6 +2,8 @@
 // streams stay in the first-level cache, so that each pass over a tile is free beside the traffic to memory.
 #include "kernel.h"
 
+#include <memory>
+
 #include "convert.h"
 #include "words.h"
 
@@ -113,6 +115,15 @@ struct Scratch {
   alignas(64) float normals[TILE];
 };
 
+// This thread's own, of 80 kB for float and 160 kB for double: on the heap, since threads of some programs have stacks
+// smaller than that.
+template <class T>
+Scratch<T> &scratch_of_thread() {
+  static thread_local std::unique_ptr<Scratch<T>> own;
+  if (!own) own.reset(new Scratch<T>);
+  return *own;
+}
+
 template <class T>
 void drawn(T *out, float *normals, int64_t first, int64_t len, Stream s, const Ahead &ahead) {
   if constexpr (sizeof(T) == sizeof(float)) {
@@ -163,7 +174,7 @@ void spread_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scra
 template <class T>
 void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int64_t len, Scratch<T> &s) {
   const int64_t at = b * a.n + first;
-  const int64_t at_out = a.spread ? at + b * a.n : at, at_aux = a.spread == 2 ? at + b * a.n : at;
+  const int64_t at_out = a.learned ? at + b * a.n : at, at_aux = a.learned == 2 ? at + b * a.n : at;
   const int64_t row_number = a.rows ? a.rows[b] : a.k;
   const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
   const uint32_t mask = a.u_mask | a.x_mask;
@@ -236,7 +247,7 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
       r[RM] = m;
     }
   }
-  if (a.spread && (mask >> RAUX & 3u)) spread_tile(a, row, at_out + a.n, len, s, r);
+  if (a.learned && (mask >> RAUX & 3u)) spread_tile(a, row, at_out + a.n, len, s, r);
   const Terms<T> next_u = terms_of(row + NEXT_U, a.u_mask, r);
   const bool sole = a.u_out && !a.x_mask && !a.m_out && !a.copies;
   if (sole && !past.u) {
@@ -266,7 +277,7 @@ void run_stage(const StageArgs &a, int threads) {
   (void)threads;
 #pragma omp parallel num_threads(threads) if (threads > 1 && elements >= PARALLEL)
   {
-    Scratch<T> scratch;
+    Scratch<T> &scratch = scratch_of_thread<T>();
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < all; ++t) {
       const int64_t b = t / tiles, first = (t - b * tiles) * TILE;

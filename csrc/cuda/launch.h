@@ -8,32 +8,54 @@
 
 namespace fastdiff {
 
-cudaError_t launch_stage_f32(const StageArgs &args, cudaStream_t stream);
-cudaError_t launch_stage_f64(const StageArgs &args, cudaStream_t stream);
+cudaError_t launch_stage(const StageArgs &args, cudaStream_t stream);
 cudaError_t launch_normal(const NormalArgs &args, cudaStream_t stream);
 
-// A thread handles a group of 4 elements, which share a block of the noise. Samples lie along y, strided by its size.
+// As a template argument of a kernel: the dtype that the arguments say.
+constexpr int ANY = 4;
+
+// What a kernel can do.
+//   ONE: x and u are one buffer, or only one is read; there is no x'; the noise is za alone, drawn in the kernel.
+//   TWO: x and u may be two buffers, u' and x' two combinations; the noise is drawn.
+// Both read so many of the newest history entries, and aux or not, as their template says.
+//   ALL: any stage whose history is not longer than the template says.
+enum Shape { ONE, TWO, ALL };
+
+// Groups of 4 elements that a thread handles, by shape.
+constexpr int EACH_OF[] = {2, 2, 1};
+
+// What the kernel of a stage is specialised on, beside the state's dtype: the template arguments of stage_kernel.
+struct Variant {
+  int net, hist, shape, entries;
+  bool paired, learned, noise, wide;
+};
+
+// A group of 4 elements shares a block of the noise. Samples lie along y, strided by its size.
 struct Geometry {
   int64_t groups;  // in each sample
   uint32_t grid_x, grid_y, threads;
 };
 
-inline Geometry geometry(int64_t batch, int64_t n) {
-  const int64_t groups = (n + 3) / 4;
-  uint32_t threads = 256;
-  while (threads > 32 && int64_t(threads) / 2 >= groups) threads /= 2;
-  return {groups, uint32_t((groups + threads - 1) / threads), uint32_t(batch < 65535 ? batch : 65535), threads};
+// Smaller blocks where most of a sample's last one would be idle, or multiprocessors would be left without any.
+inline Geometry geometry(int64_t batch, int64_t n, int each = 1) {
+  const int64_t groups = (n + 3) / 4, samples = batch < 65535 ? batch : 65535;
+  int64_t threads = 256;
+  const auto blocks = [&] { return (groups + threads * each - 1) / (threads * each); };
+  while (threads > 64 && (blocks() * samples < 128 || blocks() * threads * each > groups + groups / 8)) threads /= 2;
+  while (threads > 32 && threads / 2 * each >= groups) threads /= 2;
+  return {groups, uint32_t(blocks()), uint32_t(samples), uint32_t(threads)};
 }
 
 // Whether groups may be moved by one access of 4 elements: true where each sample starts at a multiple of 4 elements
-// and every buffer is aligned to 4 of its elements (8 bytes for 16-bit types, else 16).
+// and every buffer is aligned to 4 of its elements (8 bytes for 16-bit types, else 16), the table's rows to 16 bytes.
 inline bool vectorizable(const StageArgs &a) {
   if (a.n % 4 != 0) return false;
   const auto aligned = [](const void *p, int dtype) {
     const uintptr_t mask = dtype == F16 || dtype == BF16 ? 7 : 15;
     return (reinterpret_cast<uintptr_t>(p) & mask) == 0;
   };
-  bool all = aligned(a.x, a.state) && aligned(a.u, a.state) && aligned(a.out, a.net) && aligned(a.aux, a.net);
+  bool all = aligned(a.table, a.state) && aligned(a.x, a.state) && aligned(a.u, a.state) && aligned(a.out, a.net) &&
+             aligned(a.aux, a.net);
   for (const void *h : a.h) all = all && aligned(h, a.hist);
   for (const void *z : a.z) all = all && aligned(z, a.state);
   return all && aligned(a.u_out, a.state) && aligned(a.x_out, a.state) && aligned(a.m_out, a.hist) &&
@@ -44,11 +66,35 @@ inline bool vectorizable(const StageArgs &a) {
 // a time.
 inline StageArgs flattened(StageArgs a) {
   const bool drawn = ((a.u_mask | a.x_mask) >> RZA) != 0;
-  if (!a.rows && !drawn && !a.spread && a.convert < CONVERT_CLIP) {
+  if (!a.rows && !drawn && !a.learned && a.convert < CONVERT_CLIP) {
     a.n *= a.batch;
     a.batch = 1;
   }
   return a;
 }
+
+inline Variant variant(const StageArgs &a) {
+  const uint32_t mask = a.u_mask | a.x_mask, history = mask >> RH1 & 63u, draws = mask >> RZA;
+  const bool paired = a.guided || (mask >> RAUX & 1u), noise = draws != 0, wide = vectorizable(a);
+  int entries = 0;
+  while (history >> entries) ++entries;
+  // A stage without a stream in a dtype leaves it open.
+  const int net = a.convert != CONVERT_NONE || paired ? a.net : a.copies ? a.in : a.state;
+  const int hist = history || a.m_out ? a.hist : F32;
+  const bool reads_u = a.m_reads_u || (mask >> RU & 1u), given = a.z[0] || a.z[1] || a.z[2];
+  const bool two = a.x_mask || ((mask >> RX & 1u) && reads_u && a.x != a.u) || draws > 1;
+  bool exact = wide && a.state == F32 && net != F64 && !given && (!a.copies || a.in == net);
+  exact = exact && entries <= 3 && history == (1u << entries) - 1 && !(a.learned && (entries || two));
+  // A history in a 16-bit dtype is one of the network's own outputs: there is no guidance and no v.
+  exact = exact && (hist == F32 || (hist == net && entries && !paired));
+  if (!exact) return {ANY, ANY, ALL, a.state == F64 && wide && entries <= 3 ? 3 : 6, true, true, noise || !wide, wide};
+  return {net, hist, two ? TWO : ONE, entries, paired, a.learned != 0, noise, true};
+}
+
+// The kernel of a variant; those of a float32 state by the network's dtype, of which that for float32 knows ALL too.
+const void *stage_kernel_f16(const Variant &v);
+const void *stage_kernel_bf16(const Variant &v);
+const void *stage_kernel_f32(const Variant &v);
+const void *stage_kernel_f64(const Variant &v);
 
 }  // namespace fastdiff

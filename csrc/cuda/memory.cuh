@@ -23,14 +23,14 @@ __device__ __forceinline__ uint4 four(const uint32_t *p, int count) {
   return make_uint4(count > 0 ? p[0] : 0u, count > 1 ? p[1] : 0u, count > 2 ? p[2] : 0u, count > 3 ? p[3] : 0u);
 }
 
-// `count` elements from `at`; 4 of them with one access (two for float64) if VEC. A float64 stream of a float32 stage,
+// `count` elements from `at`; 4 of them with one access (two for float64) if WIDE. A float64 stream of a float32 stage,
 // which is rare, is converted here.
-template <class T, bool VEC>
+template <class T, bool WIDE>
 __device__ __forceinline__ Raw<T> fetch(const void *base, int dtype, int64_t at, int count) {
   Raw<T> raw{};
   if (dtype <= BF16) {
     const uint16_t *p = static_cast<const uint16_t *>(base) + at;
-    if (VEC) {
+    if (WIDE) {
       const uint2 two = *reinterpret_cast<const uint2 *>(p);
       raw.q[0].x = two.x, raw.q[0].y = two.y;
     } else {
@@ -38,11 +38,11 @@ __device__ __forceinline__ Raw<T> fetch(const void *base, int dtype, int64_t at,
     }
   } else if (dtype == F32) {
     const uint32_t *p = static_cast<const uint32_t *>(base) + at;
-    raw.q[0] = VEC ? *reinterpret_cast<const uint4 *>(p) : four(p, count);
+    raw.q[0] = WIDE ? *reinterpret_cast<const uint4 *>(p) : four(p, count);
   } else if constexpr (sizeof(T) == 8) {
     const uint32_t *p = reinterpret_cast<const uint32_t *>(static_cast<const double *>(base) + at);
-    raw.q[0] = VEC ? *reinterpret_cast<const uint4 *>(p) : four(p, 2 * count);
-    raw.q[1] = VEC ? *reinterpret_cast<const uint4 *>(p + 4) : four(p + 4, 2 * count - 4);
+    raw.q[0] = WIDE ? *reinterpret_cast<const uint4 *>(p) : four(p, 2 * count);
+    raw.q[1] = WIDE ? *reinterpret_cast<const uint4 *>(p + 4) : four(p + 4, 2 * count - 4);
   } else {
     const double *p = static_cast<const double *>(base) + at;
     float v[4];
@@ -53,7 +53,7 @@ __device__ __forceinline__ Raw<T> fetch(const void *base, int dtype, int64_t at,
 }
 
 template <class T>
-__device__ __forceinline__ void widen(const Raw<T> &raw, int dtype, T (&v)[4]) {
+__device__ __forceinline__ void widen(const Raw<T> &raw, int dtype, T *v) {
   const uint32_t bits[4] = {raw.q[0].x, raw.q[0].y, raw.q[0].z, raw.q[0].w};
   if (dtype == F16) {
 #pragma unroll
@@ -73,26 +73,37 @@ __device__ __forceinline__ void widen(const Raw<T> &raw, int dtype, T (&v)[4]) {
   }
 }
 
+// Two numbers rounded to nearest in a 16-bit dtype, the first in the low half.
+__device__ __forceinline__ uint32_t halves(int dtype, float low, float high) {
+  uint32_t bits;
+  if (dtype == F16) {
+    const __half2 two = __floats2half2_rn(low, high);
+    memcpy(&bits, &two, sizeof bits);
+  } else {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+    memcpy(&bits, &two, sizeof bits);
+  }
+  return bits;
+}
+
 // The inverse: v's first `count` elements to `at`, rounded to nearest.
-template <class T, bool VEC>
-__device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count, const T (&v)[4]) {
+template <class T, bool WIDE>
+__device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count, const T *v) {
   if (dtype <= BF16) {
-    uint16_t h[4];
+    uint32_t two[2];
 #pragma unroll
-    for (int e = 0; e < 4; ++e)
-      h[e] = dtype == F16 ? __half_as_ushort(__float2half_rn(float(v[e])))
-                          : __bfloat16_as_ushort(__float2bfloat16_rn(float(v[e])));
+    for (int e = 0; e < 2; ++e) two[e] = halves(dtype, float(v[2 * e]), float(v[2 * e + 1]));
     uint16_t *p = static_cast<uint16_t *>(base) + at;
-    if (VEC) {
-      *reinterpret_cast<uint2 *>(p) = make_uint2(h[0] | uint32_t(h[1]) << 16, h[2] | uint32_t(h[3]) << 16);
+    if (WIDE) {
+      *reinterpret_cast<uint2 *>(p) = make_uint2(two[0], two[1]);
     } else {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        if (e < count) p[e] = h[e];
+        if (e < count) p[e] = uint16_t(two[e / 2] >> (e % 2 * 16));
     }
   } else if (dtype == F32) {
     float *p = static_cast<float *>(base) + at;
-    if (VEC) {
+    if (WIDE) {
       *reinterpret_cast<float4 *>(p) = make_float4(float(v[0]), float(v[1]), float(v[2]), float(v[3]));
     } else {
 #pragma unroll
@@ -101,7 +112,7 @@ __device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count
     }
   } else {
     double *p = static_cast<double *>(base) + at;
-    if (VEC) {
+    if (WIDE) {
       reinterpret_cast<double2 *>(p)[0] = make_double2(double(v[0]), double(v[1]));
       reinterpret_cast<double2 *>(p)[1] = make_double2(double(v[2]), double(v[3]));
     } else {
@@ -112,12 +123,16 @@ __device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count
   }
 }
 
+// What all normals of a sample share.
+struct Sample {
+  uint64_t seed;
+  uint32_t index;
+};
+
 // Four normals: elements 4*block .. 4*block + 3 of a sample.
 template <class T>
-__device__ __forceinline__ void draw_four(int64_t block, int32_t index, uint32_t draw, uint32_t tag, int64_t seed,
-                                          T (&v)[4]) {
-  const uint64_t key = uint64_t(seed);
-  const Block words = philox({uint32_t(block), uint32_t(index), draw, tag}, uint32_t(key), uint32_t(key >> 32));
+__device__ __forceinline__ void draw_four(int64_t block, Sample s, uint32_t draw, uint32_t tag, T *v) {
+  const Block words = philox({uint32_t(block), s.index, draw, tag}, uint32_t(s.seed), uint32_t(s.seed >> 32));
   const Pair first = box_muller(words.c0, words.c1), second = box_muller(words.c2, words.c3);
   v[0] = T(first.first), v[1] = T(first.second), v[2] = T(second.first), v[3] = T(second.second);
 }

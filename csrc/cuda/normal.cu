@@ -3,16 +3,16 @@
 
 namespace fastdiff {
 
-template <class T, bool VEC>
+template <class T, bool WIDE>
 __global__ void __launch_bounds__(256) normal_kernel(const NormalArgs a, const int64_t groups) {
   const int64_t group = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (group >= groups) return;
   const int64_t first = 4 * group;
-  const int count = VEC ? 4 : int(a.n - first < 4 ? a.n - first : 4);
+  const int count = WIDE ? 4 : int(a.n - first < 4 ? a.n - first : 4);
   for (int64_t b = blockIdx.y; b < a.batch; b += gridDim.y) {
     T v[4];
-    draw_four(group, a.index[b], a.draw, a.stream, a.seeds[b], v);
-    put<T, VEC>(a.out, a.dtype, b * a.n + first, count, v);
+    draw_four(group, {uint64_t(a.seeds[b]), uint32_t(a.index[b])}, a.draw, a.stream, v);
+    put<T, WIDE>(a.out, a.dtype, b * a.n + first, count, v);
   }
 }
 

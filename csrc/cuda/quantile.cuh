@@ -1,6 +1,7 @@
 // Radix selection on the GPU, 11 bits a pass from the top. Every block counts the digits of its share in shared memory
 // and adds them to the sample's histogram; the block that finishes last picks the digit. Counts are integers, so the
-// result does not depend on the order of the blocks.
+// result does not depend on the order of the blocks. A block that has its sample to itself makes all passes in one
+// launch.
 #pragma once
 
 #include "quantile.h"
@@ -41,12 +42,20 @@ __device__ inline uint64_t running_sum(uint64_t value, uint64_t *scratch) {
   return scratch[t];
 }
 
+// As many elements as one access takes.
 template <class T>
-__global__ void __launch_bounds__(QUANTILE_THREADS)
-    quantile_kernel(const QuantileArgs a, const Shares share, const Pass pass, Selection *const selections,
-                    unsigned long long *const histograms) {
+struct alignas(16) Pack {
+  static constexpr int SIZE = 16 / sizeof(T);
+  T v[SIZE];
+};
+
+// One pass over this block's share. `found` and `total` are what the blocks of the sample share; a block alone has
+// `own`, in shared memory, and no histogram but its counts.
+template <class T>
+__device__ inline void select_digit(const QuantileArgs &a, const Shares &share, const Pass &pass, Selection &mine,
+                                    Selection *const found, unsigned long long *const total) {
   using Key = typename Keys<T>::type;
-  constexpr int own_bins = BINS / QUANTILE_THREADS;
+  constexpr int own_bins = BINS / QUANTILE_THREADS, PACK = Pack<T>::SIZE;
   __shared__ unsigned int counts[BINS];
   __shared__ uint64_t scratch[QUANTILE_THREADS];
   __shared__ int64_t inside;
@@ -56,13 +65,17 @@ __global__ void __launch_bounds__(QUANTILE_THREADS)
   const int t = threadIdx.x;
   const int64_t b = blockIdx.x / share.blocks, part = blockIdx.x % share.blocks;
   const bool alone = share.blocks == 1;
-  Selection *const found = selections + b;
-  // A block that has its sample to itself needs no histogram but its own.
-  unsigned long long *const total = alone ? nullptr : histograms + b * BINS;
 
   for (int i = t; i < BINS; i += QUANTILE_THREADS) counts[i] = 0;
-  const Key prefix = Key(found->prefix);
-  const int64_t rank = pass.first ? a.low : found->rank;
+  Key prefix = 0;
+  int64_t rank = a.low;
+  if (!pass.first) {
+    if (alone) {
+      prefix = Key(mine.prefix), rank = mine.rank;
+    } else {
+      prefix = Key(found->prefix), rank = found->rank;
+    }
+  }
   const int above = pass.shift + pass.width;
   const Key digits = (Key(1) << pass.width) - 1;
   __syncthreads();
@@ -71,14 +84,24 @@ __global__ void __launch_bounds__(QUANTILE_THREADS)
   const int64_t from = part * share.elements;
   const int64_t to = from + share.elements < a.n ? from + share.elements : a.n;
   Key top = 0, not_above = 0;
-#pragma unroll 4
-  for (int64_t i = from + t; i < to; i += QUANTILE_THREADS) {
-    const Key key = key_of(x[i]), leading = key >> above;
+  const auto count = [&](T value) {
+    const Key key = key_of(value), leading = key >> above;
     if (leading == prefix) atomicAdd(&counts[(key >> pass.shift) & digits], 1u);
     if (pass.last) {
       top = key > top ? key : top;
       if (leading > prefix && Key(~key) > not_above) not_above = Key(~key);
     }
+  };
+  if (a.n % PACK == 0 && reinterpret_cast<uintptr_t>(a.x) % 16 == 0) {
+#pragma unroll 2
+    for (int64_t i = from + PACK * t; i < to; i += PACK * QUANTILE_THREADS) {
+      const Pack<T> pack = *reinterpret_cast<const Pack<T> *>(x + i);
+#pragma unroll
+      for (int e = 0; e < PACK; ++e) count(pack.v[e]);
+    }
+  } else {
+#pragma unroll 4
+    for (int64_t i = from + t; i < to; i += QUANTILE_THREADS) count(x[i]);
   }
   uint64_t block_top = 0, block_not_above = 0;
   if (pass.last) {
@@ -130,19 +153,50 @@ __global__ void __launch_bounds__(QUANTILE_THREADS)
       if (own[i] && t * own_bins + i > chosen) atomicMin(&later, t * own_bins + i);
     __syncthreads();
   }
-  if (t != 0) return;
-  const Key leading = Key(prefix << pass.width), key = leading | Key(chosen);
-  found->prefix = key;
-  found->rank = inside;
-  found->done = 0;
-  if (!pass.last) return;
-  if (!alone) {
-    block_top = __ldcg(&found->top);
-    block_not_above = __ldcg(&found->not_above);
+  if (t == 0) {
+    const Key leading = Key(prefix << pass.width), key = leading | Key(chosen);
+    if (alone) {
+      mine.prefix = key;
+      mine.rank = inside;
+    } else {
+      found->prefix = key;
+      found->rank = inside;
+      found->done = 0;
+    }
+    if (pass.last) {
+      if (!alone) {
+        block_top = __ldcg(&found->top);
+        block_not_above = __ldcg(&found->not_above);
+      }
+      // The next order statistic: another element with this key, or with a later digit, or above all that were counted.
+      const Key next = inside + 1 < int64_t(equals) ? key : later < BINS ? leading | Key(later) : Key(~block_not_above);
+      static_cast<T *>(a.out)[b] = quantile_of<T>(key, next, Key(block_top), a.weight);
+    }
   }
-  // The next order statistic: another element with this key, or with a later digit, or above all that were counted.
-  const Key next = inside + 1 < int64_t(equals) ? key : later < BINS ? leading | Key(later) : Key(~block_not_above);
-  static_cast<T *>(a.out)[b] = quantile_of<T>(key, next, Key(block_top), a.weight);
+}
+
+template <class T>
+__host__ __device__ inline Pass pass_of(int left) {
+  const int width = left < DIGIT ? left : DIGIT;
+  return {left - width, width, left == Keys<T>::BITS, left == width};
+}
+
+// One of a sample's passes, or all of them where a block has its sample to itself.
+template <class T>
+__global__ void __launch_bounds__(QUANTILE_THREADS)
+    quantile_kernel(const QuantileArgs a, const Shares share, const Pass pass, Selection *const selections,
+                    unsigned long long *const histograms) {
+  __shared__ Selection mine;
+  if (share.blocks > 1) {
+    const int64_t b = blockIdx.x / share.blocks;
+    select_digit<T>(a, share, pass, mine, selections + b, histograms + b * BINS);
+    return;
+  }
+#pragma unroll 1
+  for (int left = Keys<T>::BITS; left > 0; left -= DIGIT) {
+    select_digit<T>(a, share, pass_of<T>(left), mine, nullptr, nullptr);
+    __syncthreads();
+  }
 }
 
 }  // namespace fastdiff

@@ -33,14 +33,14 @@ inline Shares shares(int64_t batch, int64_t n) {
   const int64_t least = (n + (int64_t(1) << 31) - 1) >> 31;
   int64_t blocks = fair < most ? fair : most;
   if (blocks < least) blocks = least;
-  const int64_t elements = (n + blocks - 1) / blocks;
+  // A multiple of what one access takes.
+  const int64_t elements = ((n + blocks - 1) / blocks + 3) / 4 * 4;
   return {uint32_t((n + elements - 1) / elements), elements};
 }
 
-// Bytes: the selections, and the histograms of samples that several blocks share.
+// Bytes: the selections and the histograms of samples that several blocks share.
 inline int64_t quantile_workspace(int64_t batch, int64_t n) {
-  const int64_t histogram = shares(batch, n).blocks > 1 ? int64_t(BINS * sizeof(uint64_t)) : 0;
-  return batch * (int64_t(sizeof(Selection)) + histogram);
+  return shares(batch, n).blocks > 1 ? batch * int64_t(sizeof(Selection) + BINS * sizeof(uint64_t)) : 0;
 }
 
 // `workspace`: quantile_workspace(batch, n) bytes, aligned to 8; its content does not matter.

@@ -1,162 +1,228 @@
-// The stage on the GPU. Specialised on the state's dtype, on the most history entries, on noise, and on wide accesses;
-// everything else is a branch that all threads take alike. No pointer is __restrict__: an output may be an input's
-// buffer.
+// The stage on the GPU, specialised on what its launch says (Variant, in launch.h); everything else is a branch that
+// all threads take alike. No pointer is __restrict__: an output may be an input's buffer.
 #pragma once
+
+#include <type_traits>
 
 #include "memory.cuh"
 
 namespace fastdiff {
 
-template <class T>
-__device__ __forceinline__ void accumulate(bool used, T factor, const T (&v)[4], T (&total)[4]) {
-  if (used) {
+// Columns FROM .. TO of a row, by loads of 16 bytes, which must be aligned, if WIDE. No other entry of `c` may be used.
+template <int FROM, int TO, bool WIDE, class T>
+__device__ __forceinline__ void columns(const T *row, T (&c)[WIDTH]) {
+  constexpr int own = 16 / int(sizeof(T));
 #pragma unroll
-    for (int e = 0; e < 4; ++e) total[e] += factor * v[e];
+  for (int i = WIDE ? FROM / own * own : FROM; i <= TO; i += WIDE ? own : 1) {
+    if constexpr (!WIDE) {
+      c[i] = __ldg(row + i);
+    } else if constexpr (own == 4) {
+      const float4 q = __ldg(reinterpret_cast<const float4 *>(row + i));
+      c[i] = q.x, c[i + 1] = q.y, c[i + 2] = q.z, c[i + 3] = q.w;
+    } else {
+      const double2 q = __ldg(reinterpret_cast<const double2 *>(row + i));
+      c[i] = q.x, c[i + 1] = q.y;
+    }
   }
 }
 
-// Blocks of 256 threads that must fit on a multiprocessor: as many as let no kernel spill. Without the bound, the
-// compiler spilled in order to reach 64 registers.
-template <class T, int HISTORY, bool NOISE>
-constexpr int resident() {
-  return (HISTORY > 3 || NOISE ? 2 : 4) * 4 / int(sizeof(T));
+template <class T, int COUNT>
+__device__ __forceinline__ void accumulate(T factor, const T (&v)[COUNT], T (&total)[COUNT]) {
+#pragma unroll
+  for (int e = 0; e < COUNT; ++e) total[e] = multiply_add(factor, v[e], total[e]);
 }
 
-template <class T, int HISTORY, bool NOISE, bool VEC>
-__global__ void __launch_bounds__(256, resident<T, HISTORY, NOISE>())
+template <class T, int EACH>
+__device__ __forceinline__ void widen(const Raw<T> (&raw)[EACH], int dtype, T (&v)[4 * EACH]) {
+#pragma unroll
+  for (int g = 0; g < EACH; ++g) widen(raw[g], dtype, v + 4 * g);
+}
+
+// Blocks of 256 threads that must fit on a multiprocessor: as many as let no kernel spill.
+template <class T, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED>
+constexpr int resident() {
+  return (SHAPE != ONE || ENTRIES + PAIRED + 2 * LEARNED > 2 ? 2 : 3) * 4 / int(sizeof(T));
+}
+
+template <class T, int NET, int HIST, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED, bool NOISE, bool WIDE>
+__global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARNED>())
     stage_kernel(const StageArgs a, const int64_t groups) {
-  constexpr int own = sizeof(T) == 4 ? F32 : F64;
-  const int64_t group = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  constexpr int own = sizeof(T) == 4 ? F32 : F64, EACH = EACH_OF[SHAPE], COUNT = 4 * EACH;
+  const int net = NET == ANY ? a.net : NET, hist = HIST == ANY ? a.hist : HIST, in = NET == ANY ? a.in : NET;
+  // A thread's groups are 32 apart: every access of a warp is to consecutive memory.
+  const int lane = threadIdx.x % 32;
+  const int64_t group = (int64_t(blockIdx.x) * blockDim.x + (threadIdx.x - lane)) * EACH + lane;
   if (group >= groups) return;
-  const uint32_t mask = a.u_mask | a.x_mask;
-  const bool reads_u = a.m_reads_u || (mask >> RU & 1u), reads_aux = a.guided || (mask >> RAUX & 1u);
-  const bool spreads = a.spread && (mask >> RAUX & 3u);
+  const uint32_t mask = SHAPE == ONE ? a.u_mask : a.u_mask | a.x_mask;
+  const bool reads_u = a.m_reads_u || (mask >> RU & 1u), joint = SHAPE == ONE || a.x == a.u;
+  const bool reads_base = (mask >> RX & 1u) || (reads_u && joint), reads_own_u = reads_u && !joint;
+  const bool reads_aux = SHAPE == ALL ? a.guided || (mask >> RAUX & 1u) : PAIRED;
+  const int learned = LEARNED ? a.learned : 0;
+  const bool learns = learned && (mask >> RAUX & 3u);
+  const void *const base = a.x ? a.x : a.u;
   const int64_t first = 4 * group;
-  const int count = VEC ? 4 : int(a.n - first < 4 ? a.n - first : 4);
+  const int count = WIDE ? 4 : int(a.n - first < 4 ? a.n - first : 4);
+  bool lives[EACH];
+#pragma unroll
+  for (int g = 0; g < EACH; ++g) lives[g] = g == 0 || group + 32 * g < groups;
 
   for (int64_t b = blockIdx.y; b < a.batch; b += gridDim.y) {
-    const int64_t at = b * a.n + first;
-    const int64_t at_out = a.spread ? at + b * a.n : at;
-    Raw<T> x{}, u{}, out{}, aux{}, log_e{}, h[HISTORY], z[NOISE ? 3 : 1];
-    if (mask >> RX & 1u) x = fetch<T, VEC>(a.x, own, at, count);
-    if (reads_u) u = fetch<T, VEC>(a.u, own, at, count);
-    if (a.convert != CONVERT_NONE) out = fetch<T, VEC>(a.out, a.net, at_out, count);
-    if (reads_aux) aux = fetch<T, VEC>(a.aux, a.net, a.spread == 2 ? at_out : at, count);
-    if (spreads) log_e = fetch<T, VEC>(a.out, a.net, at_out + a.n, count);
-#pragma unroll
-    for (int i = 0; i < HISTORY; ++i) {
-      h[i] = Raw<T>{};
-      if (mask >> (RH1 + i) & 1u) h[i] = fetch<T, VEC>(a.h[i], a.hist, at, count);
-    }
-    if (NOISE) {
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        z[i] = Raw<T>{};
-        if ((mask >> (RZA + i) & 1u) && a.z[i]) z[i] = fetch<T, VEC>(a.z[i], own, at, count);
-      }
-    }
     const int64_t row_number = a.rows ? a.rows[b] : a.k;
-    const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
-    const T *next_u = row + NEXT_U, *next_x = row + NEXT_X;
-
-    T u_next[4] = {}, x_next[4] = {}, m[4] = {}, v[4];
-    const auto use = [&](int j, const T(&value)[4]) {
-      accumulate(a.u_mask >> j & 1u, next_u[j], value, u_next);
-      accumulate(a.x_mask >> j & 1u, next_x[j], value, x_next);
-    };
-    widen(x, own, v);
-    use(RX, v);
-    T at_u[4], at_aux[4];
-    widen(u, own, at_u);
-    use(RU, at_u);
-    widen(aux, a.net, at_aux);
-    if (a.convert != CONVERT_NONE) {
-      T g[4];
-      widen(out, a.net, g);
-      if (a.guided) {
-        const T w1 = row[W1], w2 = row[W2];
+    const T *const row = static_cast<const T *>(a.table) + row_number * WIDTH;
+    const int64_t at = b * a.n + first, at_out = learned ? at + b * a.n : at, at_aux = learned == 2 ? at_out : at;
+    // What the stage does not use is neither set nor looked at.
+    Raw<T> x[EACH], u[EACH], out[EACH], aux[EACH], log_e[EACH], h[ENTRIES + 1][EACH];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) g[e] = guide(w1, g[e], w2, at_aux[e]);
+    for (int g = 0; g < EACH; ++g) {
+      if (!lives[g]) continue;
+      const int64_t skip = 128 * g;
+      if (reads_base) x[g] = fetch<T, WIDE>(base, own, at + skip, count);
+      if (reads_own_u) u[g] = fetch<T, WIDE>(a.u, own, at + skip, count);
+      if (a.convert != CONVERT_NONE) out[g] = fetch<T, WIDE>(a.out, net, at_out + skip, count);
+      if (reads_aux) aux[g] = fetch<T, WIDE>(a.aux, net, at_aux + skip, count);
+      if (learns) log_e[g] = fetch<T, WIDE>(a.out, net, at_out + a.n + skip, count);
+#pragma unroll
+      for (int i = 0; i < ENTRIES; ++i)
+        if (SHAPE != ALL || (mask >> (RH1 + i) & 1u)) h[i][g] = fetch<T, WIDE>(a.h[i], hist, at + skip, count);
+    }
+    T c[WIDTH], lo, hi, scale;
+    columns<IN_SCALE, NEXT_U + RM + ENTRIES, WIDE>(row, c);
+    if (reads_aux) columns<NEXT_U + RAUX, NEXT_U + RAUX, WIDE>(row, c);
+    if (a.guided || a.convert == CONVERT_LINEAR) columns<W1, CG, WIDE>(row, c);
+    if (a.convert >= CONVERT_CLIP) {
+      columns<PU, QX, WIDE>(row, c);
+      lo = static_cast<const T *>(a.lo)[b], hi = static_cast<const T *>(a.hi)[b];
+      scale = static_cast<const T *>(a.scale)[b];
+    }
+
+    T u_next[COUNT] = {}, x_next[COUNT] = {}, m[COUNT], u_of[COUNT], aux_of[COUNT], v[COUNT];
+    const auto use = [&](int j, const T(&value)[COUNT]) {
+      if (a.u_mask >> j & 1u) accumulate(c[NEXT_U + j], value, u_next);
+      if (SHAPE != ONE && (a.x_mask >> j & 1u)) accumulate(__ldg(row + NEXT_X + j), value, x_next);
+    };
+    widen(x, own, u_of);
+    use(RX, u_of);
+    if (reads_own_u) widen(u, own, u_of);
+    use(RU, u_of);
+    if (reads_aux) widen(aux, net, aux_of);
+    if (a.convert != CONVERT_NONE) {
+      widen(out, net, m);
+      if (reads_aux && a.guided) {
+#pragma unroll
+        for (int e = 0; e < COUNT; ++e) m[e] = guide(c[W1], m[e], c[W2], aux_of[e]);
       }
       if (a.convert == CONVERT_LINEAR) {
-        const T cu = a.m_reads_u ? row[CU] : T(0), cg = row[CG];
+        if (a.m_reads_u) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) m[e] = a.m_reads_u ? linear(cu, at_u[e], cg, g[e]) : cg * g[e];
-      } else if (a.convert >= CONVERT_CLIP) {
-        const T lo = static_cast<const T *>(a.lo)[b], hi = static_cast<const T *>(a.hi)[b];
-        const T scale = static_cast<const T *>(a.scale)[b];
+          for (int e = 0; e < COUNT; ++e) m[e] = linear(c[CU], u_of[e], c[CG], m[e]);
+        } else {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) m[e] = clipped(row, a.m_reads_u ? at_u[e] : T(0), g[e], lo, hi, scale);
-        if (a.convert == CONVERT_BLEND) {
-          const T qg = row[QG];
-#pragma unroll
-          for (int e = 0; e < 4; ++e) m[e] = multiply_add(qg, g[e], m[e]);
+          for (int e = 0; e < COUNT; ++e) m[e] *= c[CG];
         }
-      } else {
+      } else if (a.convert >= CONVERT_CLIP) {
+        const T qg = a.convert == CONVERT_BLEND ? __ldg(row + QG) : T(0);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) m[e] = g[e];
+        for (int e = 0; e < COUNT; ++e) {
+          const T g_of = m[e];
+          m[e] = clipped(c, a.m_reads_u ? u_of[e] : T(0), g_of, lo, hi, scale);
+          if (a.convert == CONVERT_BLEND) m[e] = multiply_add(qg, g_of, m[e]);
+        }
       }
       use(RM, m);
     }
 #pragma unroll
-    for (int i = 0; i < HISTORY; ++i) {
-      widen(h[i], a.hist, v);
-      use(RH1 + i, v);
-    }
-    T e_of[4];
-    if (spreads) {
-      const T c0 = row[S0], c1 = row[S1];
-      widen(log_e, a.net, e_of);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        e_of[e] = exponential(c0 + c1 * e_of[e]);
-        at_aux[e] *= e_of[e] * e_of[e];
+    for (int i = 0; i < ENTRIES; ++i) {
+      if (SHAPE != ALL || (mask >> (RH1 + i) & 1u)) {
+        widen(h[i], hist, v);
+        use(RH1 + i, v);
       }
     }
-    use(RAUX, at_aux);
-    if (NOISE) {
+    const auto keep = [&](void *to, int dtype, int64_t from, const T(&value)[COUNT]) {
 #pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        if (!(mask >> (RZA + i) & 1u)) continue;
-        if (a.z[i]) {
-          widen(z[i], own, v);
+      for (int g = 0; g < EACH; ++g)
+        if (lives[g]) put<T, WIDE>(to, dtype, from + 128 * g, count, value + 4 * g);
+    };
+    // Where the user's noise is still to be read, m may belong in its place.
+    if (SHAPE != ALL && a.m_out) keep(a.m_out, hist, at, m);
+    T e_of[COUNT];
+    if (learns) {
+      const T s0 = __ldg(row + S0), s1 = __ldg(row + S1);
+      widen(log_e, net, e_of);
+#pragma unroll
+      for (int e = 0; e < COUNT; ++e) e_of[e] = exponential(multiply_add(s1, e_of[e], s0));
+      if (reads_aux && (mask >> RAUX & 1u)) {
+#pragma unroll
+        for (int e = 0; e < COUNT; ++e) aux_of[e] *= e_of[e] * e_of[e];
+      }
+    }
+    if (reads_aux) use(RAUX, aux_of);
+    if (NOISE && mask >> RZA) {
+      const Sample sample = {uint64_t(a.seeds[b]), uint32_t(a.index[b])};
+#pragma unroll 1
+      for (int i = 0; i < (SHAPE == ONE ? 1 : 3); ++i) {
+        if (SHAPE != ONE && !(mask >> (RZA + i) & 1u)) continue;
+        if (SHAPE == ALL && a.z[i]) {
+          Raw<T> given[EACH];
+#pragma unroll
+          for (int g = 0; g < EACH; ++g) given[g] = fetch<T, WIDE>(a.z[i], own, at + 128 * g, count);
+          widen(given, own, v);
         } else {
-          draw_four(group, a.index[b], uint32_t(a.draws[row_number * 3 + i]), 0, a.seeds[b], v);
-        }
-        if (i == 0 && spreads) {
+          const uint32_t draw = uint32_t(a.draws[row_number * 3 + i]);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) v[e] *= e_of[e];
+          for (int g = 0; g < EACH; ++g) draw_four(group + 32 * g, sample, draw, 0, v + 4 * g);
         }
-        use(RZA + i, v);
+        if (i == 0 && learns) {
+#pragma unroll
+          for (int e = 0; e < COUNT; ++e) v[e] *= e_of[e];
+        }
+        if (a.u_mask >> (RZA + i) & 1u) accumulate(__ldg(row + NEXT_U + RZA + i), v, u_next);
+        if (SHAPE != ONE && (a.x_mask >> (RZA + i) & 1u)) accumulate(__ldg(row + NEXT_X + RZA + i), v, x_next);
       }
     }
 
-    if (a.m_out) put<T, VEC>(a.m_out, a.hist, at, count, m);
-    if (a.u_out) put<T, VEC>(a.u_out, own, at, count, u_next);
-    if (a.x_mask) put<T, VEC>(a.x_out, own, at, count, x_next);
+    if (SHAPE == ALL && a.m_out) keep(a.m_out, hist, at, m);
+    if (a.u_out) keep(a.u_out, own, at, u_next);
+    if (SHAPE != ONE && a.x_mask) keep(a.x_out, own, at, x_next);
     if (a.copies) {
-      const T in_scale = row[IN_SCALE];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) v[e] = in_scale * u_next[e];
-      for (int c = 0; c < a.copies; ++c) put<T, VEC>(a.net_in, a.in, c * a.batch * a.n + at, count, v);
+      for (int e = 0; e < COUNT; ++e) v[e] = c[IN_SCALE] * u_next[e];
+      keep(a.net_in, in, at, v);
+      if (a.copies > 1) keep(a.net_in, in, a.batch * a.n + at, v);
     }
   }
 }
 
-template <class T>
-cudaError_t launch_stage(const StageArgs &given, cudaStream_t stream) {
-  const StageArgs a = flattened(given);
-  if (a.batch == 0 || a.n == 0) return cudaSuccess;
-  const Geometry g = geometry(a.batch, a.n);
-  const uint32_t mask = a.u_mask | a.x_mask;
-  const bool noise = (mask >> RZA) != 0, deep = (mask >> (RH1 + 3) & 7u) != 0, wide = vectorizable(a);
-  const auto launch = [&](auto kernel) {
-    kernel<<<dim3(g.grid_x, g.grid_y), g.threads, 0, stream>>>(a, g.groups);
-    return cudaGetLastError();
-  };
-  if (!wide) return launch(stage_kernel<T, 6, true, false>);
-  if (noise) return deep ? launch(stage_kernel<T, 6, true, true>) : launch(stage_kernel<T, 3, true, true>);
-  return deep ? launch(stage_kernel<T, 6, false, true>) : launch(stage_kernel<T, 3, false, true>);
+using Kernel = void (*)(StageArgs, int64_t);
+
+template <class F>
+Kernel chosen(bool flag, F f) {
+  return flag ? f(std::true_type{}) : f(std::false_type{});
+}
+
+template <int NET, int HIST, int SHAPE, bool PAIRED, bool NOISE>
+Kernel with_entries(int entries) {
+  constexpr Kernel none = stage_kernel<float, NET, F32, SHAPE, 0, PAIRED, false, NOISE, true>;
+  constexpr Kernel kernels[] = {none, stage_kernel<float, NET, HIST, SHAPE, 1, PAIRED, false, NOISE, true>,
+                                stage_kernel<float, NET, HIST, SHAPE, 2, PAIRED, false, NOISE, true>,
+                                stage_kernel<float, NET, HIST, SHAPE, 3, PAIRED, false, NOISE, true>};
+  return kernels[entries];
+}
+
+// The kernels ONE and TWO for a float32 state.
+template <int NET>
+Kernel exact(const Variant &v) {
+  return chosen(v.noise, [&](auto noise) {
+    constexpr bool NOISE = decltype(noise)::value;
+    if (v.hist != F32)
+      return v.shape == ONE ? with_entries<NET, NET, ONE, false, NOISE>(v.entries)
+                            : with_entries<NET, NET, TWO, false, NOISE>(v.entries);
+    return chosen(v.paired, [&](auto paired) -> Kernel {
+      constexpr bool PAIRED = decltype(paired)::value;
+      if (v.learned) return stage_kernel<float, NET, F32, ONE, 0, PAIRED, true, NOISE, true>;
+      return v.shape == ONE ? with_entries<NET, F32, ONE, PAIRED, NOISE>(v.entries)
+                            : with_entries<NET, F32, TWO, PAIRED, NOISE>(v.entries);
+    });
+  });
 }
 
 }  // namespace fastdiff

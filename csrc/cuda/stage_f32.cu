@@ -2,6 +2,12 @@
 
 namespace fastdiff {
 
-cudaError_t launch_stage_f32(const StageArgs &args, cudaStream_t stream) { return launch_stage<float>(args, stream); }
+const void *stage_kernel_f32(const Variant &v) {
+  if (v.shape != ALL) return reinterpret_cast<const void *>(exact<F32>(v));
+  const Kernel quiet = stage_kernel<float, ANY, ANY, ALL, 6, true, true, false, true>;
+  const Kernel noisy = stage_kernel<float, ANY, ANY, ALL, 6, true, true, true, true>;
+  const Kernel narrow = stage_kernel<float, ANY, ANY, ALL, 6, true, true, true, false>;
+  return reinterpret_cast<const void *>(!v.wide ? narrow : v.noise ? noisy : quiet);
+}
 
 }  // namespace fastdiff

@@ -2,6 +2,18 @@
 
 namespace fastdiff {
 
-cudaError_t launch_stage_f64(const StageArgs &args, cudaStream_t stream) { return launch_stage<double>(args, stream); }
+template <int ENTRIES>
+Kernel with_noise(bool noise) {
+  return chosen(noise, [](auto flag) -> Kernel {
+    return stage_kernel<double, ANY, ANY, ALL, ENTRIES, true, true, decltype(flag)::value, true>;
+  });
+}
+
+const void *stage_kernel_f64(const Variant &v) {
+  const Kernel narrow = stage_kernel<double, ANY, ANY, ALL, 6, true, true, true, false>;
+  return reinterpret_cast<const void *>(!v.wide          ? narrow
+                                        : v.entries <= 3 ? with_noise<3>(v.noise)
+                                                         : with_noise<6>(v.noise));
+}
 
 }  // namespace fastdiff

@@ -37,7 +37,7 @@ from fastdiff.ops.layout import (
     StageSpec,
     mask_of,
 )
-from fastdiff.plan import IDENTITY, NREG, M, Plan, Stage, X
+from fastdiff.plan import H1, IDENTITY, MAX_HISTORY, NREG, REGISTERS, SECOND, ZA, M, Plan, Stage, U, X
 from fastdiff.prediction import PREVIOUS, check_previous, conversion, previous_conversion
 from fastdiff.solvers import step_variances
 
@@ -90,10 +90,13 @@ def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1) -> Table:
     learned = 0 if not plan.learned_variance else (2 if binding.guidance.batched else 1)
     rows, draws, specs = [_opening(plan)], [(-1, -1, -1)], [StageSpec(NONE, False, False, 1 << X, 0, copies)]
     variances, unclipped = step_variances(plan), unclipped_parts(plan)
+    kept = 0
     for k, stage in enumerate(plan.stages):
         following = plan.stages[k + 1 :]
         place = Place(stage, plan.space, binding.prediction, None if variances is None else variances[k])
         row, spec = bind_stage(place, binding, unclipped[k])
+        _check_reads(f"stage {k} of method {plan.method!r}", spec, stage, binding.guidance, kept)
+        kept += stage.keep
         row[IN_SCALE] = next((s.in_scale for s in following if s.evaluate), 1.0)
         writes_input = bool(following) and following[0].evaluate
         specs.append(spec._replace(copies=copies if writes_input else 0, learned=learned if stage.evaluate else 0))
@@ -101,6 +104,23 @@ def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1) -> Table:
         draws.append(stage.draws)
     times = np.array([s.model_time for s in plan.stages])
     return Table(np.stack(rows), np.array(draws, dtype=np.int32), tuple(specs), times)
+
+
+def _check_reads(where: str, spec: StageSpec, stage: Stage, guidance: Guidance, kept: int) -> None:
+    """Raise ValueError for a register that the bound row reads and that no run with this binding gives."""
+    two = stage.evaluate and (guidance.batched or guidance.gradient is not None)
+    given = {X, U} | ({M} if stage.evaluate else set()) | ({SECOND} if two else set())
+    given |= {H1 + i for i in range(min(kept, MAX_HISTORY))} | {ZA + i for i, d in enumerate(stage.draws) if d >= 0}
+    reads = {j for j in range(NREG) if spec.mask >> j & 1} | ({SECOND} if spec.guided else set())
+    lacking = min(reads - given, default=None)
+    if lacking is None:
+        return
+    why = {
+        SECOND: "the unconditional output or a classifier's gradient: give guidance=..., cond=... and uncond=..., or "
+        "classifier_grad=...",
+        M: "the model value, and the stage does not evaluate the network",
+    }.get(lacking, f"which the plan does not have there ({kept} model values kept, draws {stage.draws})")
+    raise ValueError(f"{where} reads {REGISTERS[lacking]!r}, {why}")
 
 
 def bind_x0(plan: Plan, binding: Binding) -> tuple[np.ndarray, tuple[StageSpec, ...]]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from fastdiff.demo.classifier import Classifier
 from fastdiff.demo.unet import UNet
@@ -41,5 +42,9 @@ def _load(network: Network, path: Path) -> Network:
         raise FileNotFoundError(
             f"got no weights at {path}; expected a folder written by: python -m fastdiff.demo.train --out {path.parent}"
         )
-    network.load_state_dict(load_file(path))
+    try:
+        network.load_state_dict(load(path.read_bytes()))
+    except (SafetensorError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} holds no weights of {type(network).__name__}, or is damaged: {first:.200}") from None
     return network.eval().requires_grad_(False)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 import fastdiff
 from fastdiff.demo import WEIGHTS, load_model
 from fastdiff.demo.quality import measure
+from fastdiff.files import write_whole
 
 STEPS = 1000
 BATCH = 250
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         "seconds": round(time.perf_counter() - start),
     }
     text = json.dumps(figures, indent=2) + "\n"
-    (options.weights / "ddpm1000.json").write_text(text, encoding="utf-8")
+    write_whole(options.weights / "ddpm1000.json", text.encode())
     print(text, end="")
     return 0
 

@@ -18,6 +18,8 @@ import fastdiff
 from fastdiff.demo import WEIGHTS, load_model, pictures
 from fastdiff.demo.eager import dpm3
 from fastdiff.demo.quality import Quality, measure
+from fastdiff.files import save_image
+from fastdiff.run.arguments import resolve_device
 from fastdiff.solvers.method_names import MethodName
 
 METHOD: MethodName = "dpm3"
@@ -123,8 +125,13 @@ def main(
         weights: folder with the weights, as written by ``python -m fastdiff.demo.train``.
     """
     out = Path(out_dir)
+    device = resolve_device(device or ("cuda" if torch.cuda.is_available() else "cpu"), None, None)
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RuntimeError(f"device={str(device)!r}: torch cannot compute there ({reason}); use device='cpu'") from None
     out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(weights, device)
     labels = torch.arange(10, device=device).repeat_interleave(PER_CLASS)
     noise = fastdiff.randn((len(labels), 1, 8, 8), seed=seed, device=device)
@@ -133,9 +140,9 @@ def main(
         model, noise, method=METHOD, steps=STEPS, model_kwargs={"y": labels}, return_trajectory=True, **GRID
     )
     title = f"{METHOD}, {STEPS} steps"
-    pictures.digits(images.reshape(10, PER_CLASS, 8, 8).cpu().numpy(), title).save(out / "digits.png")
+    save_image(pictures.digits(images.reshape(10, PER_CLASS, 8, 8).cpu().numpy(), title), out / "digits.png")
     columns = torch.stack([state[::PER_CLASS, 0] for state in path.x], dim=1)
-    pictures.trajectory(columns.cpu().numpy(), path.times.tolist(), title).save(out / "trajectory.png")
+    save_image(pictures.trajectory(columns.cpu().numpy(), path.times.tolist(), title), out / "trajectory.png")
 
     difference = (images - eager(model, noise, labels)).abs().max().item()
     times = timings(model, noise, labels, {"fastdiff": ours, "eager": eager})

@@ -22,6 +22,7 @@ from fastdiff.demo.quality import measure
 from fastdiff.demo.run import generate
 from fastdiff.demo.training import Loss, Trainer, command_line, drop_labels, parse, run, stratified, write
 from fastdiff.demo.unet import UNet
+from fastdiff.files import save_image
 from fastdiff.losses import sde_loss
 from fastdiff.schedules import NoiseSchedule
 
@@ -129,7 +130,8 @@ def sample(out: Path, sde: str, seed: int) -> None:
     few = torch.arange(10).repeat_interleave(PER_CLASS)
     images = generate(network, few, seed, **options)
     title = f"{SDES[sde].factory}: {options['method']}, {options['steps']} steps"
-    pictures.digits(images.reshape(10, PER_CLASS, 8, 8).numpy(), title).save(out / f"train_{sde}.png", optimize=True)
+    sheet = pictures.digits(images.reshape(10, PER_CLASS, 8, 8).numpy(), title)
+    save_image(sheet, out / f"train_{sde}.png", optimize=True)
     many = torch.arange(10).repeat_interleave(QUALITY_PER_CLASS)
     quality = measure(generate(network, many, seed + 1, **options), many)
     figures = {"sde": sde, **options, "frechet": round(quality.frechet, 3), "accuracy": quality.accuracy}

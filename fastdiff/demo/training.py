@@ -9,17 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from fastdiff.files import write_whole
 
 BATCH = 128
 LEARNING_RATE = 1e-3
@@ -116,10 +117,9 @@ class Trainer:
         """Continues from a file written by ``save``.
 
         Raises:
-            ValueError: the file belongs to a run with other settings.
+            ValueError: the file belongs to a run with other settings, or is damaged. Nothing is changed then.
         """
-        with safe_open(path, "pt") as file:
-            meta = file.metadata()
+        tensors, meta = read(path)
         expected = self.settings
         found = {key: meta.get(key, "nothing") for key in expected}
         if found != expected:
@@ -129,9 +129,9 @@ class Trainer:
                 f"{path} holds a run with {got}, but this one has {wanted}: pass the same --steps and --seed, "
                 "or leave --resume out to start again"
             )
-        tensors = load_file(path)
-        self.step = int(meta["step"])
-        self.scaler.load_state_dict(json.loads(meta["scaler"]))
+        step, scaler = self._checked(path, tensors, meta)
+        self.step = step
+        self.scaler.load_state_dict(scaler)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
@@ -142,12 +142,54 @@ class Trainer:
                         for key in ("step", "exp_avg", "exp_avg_sq")
                     }
 
+    def _checked(
+        self, path: Path, tensors: dict[str, Tensor], meta: dict[str, str]
+    ) -> tuple[int, dict[str, float | int]]:
+        """The step and the scaler's state, after a look at everything that `load` takes."""
+
+        def damaged(why: str) -> ValueError:
+            return ValueError(f"{path} is damaged: {why}; delete it, or leave --resume out, to begin again")
+
+        text = meta.get("step", "")
+        if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) <= self.steps):
+            raise damaged(f"its step is {text!r:.40}, of {self.steps}")
+        try:
+            scaler = json.loads(meta.get("scaler", ""))
+        except (ValueError, RecursionError):
+            scaler = None
+        wanted = self.scaler.state_dict()
+        numbers = isinstance(scaler, dict) and all(isinstance(v, int | float) for v in scaler.values())
+        if not numbers or set(scaler) != set(wanted):
+            raise damaged("the scaler's state is not one")
+        for name, parameter in self.model.named_parameters():
+            kinds = ["model", "average"]
+            if int(text) > 0:
+                kinds += ["exp_avg", "exp_avg_sq", "step"]
+            for kind in kinds:
+                value = tensors.get(f"{kind}.{name}")
+                shape = () if kind == "step" else tuple(parameter.shape)
+                if value is None and kind in ("exp_avg", "exp_avg_sq", "step") and f"step.{name}" not in tensors:
+                    continue
+                if value is None or tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
+                    got = "missing" if value is None else f"of shape {tuple(value.shape)}, or not finite"
+                    raise damaged(f"{kind}.{name} is {got}; expected finite numbers of shape {shape}")
+        return int(text), scaler
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What ``write`` wrote. ValueError, with the file and the reason, for anything else."""
+    content = path.read_bytes()
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no safetensors file, or is damaged: {error!s:.200}") from None
+    return tensors, header.get("__metadata__", {})
+
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Saves through a temporary file beside ``path``, so that no half-written file is ever found there."""
-    partial = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    """Saves so that no half-written file is ever found at ``path``."""
+    write_whole(path, save({name: value.contiguous().cpu() for name, value in tensors.items()}, metadata))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from fastdiff.run.arguments import resolve_device
 from fastdiff.run.network import Network, placement, stated
 from fastdiff.run.noise import randn
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.solvers.gamma import FORMAT, Gamma, ending, read, write
+from fastdiff.solvers.gamma import FORMAT, PARTS, Arrays, Gamma, ending, read, whole_number, write
 
 SAVE_EVERY = 10.0
 """Seconds between saves of an unfinished estimate."""
@@ -66,9 +66,10 @@ def estimate_gamma(
     Args:
         model: as in `fastdiff.sample`.
         data: x0, floating point: a tensor (M, ...); a pair (tensor, kwargs) with kwargs a dict of tensors (M, ...) that
-            the network is given beside x; a map-style data set of x0 or (x0, kwargs); or a loader of batches of either.
-            Tensors and data sets are gone through in an order drawn from `seed`, loaders in their own and from the
-            beginning again where they end. To resume, a loader must give the same order again (no shuffling).
+            the network is given beside x; a map-style data set of x0 or (x0, kwargs); or a loader or list of batches of
+            either (a list of tensors (B, ...) is always one of batches). Tensors and data sets are gone through in an
+            order drawn from `seed`, batches in their own and from the beginning again where they end. To resume, a
+            loader must give the same order again (no shuffling).
         schedule: a `NoiseSchedule` or its name; default: `model.schedule`, else "ddpm".
         prediction: what the network gives; default: `model.prediction`, else "eps".
         times: schedule times, or how many. Default: all N of a discrete schedule, 100 of a continuous one. A number
@@ -196,18 +197,47 @@ class _Work:
     def load(self, path: str | Path) -> Gamma | None:
         """The finished estimate, or None with the state of an unfinished one taken over."""
         arrays, meta = read(path)
-        found, expected = json.loads(meta.get("settings", "{}")), self.settings()
-        wrong = [f"{k}={found.get(k)} (now {v})" for k, v in expected.items() if found.get(k) != v]
+        expected = self.settings()
+        try:
+            found = json.loads(meta.get("settings", "{}"))
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} is damaged: its settings are {meta['settings']!r:.60}; delete the file")
+        wrong = [f"{k}={found.get(k)!s:.60} (now {v})" for k, v in expected.items() if found.get(k) != v]
         if wrong:
             raise ValueError(
                 f"{path} holds an estimate with other arguments: {', '.join(wrong)}; call with those, give another "
                 "path, or delete the file"
             )
+        if tuple(arrays["times"].tolist()) != self.times:
+            raise ValueError(f"{path} is damaged: its times are not those of its settings; delete the file")
         if "values" in arrays:
-            return Gamma.load(path)
-        pairs = list(zip(arrays["part_output"].tolist(), arrays["part_noise"].tolist(), strict=True))
-        self.state = _State(int(meta["first"]), arrays["output"], arrays["noise"], pairs)
+            done = Gamma.load(path)
+            if done.schedule != self.schedule.fingerprint() or done.count != self.samples:
+                raise ValueError(f"{path} is damaged: its schedule and count are not those of its settings; delete it")
+            return done
+        self.state = self._unfinished(path, arrays, meta)
         return None
+
+    def _unfinished(self, path: str | Path, arrays: Arrays, meta: Mapping[str, str]) -> _State:
+        """The state in a file, whose every number must be one that a state can have."""
+        count, first = len(self.times), whole_number(path, meta, "first")
+        sums = [arrays[name] for name in PARTS]
+        output, noise, part, part_noise = (len(values) for values in sums)
+        why = ""
+        if output != count or noise != count:
+            why = f"it has {output} and {noise} sums for {count} times"
+        elif part > count or part != part_noise:
+            why = f"of a batch it has {part} and {part_noise} sums, for at most {count} times"
+        elif first >= self.samples:
+            why = f"{first} of {self.samples} samples are done, and there is no result"
+        elif any((values < 0).any() for values in sums) or (not first and any(values.any() for values in sums[:2])):
+            why = "its sums of squares are not those of so many samples"
+        if why:
+            raise ValueError(f"{path} is damaged: {why}; delete the file to begin again")
+        pairs = list(zip(arrays["part_output"].tolist(), arrays["part_noise"].tolist(), strict=True))
+        return _State(first, arrays["output"], arrays["noise"], pairs)
 
     def run(self, path: str | Path | None, progress: bool) -> Gamma:
         saved = time.monotonic()
@@ -325,6 +355,8 @@ def _stream(data: Any, batch_size: int, samples: int, seed: int) -> Iterator[Any
                 x0.device
             )
             yield x0[rows], {k: v[rows] for k, v in kwargs.items()}
+    elif isinstance(data, list | tuple) and data and _is_batch(data[0]):
+        yield from _again(data, samples)
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | Mapping):
         if not len(data):
             raise ValueError("the data set is empty; expected at least one sample")
@@ -333,22 +365,36 @@ def _stream(data: Any, batch_size: int, samples: int, seed: int) -> Iterator[Any
             chosen = order[np.arange(first, min(first + batch_size, samples)) % len(order)]
             yield default_collate([data[int(i)] for i in chosen])
     elif isinstance(data, Iterable) and not isinstance(data, str | Mapping):
-        given = 0
-        while given < samples:
-            before = given
-            for item in data:
-                given += len(_batch(item)[0])
-                yield item
-            if given == before:
-                raise ValueError(
-                    f"the data ended after {given} of samples_per_time={samples} and cannot be gone through again: "
-                    f"give a loader or a tensor instead of an iterator, or samples_per_time={max(given, 1)}"
-                )
+        yield from _again(data, samples)
     else:
         raise TypeError(
             f"data got {type(data).__name__}; expected a tensor (M, ...), a pair (tensor, {{'y': labels}}), "
             "a data set or a loader"
         )
+
+
+def _is_batch(item: Any) -> bool:
+    """Whether an entry of a list is a batch. Samples of one dimension, and labels of none, can only be samples."""
+    try:
+        _batch(item)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _again(batches: Iterable[Any], samples: int) -> Iterator[Any]:
+    """The batches, from the beginning again where they end before there are `samples`."""
+    given = 0
+    while given < samples:
+        before = given
+        for item in batches:
+            given += len(_batch(item)[0])
+            yield item
+        if given == before:
+            raise ValueError(
+                f"the data ended after {given} of samples_per_time={samples} and cannot be gone through again: "
+                f"give a loader or a tensor instead of an iterator, or samples_per_time={max(given, 1)}"
+            )
 
 
 def _batch(item: Any) -> Batch:

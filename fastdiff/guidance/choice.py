@@ -53,7 +53,7 @@ def _classifier_free(name: str, scale: Any, guidance: Any) -> Guidance:
     number = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
     if callable(given):
         return ClassifierFree(given)
-    if not number or not np.isfinite(given):
+    if not number or not abs(given) < float("inf"):
         more = "" if name == "guidance_scale" else ", or a form of fastdiff.guidance"
         raise ValueError(f"{name}={given!r}: expected a finite number, such as 3.0{more}")
     return ClassifierFree(float(given))

@@ -1,6 +1,23 @@
 """The fused stage: its layout, the random-number contract, and the back ends that run it."""
 
 from fastdiff.ops.buffers import Buffers, Coeffs
-from fastdiff.ops.registry import BACKENDS, Backend, backends, load, select
+from fastdiff.ops.choice import select
+from fastdiff.ops.door import address, admitted, returned, symbolic, tracing
+from fastdiff.ops.library import Recorded
+from fastdiff.ops.registry import BACKENDS, Backend, backends, load
 
-__all__ = ["BACKENDS", "Backend", "Buffers", "Coeffs", "backends", "load", "select"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Buffers",
+    "Coeffs",
+    "Recorded",
+    "address",
+    "admitted",
+    "backends",
+    "load",
+    "returned",
+    "select",
+    "symbolic",
+    "tracing",
+]

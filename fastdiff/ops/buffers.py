@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+
+from fastdiff.ops.layout import NONE, StageSpec
+from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, M
 
 
 @dataclass(slots=True)
@@ -64,6 +69,45 @@ class Buffers:
     x_out: torch.Tensor | None = None
     m_out: torch.Tensor | None = None
     net_in: torch.Tensor | None = None
+
+
+def require(spec: StageSpec, coeffs: Coeffs, buf: Buffers) -> None:
+    """Raise ValueError for a stream that the structure reads or writes and that is not given: a kernel would read
+    address 0. The compiled back ends check the same in csrc/bindings.h."""
+    needs = _needs(spec)
+    lacking = [name for name in needs.buffers if getattr(buf, name) is None]
+    lacking += [f"h{i + 1}" for i in needs.h if i >= len(buf.h) or buf.h[i] is None]
+    if spec.convert == NONE and (spec.mask >> M & 1 or buf.m_out is not None):
+        lacking.append("first, which m is made of,")
+    if any(buf.z[i] is None for i in needs.z):
+        lacking += [name for name in ("draws", "seeds", "index") if getattr(coeffs, name) is None]
+    if spec.clips:
+        lacking += [name for name in ("lo", "hi", "scale") if getattr(coeffs, name) is None]
+    if lacking:
+        raise ValueError(f"the stage needs {lacking[0]}, which was not given")
+
+
+class _Needs(NamedTuple):
+    buffers: tuple[str, ...]
+    h: tuple[int, ...]
+    z: tuple[int, ...]
+
+
+@functools.cache
+def _needs(spec: StageSpec) -> _Needs:
+    streams = {
+        "x": spec.reads_x,
+        "u": spec.reads_u,
+        "first": spec.convert != NONE or spec.reads_v,
+        "second": spec.guided or spec.mask >> SECOND & 1,
+        "x_out": spec.x_mask,
+        "net_in": spec.copies,
+    }
+    return _Needs(
+        tuple(name for name, needed in streams.items() if needed),
+        tuple(i for i in range(MAX_HISTORY) if spec.reads_h(i)),
+        tuple(i for i in range(MAX_DRAWS) if spec.reads_z(i)),
+    )
 
 
 def per_sample(buf: Buffers, batch: int, copies: int) -> int:

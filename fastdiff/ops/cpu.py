@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -25,11 +24,12 @@ try:
     _reason = f"SIMD {_ext.simd_level()}, OpenMP {'on' if _ext.has_openmp() else 'off'}"
 except ImportError as error:
     if "FASTDIFF_SIMD" in str(error):
-        # Say so: without the extension, backend=None would mean the reference, which is far slower.
         _reason = str(error)
-        warnings.warn(f"the cpu back end is off: {_reason}", RuntimeWarning, stacklevel=2)
     else:
-        _reason = f"fastdiff._cpu cannot be imported ({error}); reinstall with a C++ compiler at hand"
+        _reason = (
+            f"fastdiff._cpu cannot be imported ({error}); reinstall with a C++ compiler at hand: "
+            "FASTDIFF_CPU=1 pip install --force-reinstall --no-deps ..., which fails with the reason if there is none"
+        )
 _stage = None if _ext is None else _ext.stage
 _threads = torch.get_num_threads
 

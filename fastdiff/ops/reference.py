@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.buffers import Buffers, Coeffs, require
 from fastdiff.ops.layout import (
     BLEND,
     CG,
@@ -47,6 +47,7 @@ def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> 
 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
+    require(spec, coeffs, buf)
     batch = coeffs.seeds.shape[0]
     half = None if buf.net_in is None else buf.net_in.narrow(0, 0, batch)
     like = next(t for t in (buf.u_out, buf.x_out, half) if t is not None)

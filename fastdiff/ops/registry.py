@@ -1,4 +1,4 @@
-"""Back ends of the fused stage, and the choice among them."""
+"""Back ends of the fused stage, by name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from fastdiff.ops.layout import StageSpec
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 """In the order of preference."""
+
+
+_LOADED: dict[str, Backend] = {}
 
 
 class Backend(Protocol):
@@ -40,40 +43,11 @@ def load(name: str) -> Backend:
     """The back end, imported when first asked for."""
     if name not in BACKENDS:
         raise ValueError(unknown("backend", name, BACKENDS))
-    return cast(Backend, importlib.import_module(f"fastdiff.ops.{name}"))
+    if name not in _LOADED:
+        _LOADED[name] = cast(Backend, importlib.import_module(f"fastdiff.ops.{name}"))
+    return _LOADED[name]
 
 
 def backends() -> dict[str, tuple[bool, str]]:
     """Each back end's name with (available, reason)."""
     return {name: load(name).available() for name in BACKENDS}
-
-
-def select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
-    """The named back end, or the fastest that can run.
-
-    Args:
-        name: one of `BACKENDS`, or None.
-        device: where the state lives.
-        state, network: dtypes of the state and of the network's output.
-
-    Raises:
-        ValueError: unknown name.
-        RuntimeError: the named back end cannot run there; it never falls back without a word.
-    """
-    if name is not None:
-        module = load(name)
-        ok, why = module.available()
-        if ok:
-            ok, why = module.supports(device, state, network)
-        if not ok:
-            raise RuntimeError(
-                f"backend {name!r} cannot run here: {why}. Use backend=None for the fastest that can, or see "
-                "`fastdiff doctor`"
-            )
-        return module
-    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
-    for candidate in candidates:
-        module = load(candidate)
-        if module.available()[0] and module.supports(device, state, network)[0]:
-            return module
-    return load("reference")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.buffers import Buffers, Coeffs, require
 from fastdiff.ops.layout import NONE, StageSpec
 from fastdiff.ops.rank import rank
 from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, X
@@ -174,6 +174,7 @@ def _warps(n: int, state: torch.dtype) -> int:
 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
+    require(spec, coeffs, buf)
     s = _structure(spec)
     table, batch = coeffs.table, coeffs.seeds.shape[0]
     u_out, x_out, net_in = buf.u_out, buf.x_out if spec.x_mask else None, buf.net_in
@@ -215,9 +216,12 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         buf.second if s.reads_second else None,
         h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None,
     )  # fmt: skip
+    # Threads hold elements by the width of a stream, and normals by blocks of 4: a barrier keeps loads before stores.
+    size = table.element_size()
+    exchanges = s.noises or any(t is not None and t.element_size() != size for t in streams)
     rest = (
         table, draws, seeds, index, coeffs.rows, lo, hi, scale, n, total, tiles, k,
-        *s.constants, split, wide, _kernels()[2], block,
+        *s.constants, split, wide, exchanges, _kernels()[2], block,
     )  # fmt: skip
     with _on(table.device):
         aligned = not (n & 15 or total & 15 or wide or total >= _WIDE)

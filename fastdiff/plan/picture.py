@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastdiff.files import save_figure
 from fastdiff.plan.stage import NREG, REGISTERS
 
 
@@ -52,7 +53,7 @@ def draw(plan: Any, path: str | Path) -> None:
     # Stages are whole numbers, also where there are few.
     bottom.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     bottom.legend(ncols=1, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def new_figure(**options: Any) -> Any:

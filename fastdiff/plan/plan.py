@@ -170,7 +170,12 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The inverse of `to_json`. Raises ValueError if `text` is not a plan, or of an unknown format."""
-        return cls(**parse(text, cls))
+        fields = parse(text, cls)
+        try:
+            return cls(**fields)
+        except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            # Of the mappings, whose content only their readers know.
+            raise ValueError(f"not a fastdiff plan: {type(error).__name__}: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Write `to_json()` to `path`, whole or not at all."""

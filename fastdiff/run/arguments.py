@@ -82,7 +82,8 @@ def check_callables(noise: Any, callback: Any) -> None:
             raise TypeError(f"{name} must be callable as {call}, got {type(value).__name__}{hint}")
 
 
-def check_x(x: Any) -> None:
+def check_x(x: Any) -> torch.Tensor:
+    """`x`, through the door of `fastdiff.ops`; raises for what no run can begin with."""
     if not isinstance(x, torch.Tensor):
         hint = ""
         if isinstance(x, tuple | list):
@@ -95,6 +96,7 @@ def check_x(x: Any) -> None:
                 "sampler.step(state, model(state.input, state.time))"
             )
         raise TypeError(f"x must be a torch.Tensor of shape (B, ...), got {type(x).__name__}{hint}")
+    x = ops.admitted("x", x)
     if not x.dtype.is_floating_point:
         raise TypeError(f"x has dtype {x.dtype}; expected floating point: pass x.float()")
     if x.ndim < 1 or x.numel() == 0:
@@ -102,8 +104,9 @@ def check_x(x: Any) -> None:
     if x.requires_grad:
         raise ValueError("x requires grad, but sampling runs without gradients: pass x.detach()")
     # On a device this would wait for it, in every call: check_finite=True looks at what the network makes of x.
-    if x.device.type == "cpu" and not bool(torch.isfinite(x).all()):
+    if x.device.type == "cpu" and not ops.symbolic(x) and not bool(torch.isfinite(x).all()):
         raise ValueError("x has NaN or Inf; expected finite values")
+    return x
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
@@ -121,6 +124,7 @@ def check_out(out: Any, start: torch.Tensor) -> None:
         return
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"out must be a torch.Tensor of shape {tuple(start.shape)}, got {type(out).__name__}")
+    ops.admitted("out", out)
     got = (tuple(out.shape), out.dtype, out.device)
     want = (tuple(start.shape), start.dtype, start.device)
     if got != want or out.requires_grad:
@@ -205,4 +209,4 @@ def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
         )
-    return value
+    return ops.returned("noise", value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastdiff.ops import Coeffs
+from fastdiff.ops import Coeffs, symbolic
 from fastdiff.prediction import check_previous
 from fastdiff.run.adaptive import Driver
 from fastdiff.run.corrections import check_calls
@@ -78,6 +78,12 @@ class AdaptiveEngine:
 
     def run(self, job: Job) -> tuple[torch.Tensor, Trajectory | None, Info | None]:
         binding, hooks, start = job.binding, job.hooks, job.start
+        if symbolic(start.x):
+            raise RuntimeError(
+                f"method {self.name!r} is adaptive: its steps depend on values, which are not known while a graph is "
+                "recorded (FakeTensor, torch.export, torch.compile, torch.jit.trace); use a method with a plan, such as"
+                " 'heun', or record the network alone"
+            )
         check_previous(binding.prediction, self.name)
         # A corrected x0 stands in for the output. The run cannot pass sigma = 0, where x0 says nothing about the
         # noise.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastdiff.ops import returned
 from fastdiff.plan import Plan
 
 CorrectX0 = Callable[[torch.Tensor, Any], torch.Tensor]
@@ -77,4 +78,4 @@ def corrected(name: str, value: Any, like: torch.Tensor) -> torch.Tensor:
             f"{name} returned {got}; expected a tensor of shape {tuple(like.shape)} on {like.device}: return its first "
             "argument where there is nothing to correct"
         )
-    return value.detach().to(like.dtype).contiguous()
+    return returned(name, value).detach().to(like.dtype).contiguous()

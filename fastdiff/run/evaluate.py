@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from fastdiff.bind import Binding, Site
-from fastdiff.ops import Backend, Buffers, Coeffs
+from fastdiff.ops import Backend, Buffers, Coeffs, address, returned, tracing
 from fastdiff.ops.layout import W1, StageSpec
 from fastdiff.plan import SECOND
 from fastdiff.run.corrections import CorrectX0, CorrectXt, corrected
@@ -69,6 +69,12 @@ class Evaluator:
     Args:
         keeps_input: whether the network is given memory that the sampler still needs afterwards, so that a change in
             place must be seen.
+
+    Attributes:
+        recorded: whether operations are recorded, so that outputs may have no memory.
+        lends: whether the network is called on memory of the sampler's own. Not under a compiler, which knows no
+            versions of tensors.
+        storage: the address of the last output's storage; 0 where `recorded`.
     """
 
     def __init__(
@@ -82,9 +88,12 @@ class Evaluator:
         keeps_input: bool,
     ) -> None:
         self.network, self.backend, self.binding, self.hooks = network, backend, binding, hooks
-        self.threshold, self.state_dtype, self.keeps_input = threshold, state_dtype, keeps_input
+        self.threshold, self.state_dtype = threshold, state_dtype
         self.admitted: torch.dtype | None = None
-        self.version = 0
+        self.version = self.storage = 0
+        self.recorded = tracing()
+        self.lends = not (self.recorded and torch.compiler.is_compiling())
+        self.keeps_input = keeps_input and self.lends
         # Asked for at every evaluation.
         self.guided, self.gradient = network.guided, binding.guidance.gradient
         self.rescales = self.guided and binding.guidance.rescales
@@ -98,7 +107,8 @@ class Evaluator:
 
     def give(self, given: torch.Tensor) -> None:
         """The network is about to be called on `given`."""
-        self.version = given._version
+        if self.keeps_input:
+            self.version = given._version
 
     def admit(self, out: torch.Tensor, given: torch.Tensor, site: Site, report: bool = True) -> torch.Tensor:
         """The output, contiguous, after checks of the input's memory, the dtype and, where asked for, of NaN and Inf.
@@ -121,8 +131,15 @@ class Evaluator:
                     "cast it, lambda x, t, **kw: model(x, t, **kw).float()"
                 )
             self.admitted = out.dtype
-        if not out.is_contiguous():
+        if self.recorded:
             out = out.contiguous()
+        else:
+            if out.is_neg():
+                out = out.resolve_neg()
+            self.storage = address("the model's output", out)
+            if not out.is_contiguous():
+                out = out.contiguous()
+                self.storage = out.data_ptr()
         if self.hooks.finite and report:
             require_finite(out, site, self.network.batch)
         return out
@@ -212,6 +229,7 @@ def with_gradient(
     if not isinstance(grad, torch.Tensor) or grad.shape != u.shape:
         got = tuple(grad.shape) if isinstance(grad, torch.Tensor) else type(grad).__name__
         raise ValueError(f"classifier_grad returned {got}, expected a tensor of x's shape {tuple(u.shape)}")
+    grad = returned("classifier_grad", grad)
     wider = torch.promote_types(out.dtype, grad.dtype)
     return out.to(wider), grad.detach().to(device=out.device, dtype=wider).contiguous()
 

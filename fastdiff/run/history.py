@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastdiff.ops import Buffers
+from fastdiff.ops import Buffers, returned
 from fastdiff.plan import MAX_DRAWS
 
 Noise = Callable[[int, torch.Tensor], torch.Tensor]
@@ -56,30 +56,38 @@ class History:
     Networks that replay graphs or engines of their own may return one buffer, or a few in turn. Their memory shows it.
     An output whose storage is still in the history, or a kept one that was written to since, raises `Recycled`, and the
     run is repeated with copies.
+
+    Args:
+        own: addresses of the loop's buffers.
+        dtype: of the state.
     """
 
-    def __init__(self, length: int, raw: bool, copies: bool) -> None:
+    def __init__(self, length: int, raw: bool, copies: bool, own: tuple[int, ...], dtype: torch.dtype) -> None:
         self.length, self.raw, self.copies = length, raw, copies or not raw
+        self.own, self.dtype = own, dtype
         self.values: list[torch.Tensor] = []
         # Memory and version (if it has one) of each value that is the network's own.
         self.marks: list[tuple[int, int | None]] = []
         self.ring: list[torch.Tensor] = []
 
-    def arrived(self, out: torch.Tensor, own: list[torch.Tensor], k: int) -> torch.Tensor:
-        """Look at where a new output lies. Returns it, or a copy if it lies across the buffers of the loop."""
-        storage = out.untyped_storage().data_ptr()
+    def arrived(self, out: torch.Tensor, storage: int, k: int) -> torch.Tensor:
+        """Look at where a new output lies. Returns it, or a copy if it lies across the buffers of the loop.
+
+        Args:
+            storage: the address of its storage; 0 where operations are recorded, and every value is copied.
+            k: the stage.
+        """
         for value, (kept, version) in zip(self.values, self.marks, strict=True):
             if storage == kept or (version is not None and value._version != version):
                 raise Recycled(k)
         if self.raw and self.values and self.values[0].dtype != out.dtype:
             # All entries have one dtype. From here on it is the state's, which holds values of both.
-            self.values = [value.to(own[0].dtype) for value in self.values]
+            self.values = [value.to(self.dtype) for value in self.values]
             self.marks = [OWN] * len(self.values)
             self.ring, self.raw, self.copies = [], False, True
-        for buffer in own:
-            if buffer.data_ptr() == storage:
-                self.copies = True
-                return out if out.data_ptr() == storage else out.clone()
+        if storage in self.own:
+            self.copies = True
+            return out if out.data_ptr() == storage else out.clone()
         return out
 
     def slot(self, out: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
@@ -137,7 +145,7 @@ class Draws:
                         f"noise(draw, like) returned {got}; expected a tensor of shape {tuple(like.shape)} on "
                         f"{like.device}, such as torch.randn_like(like)"
                     )
-                value = value.detach().to(like.dtype).contiguous()
+                value = returned("noise", value).detach().to(like.dtype).contiguous()
                 # Beside another draw it needs its own memory, because the callable may fill one buffer again.
                 alone = self.last[d] == k and sum(n >= 0 for n in draws) == 1
                 self.kept[d] = value if alone else value.clone()

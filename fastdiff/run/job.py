@@ -111,7 +111,7 @@ def begin(
     """The back end, x at the start, and every sample's seed and index."""
     noise = arguments["noise"]
     if x is not None:
-        check_x(x)
+        x = check_x(x)
     where = resolve_device(arguments["device"], x, model_device)
     seeds, index = resolve_seeds(arguments["seed"], arguments["first_sample"], size[0], where)
     module = ops.select(backend, where, dtype, network_dtype or dtype)

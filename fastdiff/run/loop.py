@@ -77,12 +77,14 @@ class State:
         ]
         self.halves = [slot.narrow(0, 0, self.batch) for slot in self.slots] if guided and r.direct else self.slots
         self.shared = None if r.direct else torch.empty(both, dtype=r.network_dtype, device=x.device)
-        self.own = self.slots if self.shared is None else [*self.slots, self.shared]
+        own = self.slots if self.shared is None else [*self.slots, self.shared]
+        recorded = r.evaluator.recorded
+        addresses = () if recorded else tuple(buffer.data_ptr() for buffer in own)
         # Each run has its own time tensors, since some networks scale them in place.
         self.times = program.clock.clone().unbind(0)
         # The user's noise and corrections may not be asked for twice, so such a run must never begin again.
         once = r.noise is not None or r.hooks.correct_x0 is not None or r.echo is not None
-        self.past = History(program.plan.history, program.raw, copies or once)
+        self.past = History(program.plan.history, program.raw, copies or once or recorded, addresses, x.dtype)
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves))
         self._write(Buffers(x=x), program.opening, 0, r.coeffs, 0)
         self.x = self.halves[0]
@@ -110,7 +112,8 @@ class State:
         k, r = self.k, self.r
         move, site, evaluator, hooks = self.moves[k], self.sites[k], self.evaluator, self.hooks
         loud = k >= self.quiet
-        out = self.past.arrived(evaluator.admit(out, self.input, site, loud), self.own, k)
+        out = evaluator.admit(out, self.input, site, loud)
+        out = self.past.arrived(out, evaluator.storage, k)
         buf = self._buffers(move)
         records = loud and hooks.trajectory is not None and move.begins
         calls = loud and hooks.callback is not None
@@ -176,6 +179,8 @@ class State:
 def run(r: Run, x: torch.Tensor) -> torch.Tensor:
     """Sample from `x` (B, ...), contiguous in the state's dtype, and return a fresh tensor. `x` is not changed."""
     model = r.network.model
+    if r.evaluator.recorded:
+        return _run(r, x, True, 0)
     try:
         return _run(r, x, recycles(model), 0)
     except Recycled as found:
@@ -188,5 +193,5 @@ def _run(r: Run, x: torch.Tensor, copies: bool, quiet: int) -> torch.Tensor:
     """One pass over the stages; hooks are silent before stage `quiet`."""
     state, network, last = State(r, x, copies, quiet), r.network, len(r.program.moves)
     while state.k < last:
-        state.step(network(state.input, state.time))
+        state.step(network(state.input if r.evaluator.lends else state.input.clone(), state.time))
     return state.x

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from fastdiff.ops import admitted
+
 Tree = Mapping[str, Any]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -188,8 +190,8 @@ class Network:
 
         Raises TypeError or ValueError for anything else.
         """
-        if not isinstance(out, torch.Tensor):
-            out = _unwrap(out)
+        if type(out) is not torch.Tensor:
+            out = admitted("the model's output", out if isinstance(out, torch.Tensor) else _unwrap(out))
         if self.learned and x.ndim < 2:
             raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
         want = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned else x.shape
@@ -218,4 +220,5 @@ class Network:
             raise ValueError(
                 f"the model returned a tensor on {out.device}, its input is on {x.device}: move the model there"
             )
-        raise TypeError(f"the model returned {out.dtype}; expected a floating-point tensor")
+        hint = ": return its real part, out.real" if out.dtype.is_complex else ""
+        raise TypeError(f"the model returned {out.dtype}; expected a floating-point tensor{hint}")

@@ -69,6 +69,8 @@ class PlanEngine:
         direct = job.network_dtype == self.dtype and all(s.in_scale == 1.0 for s in self.plan.stages)
         bound = self._bind(
             job.binding,
+            # Tables made inside a mode of fake tensors are fake themselves, and of no use outside.
+            type(start.x) is torch.Tensor,
             copies=2 if guided else int(not direct),
             rows=len(start.x) * (1 + guided),
             observed=job.observed,
@@ -81,8 +83,10 @@ class PlanEngine:
             echo = Coeffs(echo_rows(bound.values), bound.draws, start.seeds, start.index)
         return Run(bound, coeffs, job.evaluator(coeffs, direct), job.network_dtype, direct, start.noise, echo)
 
-    def _bind(self, binding: Binding, **where: Any) -> Program:
+    def _bind(self, binding: Binding, keep: bool, **where: Any) -> Program:
         """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""
+        if not keep:
+            return program(self.plan, binding, dtype=self.dtype, **where)
         key = (binding.prediction, binding.guidance.key, binding.clip, binding.corrected, *where.values())
         found = self.programs.get(key)
         if found is None:

@@ -19,6 +19,9 @@ FORMAT = "fastdiff-gamma-1"
 PURE_NOISE = -4.0
 """Below this lambda x0 given x has the data's own variance: for variance 1, to a part of e^(2 lambda) = 0.0003."""
 
+PARTS = ("output", "noise", "part_output", "part_noise")
+"""What an unfinished estimate has instead of values, beside its times."""
+
 Arrays = dict[str, NDArray[np.float64]]
 
 
@@ -136,12 +139,21 @@ class Gamma:
                 f"{path} holds an unfinished estimate ({meta.get('first')} of {meta.get('samples')} samples): "
                 "call estimate_gamma with the same arguments and this path to finish it"
             )
-        return Gamma(
-            tuple(arrays["times"].tolist()),
-            tuple(arrays["values"].tolist()),
-            meta["schedule"] or None,
-            int(meta["count"]),
-        )
+        count = whole_number(path, meta, "count")
+        try:
+            return Gamma(
+                tuple(arrays["times"].tolist()), tuple(arrays["values"].tolist()), meta.get("schedule") or None, count
+            )
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def whole_number(path: str | Path, meta: Mapping[str, str], name: str) -> int:
+    """An entry of what `read` gave beside the arrays; ValueError for one that is missing or no whole number from 0."""
+    text = meta.get(name, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ValueError(f"{path} is damaged: its {name!r} is {text!r:.40}; expected a whole number")
+    return int(text)
 
 
 def ending(path: str | Path) -> str:
@@ -188,23 +200,60 @@ def read(path: str | Path) -> tuple[Arrays, dict[str, str]]:
             f"there is no file {str(path)!r}; expected one that Gamma.save wrote, or "
             f"fastdiff.analytic.estimate_gamma(model, data, path={str(path)!r})"
         ) from None
-    arrays: Arrays = {}
     try:
-        if kind == ".json":
-            data = json.loads(content)
-            meta = data.pop("meta")
-            arrays = {k: np.array(v, dtype=np.float64) for k, v in data.items()}
-        else:
-            begin = 8 + int.from_bytes(content[:8], "little")
-            header = json.loads(content[8:begin])
-            meta = header.pop("__metadata__")
-            for name, entry in header.items():
-                first, last = entry["data_offsets"]
-                arrays[name] = np.frombuffer(content[begin + first : begin + last], "<f8").astype(np.float64)
-        if meta["format"] != FORMAT or "times" not in arrays:
-            raise ValueError(meta["format"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        arrays, meta = _parsed_json(content) if kind == ".json" else _parsed_safetensors(content)
+        if meta.get("format") != FORMAT:
+            raise ValueError(f"its format is {meta.get('format')!r:.40}, expected {FORMAT!r}")
+        if "times" not in arrays:
+            raise ValueError("it has no 'times'")
+        if set(arrays) - {"times"} not in ({"values"}, set(PARTS)):
+            raise ValueError(f"it has {', '.join(sorted(arrays)):.80}")
+        for name, values in arrays.items():
+            if values.ndim != 1 or not np.isfinite(values).all():
+                raise ValueError(f"{name!r} must be a list of finite numbers")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise ValueError(
-            f"{path} is not a Gamma: expected a file that Gamma.save or estimate_gamma(path=...) wrote ({error})"
+            f"{path} is not a Gamma, or is damaged: expected a file that Gamma.save or estimate_gamma(path=...) wrote "
+            f"({reason:.200})"
         ) from None
     return arrays, meta
+
+
+def _parsed_json(content: bytes) -> tuple[Arrays, dict[str, str]]:
+    data = json.loads(content.decode())
+    meta = _strings(data.pop("meta"))
+    arrays = {}
+    for name, values in data.items():
+        numbers = isinstance(values, list) and all(
+            isinstance(v, int | float) and not isinstance(v, bool) for v in values
+        )
+        if not numbers:
+            raise ValueError(f"{name!r} must be a list of numbers")
+        arrays[name] = np.array(values, dtype=np.float64)
+    return arrays, meta
+
+
+def _parsed_safetensors(content: bytes) -> tuple[Arrays, dict[str, str]]:
+    begin = 8 + int.from_bytes(content[:8], "little")
+    if not 8 < begin <= len(content):
+        raise ValueError(f"its header would have {begin - 8} bytes, and the file has {len(content)}")
+    header = json.loads(content[8:begin].decode())
+    meta = _strings(header.pop("__metadata__"))
+    arrays, end = {}, 0
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        (size,) = entry["shape"]
+        if entry["dtype"] != "F64" or first != end or last - first != 8 * size or begin + last > len(content):
+            raise ValueError(f"{name!r} is not a vector of {size} float64 numbers in a file of {len(content)} bytes")
+        arrays[name] = np.frombuffer(content[begin + first : begin + last], "<f8").astype(np.float64)
+        end = last
+    if begin + end != len(content):
+        raise ValueError(f"it has {len(content) - begin - end} bytes too many")
+    return arrays, meta
+
+
+def _strings(meta: object) -> dict[str, str]:
+    if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
+        raise ValueError("its metadata must be strings by name")
+    return meta

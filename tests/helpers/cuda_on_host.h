@@ -19,6 +19,7 @@ inline std::barrier<> *block;
 
 #define __global__
 #define __device__
+#define __host__
 #define __shared__ static
 #define __launch_bounds__(threads)
 
@@ -67,9 +68,9 @@ extern "C" void quantile_on_host(const void *x, void *out, int dtype, int64_t ba
   for (int t = 0; t < QUANTILE_THREADS; ++t)
     threads.emplace_back([&, t] {
       threadIdx.x = unsigned(t);
-      for (int left = bits; left > 0; left -= DIGIT) {
-        const int width = left < DIGIT ? left : DIGIT;
-        const Pass pass = {left - width, width, left == bits, left == width};
+      // A block that has its sample to itself makes all passes at once.
+      for (int left = bits; left > 0; left -= share.blocks > 1 ? DIGIT : bits) {
+        const Pass pass = dtype == F32 ? pass_of<float>(left) : pass_of<double>(left);
         for (unsigned i = 0; i < blocks; ++i) {
           __syncthreads();
           if (t == 0) blockIdx.x = backwards ? blocks - 1 - i : i;

@@ -1,0 +1,62 @@
+"""The choice among the back ends."""
+
+from __future__ import annotations
+
+import torch
+
+from fastdiff.names import warn
+from fastdiff.ops.door import tracing
+from fastdiff.ops.library import Recorded
+from fastdiff.ops.registry import Backend, load
+
+SETTING = "FASTDIFF_SIMD"
+"""The environment variable that forces an instruction set: one that cannot run must not mean the slow path."""
+_WARNED: set[str] = set()
+"""Kinds of device for which the lack of a compiled back end was told."""
+
+
+def select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
+    """The named back end, or the fastest that can run; as operations of `torch.ops` where these are recorded.
+
+    Args:
+        name: one of `BACKENDS`, or None.
+        device: where the state lives.
+        state, network: dtypes of the state and of the network's output.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: the named back end cannot run there; it never falls back without a word.
+    """
+    found = _select(name, device, state, network)
+    return Recorded(found) if tracing() else found
+
+
+def _select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
+    if name is not None:
+        module = load(name)
+        ok, why = module.available()
+        if ok:
+            ok, why = module.supports(device, state, network)
+        if not ok:
+            raise RuntimeError(
+                f"backend {name!r} cannot run here: {why}. Use backend=None for the fastest that can, or see "
+                "`fastdiff doctor`"
+            )
+        return module
+    reasons = []
+    for candidate in {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ()):
+        module = load(candidate)
+        ok, why = module.available()
+        if ok and module.supports(device, state, network)[0]:
+            return module
+        if SETTING in why:
+            raise RuntimeError(f"the back end {candidate!r} cannot start: {why}")
+        if not ok:
+            reasons.append(f"{candidate}: {why}")
+    if reasons and device.type not in _WARNED:
+        _WARNED.add(device.type)
+        warn(
+            f"no compiled back end runs on {device.type} here, so plain PyTorch does the solver's work, several times "
+            f"slower, with the same result ({'; '.join(reasons)}); backend='reference' asks for that, without a warning"
+        )
+    return load("reference")

@@ -1,0 +1,86 @@
+"""A stage for each of the CUDA stage kernels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from helpers.stage_cases import Case, random_case
+
+from fastdiff.ops.buffers import Buffers
+from fastdiff.ops.layout import BLEND, CLIP, LINEAR, RAW, StageSpec
+from fastdiff.plan import H1, SECOND, ZA, M, U, X
+
+ONE, TWO, ALL = 0, 1, 2
+"""Shapes of kernels, as in csrc/cuda/launch.h."""
+SHAPE = (2, 4, 8, 20)
+"""640 elements a sample: 160 groups, which are no multiple of what a warp handles."""
+
+
+class Variant(NamedTuple):
+    """What a kernel is specialised on; csrc/cuda/launch.h says what the words mean."""
+
+    state: torch.dtype
+    net: torch.dtype
+    hist: torch.dtype
+    shape: int
+    entries: int
+    paired: bool
+    learned: bool
+    noise: bool
+    wide: bool = True
+
+
+def variants() -> Iterator[Variant]:
+    """One for each kernel."""
+    full, flags = torch.float32, (False, True)
+    for net in (torch.float16, torch.bfloat16, full):
+        for shape, noise, entries, paired in itertools.product((ONE, TWO), flags, range(4), flags):
+            yield Variant(full, net, full, shape, entries, paired, False, noise)
+            if net != full and entries and not paired:
+                yield Variant(full, net, net, shape, entries, paired, False, noise)
+        for paired, noise in itertools.product(flags, flags):
+            yield Variant(full, net, full, ONE, 0, paired, True, noise)
+    for state, entries in ((full, 6), (torch.float64, 3), (torch.float64, 6)):
+        for noise in flags:
+            yield Variant(state, torch.bfloat16, state, ALL, entries, True, True, noise)
+    for state in (full, torch.float64):
+        yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, wide=False)
+
+
+def case_for(v: Variant, seed: int) -> Case:
+    """A stage that runs that kernel; the seed draws how m is made, what is written, and all numbers."""
+    rng = np.random.default_rng(seed)
+    deep = v.shape == ALL
+    raw = v.hist != v.state
+    convert = RAW if raw else int(rng.choice([LINEAR, CLIP, BLEND]))
+    mask = 1 << X | 1 << M | ((1 << v.entries) - 1) << H1 | int(v.noise) << ZA
+    mask |= int(v.learned and v.paired) << SECOND
+    x_mask = 0
+    if v.shape != ONE:
+        mask |= 1 << U | (2 << ZA if v.noise and rng.random() < 0.5 else 0)
+        x_mask = mask & ~(1 << M)
+    learned = (2 if v.paired and rng.random() < 0.5 else 1) if v.learned else 0
+    copies = int(rng.integers(0, 3))
+    spec = StageSpec(convert, v.paired, convert != RAW, mask, x_mask, copies, learned)
+    shape = SHAPE if v.wide else (2, 3, 7, 5)
+    case = random_case(seed, spec=spec, state=v.state, network=v.net, shape=shape)
+    buf = case.buf
+    if not deep:
+        buf.z = (None, None, None)
+    case.buf = Buffers(x=buf.x, u=buf.u, first=buf.first, second=buf.second, z=buf.z)
+    case.buf.h = tuple(None if h is None else h.to(v.hist) for h in buf.h)
+    if v.shape == ONE:
+        case.buf.u = buf.x
+    # u' in place of u, m in place of the oldest entry, as the loop has them.
+    case.buf.u_out = case.buf.u
+    case.buf.x_out = buf.x if x_mask else None
+    if not raw:
+        oldest = case.buf.h[-1] if v.entries else None
+        case.buf.m_out = oldest if oldest is not None else torch.empty(shape, dtype=v.hist)
+    if copies:
+        case.buf.net_in = torch.empty((copies * shape[0], *shape[1:]), dtype=v.net)
+    return case
