@@ -41,7 +41,7 @@ class Mixture:
         self.weights = weights / weights.sum()
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        p = self.schedule.at(float(t[0]))
+        p = self.schedule.at(float(t[0].detach()))
         variance = (p.alpha * self.stds) ** 2 + p.sigma**2
         squares = x.square().sum(1, keepdim=True) - 2 * p.alpha * x @ self.means.T
         squares = squares + p.alpha**2 * self.means.square().sum(1)
@@ -78,10 +78,12 @@ def mixture(out: Path) -> None:
         plan = fastdiff.fit(model, steps, shape=(1024, DIM), **run)
         seconds = time.perf_counter() - begun
         rms, median = figures(distances(fastdiff.sample(model, x, plan=plan, **run), truth))
+        finer = fastdiff.fit(model, steps, shape=(1024, DIM), polish=True, **run)
+        polished = figures(distances(fastdiff.sample(model, x, plan=finer, **run), truth))
         curves["fitted"][steps] = median
         print(
             f"| {steps} | {min(r for r, _ in scored):.1e} / {min(m for _, m in scored):.1e} | {rms:.1e} / {median:.1e} "
-            f"| | {seconds:.0f} |",
+            f"| {polished[0]:.1e} / {polished[1]:.1e} | {seconds:.0f} |",
             flush=True,
         )
     best = sorted(curves, key=lambda name: min(curves[name].values()))[:7]

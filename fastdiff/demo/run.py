@@ -117,8 +117,8 @@ def main(
     device: torch.device | str | None = None,
     weights: Path | str = WEIGHTS,
 ) -> Quality:
-    """Writes ``digits.png``, ``trajectory.png`` and, with the shipped weights, ``fewer.png`` (few evaluations, without and
-    with a fitted plan) to ``out_dir``, and prints times and quality, which is returned.
+    """Writes ``digits.png``, ``trajectory.png`` and, with the shipped weights, ``fewer.png`` (few evaluations, without
+    and with a fitted plan) to ``out_dir``, and prints times and quality, which is returned.
 
     Args:
         out_dir: folder for the pictures, made if missing.
