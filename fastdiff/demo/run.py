@@ -163,7 +163,7 @@ def main(
     if Path(weights) == WEIGHTS:
         # Fitted plans belong to the network that they were fitted to.
         for name, nfe, frechet, accuracy in rows(lambda plan: generate(model, many, seed + 1, plan=plan), many):
-            print(f"{name:<14} {nfe:>3} steps {frechet:18.3f}   {accuracy:8.1%}")
+            print(f"{name:<16} {nfe:>3} steps {frechet:12.3f}   {accuracy:8.1%}")
         sheet(model, out / "fewer.png", seed, device)
     print("(with 2,000 digits the distance varies by 15 to 20% from seed to seed)")
     print(f"\n{out / 'digits.png'}\n{out / 'trajectory.png'}")

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from fastdiff.files import write_whole
 from fastdiff.fitting.ranks import from_first, world
@@ -63,6 +61,9 @@ class Checkpoint:
         self.losses, self.facts = shared
 
     def _load(self) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
         assert self.path is not None
         content = self.path.read_bytes()
         try:
@@ -87,6 +88,8 @@ class Checkpoint:
         """Write the file, whole or not at all: where the last save is long ago, or `now`."""
         if self.path is None or not (now or time.monotonic() - self.saved > SAVE_EVERY):
             return
+        from safetensors.torch import save
+
         meta = {
             "format": FORMAT,
             "settings": json.dumps(self.settings),
