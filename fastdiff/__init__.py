@@ -11,6 +11,8 @@ from __future__ import annotations
 from fastdiff import analytic, guidance, losses, schedules
 from fastdiff._version import __version__
 from fastdiff.api import sample
+from fastdiff.fitting.fit import fit
+from fastdiff.fitting.tune import tune
 from fastdiff.integrations import score_sde as score_sde
 from fastdiff.likelihood import LogLikelihood, log_likelihood
 from fastdiff.ops import backends
@@ -34,6 +36,7 @@ __all__ = [
     "analytic",
     "backends",
     "clear_graphs",
+    "fit",
     "guidance",
     "log_likelihood",
     "losses",
@@ -43,4 +46,5 @@ __all__ = [
     "register",
     "sample",
     "schedules",
+    "tune",
 ]

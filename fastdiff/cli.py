@@ -1,4 +1,4 @@
-"""The command `fastdiff`: demo, methods, plan, doctor."""
+"""The command `fastdiff`: demo, methods, plan, fit, tune, doctor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff._version import __version__
+from fastdiff.fitting.command import add_commands
 
 ENVIRONMENT = {
     "FASTDIFF_SIMD": "instruction set of the cpu back end: portable, avx2 or avx512 (default: the widest that runs)",
@@ -103,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", type=Path, help="save the plan here")
     plan.add_argument("--plot", type=Path, help="draw the plan here")
     plan.set_defaults(run=_plan)
+
+    add_commands(commands)
 
     doctor = commands.add_parser("doctor", help="versions, back ends and why they run or do not, threads, GPU")
     doctor.set_defaults(run=_doctor)

@@ -45,6 +45,7 @@ from fastdiff.run.arguments import (
 )
 from fastdiff.run.controlled import AdaptiveEngine
 from fastdiff.run.evaluate import Hooks
+from fastdiff.run.fitted import warn_of_other_use
 from fastdiff.run.graph import capture_refusal
 from fastdiff.run.job import Engine, Job, begin, sampling_mode
 from fastdiff.run.loop import State
@@ -92,6 +93,7 @@ class Sampler:
             None if own is not None else resolve("ddpm" if schedule is None else schedule)
         )
         self._unnamed_schedule = own is None and schedule is None
+        self._said = None if schedule is None else resolve(schedule)
         self._asked: tuple[Method, dict[str, Any]] | None = None
         if own is not None or (chosen is not None and not chosen.adaptive):
             self.engine: Engine = self._plan_engine(own, chosen, steps, given, more)
@@ -226,6 +228,10 @@ class Sampler:
                 clip=self.clip is not None,
                 corrected=hooks.correct_x0 is not None,
             )
+            if isinstance(self.engine, PlanEngine):
+                said = stated(model, "schedule") if self._said is None else self._said
+                said = None if said is None else resolve(said)
+                warn_of_other_use(self.plan, binding.prediction, chosen, said)
             job = Job(
                 start,
                 network,
@@ -364,6 +370,7 @@ class Sampler:
             network = Network(_outside, len(start.x), learned=self.plan.learned_variance)
             network.guided = chosen.batched
             binding = Binding(self.prediction or "eps", chosen, clip=self.clip is not None)
+            warn_of_other_use(self.plan, binding.prediction, chosen, self._said)
             return self.engine.state(Job(start, network, network_dtype, binding, self.clip, Hooks()))
 
     def step(self, state: State, output: torch.Tensor) -> State:

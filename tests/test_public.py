@@ -14,8 +14,19 @@ import fastdiff
 PUBLIC = {
     "fastdiff": {
         *("Dynamic", "Info", "LogLikelihood", "Plan", "Sampler", "Stage", "Trajectory", "__version__", "analytic"),
-        *("backends", "clear_graphs", "guidance", "log_likelihood", "losses", "methods", "plan", "randn", "register"),
-        *("sample", "schedules"),
+        *(
+            "backends",
+            "clear_graphs",
+            "fit",
+            "guidance",
+            "log_likelihood",
+            "losses",
+            "methods",
+            "plan",
+            "randn",
+            "register",
+        ),
+        *("sample", "schedules", "tune"),
     },
     "fastdiff.schedules": {
         *("SCHEDULES", "SMLD", "VE", "Discrete", "NoiseSchedule", "Point", "SubVP", "VPLinear", "cosine", "ddpm"),
@@ -23,7 +34,7 @@ PUBLIC = {
     },
     "fastdiff.guidance": {
         *("UNGUIDED", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "ClassifierMean", "ClassifierScore"),
-        *("Guidance", "Interval", "Place", "Rescale", "ScoreAfterClip", "choose"),
+        *("Guidance", "Interval", "Place", "Rescale", "ScoreAfterClip", "choose", "described"),
     },
     "fastdiff.losses": {
         *("LossSecondMoment", "VariationalBound", "ddpm_loss", "hybrid_loss", "q_sample", "sde_loss", "smld_loss"),
@@ -35,7 +46,7 @@ PLOTS = ("image_grid", "trajectory", "convergence")
 # What other rooms import from these modules and no user has to know: classes behind the named functions and forms.
 INNER = {
     *("SCHEDULES", "SMLD", "VE", "Discrete", "Point", "SubVP", "VPLinear", "resolve"),
-    *("UNGUIDED", "ClassifierGuidance", "choose"),
+    *("UNGUIDED", "ClassifierGuidance", "choose", "described"),
 }
 NAMES = [(module, name) for module, names in PUBLIC.items() for name in sorted(names)]
 DOCUMENTED = "\n".join(

@@ -5,6 +5,7 @@ from fastdiff.guidance.cfg_pp import CFGPlusPlus
 from fastdiff.guidance.choice import choose
 from fastdiff.guidance.classifier import ClassifierGuidance, ClassifierMean, ClassifierScore, ScoreAfterClip
 from fastdiff.guidance.classifier_free import ClassifierFree
+from fastdiff.guidance.describe import described
 from fastdiff.guidance.interval import Interval
 from fastdiff.guidance.rescale import Rescale
 
@@ -21,4 +22,5 @@ __all__ = [
     "Rescale",
     "ScoreAfterClip",
     "choose",
+    "described",
 ]

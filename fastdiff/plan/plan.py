@@ -37,7 +37,9 @@ class Plan:
         prior_std: standard deviation of x at `times[0]` when it is drawn from the prior.
         schedule: `NoiseSchedule.to_dict()` of the schedule that the coefficients came from.
         options: the solver's options, as given and defaulted.
-        origin: where the numbers come from, for plans that were fitted: network, guidance, teacher, seeds, errors.
+        origin: where the numbers come from, for plans that were fitted: network, guidance, teacher, seeds, errors. A
+            plan with an origin may give the network other times than its schedule's; alpha and sigma stay the
+            schedule's at `t`.
 
     Raises:
         ValueError: naming the stage and the reason, for non-finite coefficients, repeated or non-monotone times,
@@ -149,7 +151,10 @@ class Plan:
     def _check_schedule(self) -> None:
         schedule = NoiseSchedule.from_dict(self.schedule)
         t = np.array([s.t for s in self.stages])
-        truth = {"alpha": schedule.alpha(t), "sigma": schedule.sigma(t), "model_time": schedule.model_time(t)}
+        truth = {"alpha": schedule.alpha(t), "sigma": schedule.sigma(t)}
+        if not self.origin:
+            # The times that a fitted plan gives to the network are numbers of their own.
+            truth["model_time"] = schedule.model_time(t)
         for name, values in truth.items():
             own = np.array([getattr(s, name) for s in self.stages])
             # No more than the exp and log of another machine may change.

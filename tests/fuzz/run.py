@@ -163,6 +163,10 @@ def _one_process(first: int, last: int, findings: Findings) -> int:
             following = message["done"] + 1
             findings.done(message["found"])
     status = process.wait()
+    reader.join()
+    watcher.join()
+    process.stdout.close()
+    process.stderr.close()
     if following < last:
         what = f"no end after {LIMIT:.0f} s" if hung.is_set() else f"the process died with status {status}"
         tail = errors[-1].strip()[:200] if errors else ""
