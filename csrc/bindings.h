@@ -49,8 +49,8 @@ inline const char *missing(const StageArgs &a) {
   if (!a.table) return "table";
   if (reads(RX) && !a.x) return "x";
   if ((reads(RU) || a.m_reads_u) && !a.u) return "u";
-  if ((converts || (a.learned && (mask >> RAUX & 3u))) && !a.out) return "first";
-  if ((reads(RAUX) || a.guided) && !a.aux) return "second";
+  if ((converts || (a.learned && (mask >> RSECOND & 3u))) && !a.first) return "first";
+  if ((reads(RSECOND) || a.guided) && !a.second) return "second";
   if ((reads(RM) || a.m_out) && !converts) return "first, which m is made of,";
   for (int i = 0; i < 6; ++i)
     if (reads(RH1 + i) && !a.h[i]) return H[i];
@@ -72,7 +72,7 @@ inline bool known(const StageArgs &a) {
 
 constexpr Py_ssize_t STAGE_ARGUMENTS = 28;
 
-// (spec, k, batch, n, state, net, hist, in, x, u, out, aux, h, z, u_out, x_out, m_out, net_in, table, draws, rows,
+// (spec, k, batch, n, state, net, hist, in, x, u, first, second, h, z, u_out, x_out, m_out, net_in, table, draws, rows,
 // seeds, index, lo, hi, scale, device, last): `spec` a tuple in the order of StageSpec, `h` and `z` tuples of pointers,
 // `device` the number of the GPU (0 for the CPU), `last` the thread count or the stream. A stream that the structure
 // needs and that is null raises ValueError: a kernel would read address 0.
@@ -99,7 +99,7 @@ inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, l
     ok = ok && pointer(args[i], &p);
     *to = static_cast<std::remove_reference_t<decltype(*to)>>(p);
   };
-  read(8, &a->x), read(9, &a->u), read(10, &a->out), read(11, &a->aux);
+  read(8, &a->x), read(9, &a->u), read(10, &a->first), read(11, &a->second);
   const auto item = [&](PyObject *tuple, Py_ssize_t i, const void **to) {
     void *p = nullptr;
     ok = ok && pointer(PyTuple_GET_ITEM(tuple, i), &p);

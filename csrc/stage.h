@@ -27,7 +27,7 @@ enum Column {
 };
 
 // The same order as fastdiff/plan.py.
-enum Register { RX, RU, RM, RH1, RAUX = RH1 + 6, RZA, NREG = RZA + 3 };
+enum Register { RX, RU, RM, RH1, RSECOND = RH1 + 6, RZA, NREG = RZA + 3 };
 
 enum Convert { CONVERT_NONE, CONVERT_RAW, CONVERT_LINEAR, CONVERT_CLIP, CONVERT_BLEND };
 
@@ -39,11 +39,12 @@ struct StageArgs {
   int32_t convert, guided, m_reads_u;
   uint32_t u_mask, x_mask;
   int32_t copies;
-  // The network gives a variance. 1: a sample of out has 2n elements, the prediction and then v; 2: so has one of aux.
+  // The network gives a variance. 1: a sample of `first` has 2n elements, the prediction and then v; 2: so has one of
+  // `second`.
   int32_t learned;
-  int32_t state, net, hist, in;  // DType of the state; of out and aux; of the history and m_out; of net_in
+  int32_t state, net, hist, in;  // DType of the state; of first and second; of the history and m_out; of net_in
   int64_t batch, n;              // samples, and elements in each
-  const void *x, *u, *out, *aux;
+  const void *x, *u, *first, *second;
   const void *h[6];
   const void *z[3];  // the user's noise; null: Philox
   void *u_out, *x_out, *m_out, *net_in;
@@ -67,8 +68,8 @@ struct NormalArgs {
 };
 
 template <class T>
-FD_FN T guide(T w1, T out, T w2, T aux) {
-  return multiply_add(w1, out, w2 * aux);
+FD_FN T guide(T w1, T first, T w2, T second) {
+  return multiply_add(w1, first, w2 * second);
 }
 
 // A NaN in any argument comes out, unlike with fmin and fmax.

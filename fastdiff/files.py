@@ -25,6 +25,8 @@ def write_whole(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` through a temporary file beside it: whoever reads the file finds the old content or
     the new one, also after a full disk or a kill. OSError, which names `path`, where it cannot be written."""
     # Of a link the file that it leads to is written.
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path={path!r}: expected a file's name, such as 'plan.json'")
     target = Path(os.path.realpath(path))
     try:
         if target.exists() and not target.is_file() and not target.is_dir():

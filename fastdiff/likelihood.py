@@ -16,18 +16,27 @@ import torch
 
 from fastdiff import ops, solvers
 from fastdiff.bind import Binding
-from fastdiff.names import unknown
+from fastdiff.names import one_of, unknown
 from fastdiff.ops import Coeffs
 from fastdiff.ops.layout import CG, CU, StageSpec
 from fastdiff.ops.philox import STEP
 from fastdiff.prediction import PREDICTIONS
 from fastdiff.run.adaptive import Driver
-from fastdiff.run.arguments import STATE_DTYPES, check_x, resolve_device, resolve_seeds
+from fastdiff.run.arguments import (
+    STATE_DTYPES,
+    cast_x,
+    check_x,
+    default_schedule,
+    resolve_device,
+    resolve_seeds,
+    warn_of_training,
+)
 from fastdiff.run.evaluate import Hooks
 from fastdiff.run.job import Job, Start, sampling_mode
 from fastdiff.run.network import Network, placement, stated
 from fastdiff.run.report import progress_bar, span
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.values import flag, number
 
 TRACES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")
@@ -103,7 +112,7 @@ class DivergenceDriver(Driver):
     def column(self, values: Sequence[float] | np.ndarray) -> torch.Tensor:
         """(B,) float64 on the device, from one value per lane."""
         array = np.broadcast_to(np.asarray(values, dtype=np.float64), (self.batch,)).copy()
-        return torch.as_tensor(array).to(self.x.device)
+        return torch.from_numpy(array).to(self.x.device)
 
     def run(self) -> torch.Tensor:
         self.integral = torch.zeros(self.batch, dtype=torch.float64, device=self.x.device)
@@ -190,23 +199,26 @@ def log_likelihood(
         raise ValueError(
             f"x has shape {tuple(x.shape)}; expected (B, ...), with at least one dimension beside the batch"
         )
-    if dtype not in STATE_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in STATE_DTYPES:
         raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float64")
-    if trace not in TRACES:
-        raise ValueError(unknown("trace", trace, TRACES))
+    one_of("trace", trace, TRACES)
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise ValueError(f"probes={probes!r}: expected an integer of at least 1")
     if isinstance(probe, torch.Tensor):
         check_probe(probe, probes, trace, x)
     elif not isinstance(probe, str) or probe not in PROBES:
         raise ValueError(unknown("probe", probe, PROBES))
-    if not (bin_width > 0 and math.isfinite(bin_width)):
+    bin_width = number("bin_width", bin_width, "2/256")
+    flag("progress", progress)
+    if bin_width <= 0:
         raise ValueError(f"bin_width={bin_width!r}: expected a positive number, such as 2/256")
     kind = prediction if prediction is not None else stated(model, "prediction") or "eps"
-    if kind not in PREDICTIONS:
-        raise ValueError(unknown("prediction", kind, PREDICTIONS))
+    one_of("prediction", kind, PREDICTIONS)
+    if prior is not None and not callable(prior):
+        raise TypeError(f"prior must be callable as prior(x) -> (B,) log density, got {type(prior).__name__}")
     noted = schedule if schedule is not None else stated(model, "schedule")
-    chosen = resolve("ddpm" if noted is None else noted)
+    chosen = resolve(default_schedule(kind) if noted is None else noted)
+    warn_of_training(model)
     low = chosen.t_floor if chosen.sigma(chosen.t_min) == 0 else chosen.t_min
     method = solvers.adaptive(
         solvers.find("ode"),
@@ -234,7 +246,7 @@ def log_likelihood(
     seeds, index = resolve_seeds(seed, first_sample, len(x), where)
     size = x[0].numel()
     with sampling_mode():
-        start = x.detach().to(device=where, dtype=dtype).contiguous()
+        start = cast_x(x, where, dtype)
         job = Job(
             Start(module, start, seeds, index, None),
             Network(model, len(start), model_kwargs),
@@ -260,7 +272,10 @@ def log_likelihood(
             square = latent.double().flatten(1).square().sum(1)
             last = -0.5 * square / std**2 - 0.5 * size * math.log(2 * math.pi * std**2)
         else:
-            last = prior(latent).double()
+            last = prior(latent)
+            if not isinstance(last, torch.Tensor):
+                raise TypeError(f"prior(x) returned {type(last).__name__}, expected a tensor ({len(x)},)")
+            last = last.double()
             if last.shape != (len(x),):
                 raise ValueError(
                     f"prior(x) returned shape {tuple(last.shape)}, expected ({len(x)},), a log density for each sample"

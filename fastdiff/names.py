@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -89,7 +91,7 @@ ELSEWHERE = {
     "use_beta_sigmas": "spacing=[...]: the times themselves; spacing 'karras' and 'exponential' are near",
     "use_exponential_sigmas": "spacing='exponential'",
     "use_karras_sigmas": "spacing='karras'",
-    "use_lu_lambdas": "spacing='logsnr'",
+    "use_lu_lambdas": "spacing='exponential', or 'logsnr' to the last time with noise",
     "verbose": "progress=True",
     "x_init": "x=..., the state at t_start",
     "x_T": "x=..., the state at t_start",
@@ -132,6 +134,24 @@ def short(value: object) -> str:
     """The repr of a value that came from a caller, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:96]}..."
+
+
+def one_of(kind: str, got: Any, valid: Iterable[str]) -> str:
+    """`got`, one of the valid names; ValueError for any other, TypeError for what is no name."""
+    names = list(valid)
+    if not isinstance(got, str):
+        raise TypeError(f"{kind} got {short(got)}; expected a name, one of {', '.join(names)}")
+    if got not in names:
+        raise ValueError(unknown(kind, got, names))
+    return got
+
+
+def representable(value: Any) -> bool:
+    """Whether a number is finite as a float64: integers may lie beyond."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def misplaced(call: str, got: str, valid: Iterable[str], places: Mapping[str, str]) -> str:
@@ -185,3 +205,14 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+ANNOUNCED: set[object] = set()
+"""What `warn_once` has said in this process."""
+
+
+def warn_once(key: object, message: str) -> None:
+    """`warn`, the first time in this process that it is called with this key."""
+    if key not in ANNOUNCED:
+        ANNOUNCED.add(key)
+        warn(message)

@@ -34,11 +34,14 @@ from fastdiff.prediction import ALL_PREDICTIONS, check_previous
 from fastdiff.run.arguments import (
     check_callables,
     check_clip,
+    check_flags,
     check_halves,
     check_out,
     check_run,
     check_x,
+    default_schedule,
     resolve_shape,
+    warn_of_training,
 )
 from fastdiff.run.controlled import AdaptiveEngine
 from fastdiff.run.evaluate import Hooks
@@ -46,7 +49,7 @@ from fastdiff.run.fitted import warn_of_other_use
 from fastdiff.run.graph import capture_refusal
 from fastdiff.run.job import Engine, Job, begin, sampling_mode
 from fastdiff.run.loop import State
-from fastdiff.run.network import Network, placement, stated
+from fastdiff.run.network import DTYPES, Network, placement, stated
 from fastdiff.run.planned import PlanEngine
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.schedules import NoiseSchedule, resolve
@@ -78,8 +81,10 @@ class Sampler:
         chosen = None if own is not None else solvers.find(method)
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
-        self.clip = check_clip(given["clip"])
+        self.clip = check_clip(given["clip"], given["dtype"])
         self.prediction: str | None = given["prediction"]
+        if own is None:
+            self.prediction = solvers.implied(method, given["schedule"], given["prediction"])
         self.dtype: torch.dtype = given["dtype"]
         self.backend: str | None = given["backend"]
         self.graph: bool | str = given["graph"]
@@ -188,6 +193,7 @@ class Sampler:
         a time for each sample, and what it makes of a sample that has arrived is not used.
         """
         given = filled("the sampler", options, RUN_DEFAULTS)
+        check_flags(given)
         chosen = guidance.choose(given, self.engine.name)
         check_halves(chosen.batched, given["guidance_scale"], given["cond"], given["uncond"])
         chosen.check(self.engine.plan if isinstance(self.engine, PlanEngine) else None, self.engine.name)
@@ -318,7 +324,10 @@ class Sampler:
             if prediction not in ALL_PREDICTIONS:
                 raise ValueError(unknown("model.prediction", prediction, ALL_PREDICTIONS))
             check_previous(prediction, self.engine.name)
+        warn_of_training(model)
         schedule = stated(model, "schedule")
+        if self._unnamed_schedule and schedule is None:
+            default_schedule(self.prediction or prediction)
         if self._unnamed_schedule and schedule is not None and resolve(schedule) != self.schedule:
             raise ValueError(
                 f"the model states schedule={resolve(schedule)!r}, and this Sampler was made for the default, 'ddpm': "
@@ -350,7 +359,11 @@ class Sampler:
             )
         chosen = guidance.choose({**RUN_DEFAULTS, **given}, self.engine.name)
         chosen.check(self.plan, self.engine.name)
-        network_dtype = given["network_dtype"] or self.dtype
+        if self._unnamed_schedule:
+            default_schedule(self.prediction)
+        network_dtype = self.dtype if given["network_dtype"] is None else given["network_dtype"]
+        if network_dtype not in DTYPES:
+            raise ValueError(f"network_dtype={network_dtype!r}: expected one of {', '.join(map(str, DTYPES))}")
         with sampling_mode():
             size = resolve_shape(None, given["shape"], x)
             start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)

@@ -160,6 +160,10 @@ def test_a_back_end_whose_module_is_missing(monkeypatch) -> None:
     monkeypatch.setattr(ops.load("cpu"), "available", lambda: (False, "the extension is not built"))
     with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot run here: the extension is not built"):
         fastdiff.sample(untouched, X, backend="cpu")
+    monkeypatch.setattr("fastdiff.ops.choice._WARNED", set())
+    with pytest.warns(UserWarning, match=r"no compiled back end runs on cpu here.*\(cpu: the extension is not built\)"):
+        assert torch.isfinite(fastdiff.sample(wavy, X)).all()
+    # Once is enough.
     assert torch.isfinite(fastdiff.sample(wavy, X)).all()
 
 

@@ -36,7 +36,7 @@ X = tl.constexpr(0)
 U = tl.constexpr(1)
 M = tl.constexpr(2)
 H1 = tl.constexpr(3)
-AUX = tl.constexpr(9)
+SECOND = tl.constexpr(9)
 ZA = tl.constexpr(10)
 
 ONE = tl.constexpr(1)  # on the left of << and &, since an int there does not know constexpr in the interpreter
@@ -85,7 +85,7 @@ def _term(total, row, value, J: tl.constexpr, FIRST: tl.constexpr, MASK: tl.cons
 
 
 @triton.jit
-def _combine(row, x, u, m, h1, h2, h3, h4, h5, h6, aux, za, zb, zc, zero, FIRST: tl.constexpr, MASK: tl.constexpr):
+def _combine(row, x, u, m, h1, h2, h3, h4, h5, h6, second, za, zb, zc, zero, FIRST: tl.constexpr, MASK: tl.constexpr):
     total = _term(zero, row, x, X, FIRST, MASK)
     total = _term(total, row, u, U, FIRST, MASK)
     total = _term(total, row, m, M, FIRST, MASK)
@@ -95,7 +95,7 @@ def _combine(row, x, u, m, h1, h2, h3, h4, h5, h6, aux, za, zb, zc, zero, FIRST:
     total = _term(total, row, h4, H1 + 3, FIRST, MASK)
     total = _term(total, row, h5, H1 + 4, FIRST, MASK)
     total = _term(total, row, h6, H1 + 5, FIRST, MASK)
-    total = _term(total, row, aux, AUX, FIRST, MASK)
+    total = _term(total, row, second, SECOND, FIRST, MASK)
     total = _term(total, row, za, ZA, FIRST, MASK)
     total = _term(total, row, zb, ZA + 1, FIRST, MASK)
     return _term(total, row, zc, ZA + 2, FIRST, MASK)
@@ -171,7 +171,7 @@ def _model_value(
     do_not_specialize_on_alignment=["table", "draws", "seeds", "index", "rows", "lo", "hi", "scale"],
 )
 def stage_kernel(
-    x, u, out, aux, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in,
+    x, u, first, second, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in,
     table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k,
     CONVERT: tl.constexpr, GUIDED: tl.constexpr, M_READS_U: tl.constexpr, U_MASK: tl.constexpr, X_MASK: tl.constexpr,
     COPIES: tl.constexpr, LEARNED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, EXCHANGES: tl.constexpr,
@@ -207,14 +207,14 @@ def stage_kernel(
     if u is not None:
         uv = _read(u, offset, inside, True, TYPE)
     # Where the network gives v too, a sample of its output has 2n elements: the prediction, then v.
-    at_out = offset
+    at_first = offset
     if LEARNED:
-        at_out = base + offset
-    at_aux = offset
+        at_first = base + offset
+    at_second = offset
     if LEARNED == 2:
-        at_aux = at_out
-    g = _read(out, at_out, inside, CONVERT != NONE, TYPE)
-    av = _read(aux, at_aux, inside, (ONE << AUX) & MASK | GUIDED, TYPE)
+        at_second = at_first
+    g = _read(first, at_first, inside, CONVERT != NONE, TYPE)
+    av = _read(second, at_second, inside, (ONE << SECOND) & MASK | GUIDED, TYPE)
     v1 = _read(h1, offset, inside, (ONE << H1) & MASK, TYPE)
     v2 = _read(h2, offset, inside, (ONE << (H1 + 1)) & MASK, TYPE)
     v3 = _read(h3, offset, inside, (ONE << (H1 + 2)) & MASK, TYPE)
@@ -227,11 +227,11 @@ def stage_kernel(
 
     if GUIDED:
         g = tl.fma(tl.load(row + W1), g, tl.load(row + W2) * av)
-    if ((ONE << AUX | ONE << ZA) & MASK) * LEARNED:
-        e = _exponential(tl.fma(tl.load(row + S1), _read(out, at_out + n, inside, True, TYPE), tl.load(row + S0)))
+    if ((ONE << SECOND | ONE << ZA) & MASK) * LEARNED:
+        e = _exponential(tl.fma(tl.load(row + S1), _read(first, at_first + n, inside, True, TYPE), tl.load(row + S0)))
         if (ONE << ZA) & MASK:
             n1 = e * n1
-        if (ONE << AUX) & MASK:
+        if (ONE << SECOND) & MASK:
             av = e * e * av
     m = _model_value(row, uv, g, sample, lo, hi, scale, CONVERT, M_READS_U)
     zero = tl.zeros((BLOCK,), TYPE)

@@ -111,7 +111,7 @@ Terms<T> terms_of(const T *row, uint32_t mask, const T *const *registers) {
 template <class T>
 struct Scratch {
   alignas(64) T registers[NREG][TILE];
-  alignas(64) T out[TILE], g[TILE], u[TILE], x[TILE], scaled[TILE], spread[TILE];
+  alignas(64) T first[TILE], g[TILE], u[TILE], x[TILE], scaled[TILE], learned[TILE];
   alignas(64) float normals[TILE];
 };
 
@@ -141,7 +141,7 @@ struct PastCache {
 
 PastCache past_cache(const StageArgs &a, int64_t bytes) {
   const auto alone = [&](const void *p) {
-    bool shared = p == a.x || p == a.u || p == a.out || p == a.aux;
+    bool shared = p == a.x || p == a.u || p == a.first || p == a.second;
     for (const void *h : a.h) shared = shared || p == h;
     for (const void *z : a.z) shared = shared || p == z;
     return bytes > PAST_CACHE && !shared;
@@ -149,11 +149,11 @@ PastCache past_cache(const StageArgs &a, int64_t bytes) {
   return {alone(a.u_out), alone(a.x_out), alone(a.m_out), alone(a.net_in)};
 }
 
-// za times e and aux times e², e = exp(c0 + c1·v) of each element: noise whose variance the network gives.
+// za times e and `second` times e², e = exp(c0 + c1·v) of each element: noise whose variance the network gives.
 template <class T>
-void spread_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scratch<T> &s, const T **r) {
-  const T c0 = row[S0], c1 = row[S1], *v = load(a.out, a.net, at, len, s.spread);
-  T *e = s.spread;
+void learned_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scratch<T> &s, const T **r) {
+  const T c0 = row[S0], c1 = row[S1], *v = load(a.first, a.net, at, len, s.learned);
+  T *e = s.learned;
   FD_LOOP
   for (int64_t i = 0; i < len; ++i) e[i] = exponential(c0 + c1 * v[i]);
   if (const T *z = r[RZA]) {
@@ -162,11 +162,11 @@ void spread_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scra
     for (int64_t i = 0; i < len; ++i) to[i] = e[i] * z[i];
     r[RZA] = to;
   }
-  if (const T *aux = r[RAUX]) {
-    T *to = s.registers[RAUX];
+  if (const T *second = r[RSECOND]) {
+    T *to = s.registers[RSECOND];
     FD_LOOP
-    for (int64_t i = 0; i < len; ++i) to[i] = e[i] * e[i] * aux[i];
-    r[RAUX] = to;
+    for (int64_t i = 0; i < len; ++i) to[i] = e[i] * e[i] * second[i];
+    r[RSECOND] = to;
   }
 }
 
@@ -174,19 +174,19 @@ void spread_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scra
 template <class T>
 void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int64_t len, Scratch<T> &s) {
   const int64_t at = b * a.n + first;
-  const int64_t at_out = a.learned ? at + b * a.n : at, at_aux = a.learned == 2 ? at + b * a.n : at;
+  const int64_t at_first = a.learned ? at + b * a.n : at, at_second = a.learned == 2 ? at + b * a.n : at;
   const int64_t row_number = a.rows ? a.rows[b] : a.k;
   const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
   const uint32_t mask = a.u_mask | a.x_mask;
   const T *r[NREG] = {};
-  const bool reads_u = a.m_reads_u || (mask >> RU & 1u), reads_aux = a.guided || (mask >> RAUX & 1u);
+  const bool reads_u = a.m_reads_u || (mask >> RU & 1u), reads_second = a.guided || (mask >> RSECOND & 1u);
   const int own = sizeof(T) == 4 ? F32 : F64;
   Ahead ahead;
   if (mask >> RZA) {
     if (mask >> RX & 1u) ahead.add(a.x, own, at);
     if (reads_u) ahead.add(a.u, own, at);
-    if (a.convert != CONVERT_NONE) ahead.add(a.out, a.net, at_out);
-    if (reads_aux) ahead.add(a.aux, a.net, at_aux);
+    if (a.convert != CONVERT_NONE) ahead.add(a.first, a.net, at_first);
+    if (reads_second) ahead.add(a.second, a.net, at_second);
     for (int i = 0; i < 6; ++i)
       if (mask >> (RH1 + i) & 1u) ahead.add(a.h[i], a.hist, at);
   }
@@ -205,13 +205,13 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
   if (reads_u) r[RU] = static_cast<const T *>(a.u) + at;
   for (int i = 0; i < 6; ++i)
     if (mask >> (RH1 + i) & 1u) r[RH1 + i] = load(a.h[i], a.hist, at, len, s.registers[RH1 + i]);
-  if (reads_aux) r[RAUX] = load(a.aux, a.net, at_aux, len, s.registers[RAUX]);
+  if (reads_second) r[RSECOND] = load(a.second, a.net, at_second, len, s.registers[RSECOND]);
   if (a.convert != CONVERT_NONE) {
-    const T *g = load(a.out, a.net, at_out, len, s.out);
+    const T *g = load(a.first, a.net, at_first, len, s.first);
     if (a.guided) {
-      const T w1 = row[W1], w2 = row[W2], *aux = r[RAUX];
+      const T w1 = row[W1], w2 = row[W2], *second = r[RSECOND];
       FD_LOOP
-      for (int64_t i = 0; i < len; ++i) s.g[i] = guide(w1, g[i], w2, aux[i]);
+      for (int64_t i = 0; i < len; ++i) s.g[i] = guide(w1, g[i], w2, second[i]);
       g = s.g;
     }
     T *m = s.registers[RM];
@@ -247,7 +247,7 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
       r[RM] = m;
     }
   }
-  if (a.learned && (mask >> RAUX & 3u)) spread_tile(a, row, at_out + a.n, len, s, r);
+  if (a.learned && (mask >> RSECOND & 3u)) learned_tile(a, row, at_first + a.n, len, s, r);
   const Terms<T> next_u = terms_of(row + NEXT_U, a.u_mask, r);
   const bool sole = a.u_out && !a.x_mask && !a.m_out && !a.copies;
   if (sole && !past.u) {

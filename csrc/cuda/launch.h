@@ -17,7 +17,7 @@ constexpr int ANY = 4;
 // What a kernel can do.
 //   ONE: x and u are one buffer, or only one is read; there is no x'; the noise is za alone, drawn in the kernel.
 //   TWO: x and u may be two buffers, u' and x' two combinations; the noise is drawn.
-// Both read so many of the newest history entries, and aux or not, as their template says.
+// Both read so many of the newest history entries, and `second` or not, as their template says.
 //   ALL: any stage whose history is not longer than the template says.
 enum Shape { ONE, TWO, ALL };
 
@@ -54,8 +54,8 @@ inline bool vectorizable(const StageArgs &a) {
     const uintptr_t mask = dtype == F16 || dtype == BF16 ? 7 : 15;
     return (reinterpret_cast<uintptr_t>(p) & mask) == 0;
   };
-  bool all = aligned(a.table, a.state) && aligned(a.x, a.state) && aligned(a.u, a.state) && aligned(a.out, a.net) &&
-             aligned(a.aux, a.net);
+  bool all = aligned(a.table, a.state) && aligned(a.x, a.state) && aligned(a.u, a.state) && aligned(a.first, a.net) &&
+             aligned(a.second, a.net);
   for (const void *h : a.h) all = all && aligned(h, a.hist);
   for (const void *z : a.z) all = all && aligned(z, a.state);
   return all && aligned(a.u_out, a.state) && aligned(a.x_out, a.state) && aligned(a.m_out, a.hist) &&
@@ -75,7 +75,7 @@ inline StageArgs flattened(StageArgs a) {
 
 inline Variant variant(const StageArgs &a) {
   const uint32_t mask = a.u_mask | a.x_mask, history = mask >> RH1 & 63u, draws = mask >> RZA;
-  const bool paired = a.guided || (mask >> RAUX & 1u), noise = draws != 0, wide = vectorizable(a);
+  const bool paired = a.guided || (mask >> RSECOND & 1u), noise = draws != 0, wide = vectorizable(a);
   int entries = 0;
   while (history >> entries) ++entries;
   // A stage without a stream in a dtype leaves it open.

@@ -56,9 +56,9 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
   const uint32_t mask = SHAPE == ONE ? a.u_mask : a.u_mask | a.x_mask;
   const bool reads_u = a.m_reads_u || (mask >> RU & 1u), joint = SHAPE == ONE || a.x == a.u;
   const bool reads_base = (mask >> RX & 1u) || (reads_u && joint), reads_own_u = reads_u && !joint;
-  const bool reads_aux = SHAPE == ALL ? a.guided || (mask >> RAUX & 1u) : PAIRED;
+  const bool reads_second = SHAPE == ALL ? a.guided || (mask >> RSECOND & 1u) : PAIRED;
   const int learned = LEARNED ? a.learned : 0;
-  const bool learns = learned && (mask >> RAUX & 3u);
+  const bool learns = learned && (mask >> RSECOND & 3u);
   const void *const base = a.x ? a.x : a.u;
   const int64_t first = 4 * group;
   const int count = WIDE ? 4 : int(a.n - first < 4 ? a.n - first : 4);
@@ -69,25 +69,26 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
   for (int64_t b = blockIdx.y; b < a.batch; b += gridDim.y) {
     const int64_t row_number = a.rows ? a.rows[b] : a.k;
     const T *const row = static_cast<const T *>(a.table) + row_number * WIDTH;
-    const int64_t at = b * a.n + first, at_out = learned ? at + b * a.n : at, at_aux = learned == 2 ? at_out : at;
+    const int64_t at = b * a.n + first, at_first = learned ? at + b * a.n : at,
+                  at_second = learned == 2 ? at_first : at;
     // What the stage does not use is neither set nor looked at.
-    Raw<T> x[EACH], u[EACH], out[EACH], aux[EACH], log_e[EACH], h[ENTRIES + 1][EACH];
+    Raw<T> x[EACH], u[EACH], first[EACH], second[EACH], log_e[EACH], h[ENTRIES + 1][EACH];
 #pragma unroll
     for (int g = 0; g < EACH; ++g) {
       if (!lives[g]) continue;
       const int64_t skip = 128 * g;
       if (reads_base) x[g] = fetch<T, WIDE>(base, own, at + skip, count);
       if (reads_own_u) u[g] = fetch<T, WIDE>(a.u, own, at + skip, count);
-      if (a.convert != CONVERT_NONE) out[g] = fetch<T, WIDE>(a.out, net, at_out + skip, count);
-      if (reads_aux) aux[g] = fetch<T, WIDE>(a.aux, net, at_aux + skip, count);
-      if (learns) log_e[g] = fetch<T, WIDE>(a.out, net, at_out + a.n + skip, count);
+      if (a.convert != CONVERT_NONE) first[g] = fetch<T, WIDE>(a.first, net, at_first + skip, count);
+      if (reads_second) second[g] = fetch<T, WIDE>(a.second, net, at_second + skip, count);
+      if (learns) log_e[g] = fetch<T, WIDE>(a.first, net, at_first + a.n + skip, count);
 #pragma unroll
       for (int i = 0; i < ENTRIES; ++i)
         if (SHAPE != ALL || (mask >> (RH1 + i) & 1u)) h[i][g] = fetch<T, WIDE>(a.h[i], hist, at + skip, count);
     }
     T c[WIDTH], lo, hi, scale;
     columns<IN_SCALE, NEXT_U + RM + ENTRIES, WIDE>(row, c);
-    if (reads_aux) columns<NEXT_U + RAUX, NEXT_U + RAUX, WIDE>(row, c);
+    if (reads_second) columns<NEXT_U + RSECOND, NEXT_U + RSECOND, WIDE>(row, c);
     if (a.guided || a.convert == CONVERT_LINEAR) columns<W1, CG, WIDE>(row, c);
     if (a.convert >= CONVERT_CLIP) {
       columns<PU, QX, WIDE>(row, c);
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
       scale = static_cast<const T *>(a.scale)[b];
     }
 
-    T u_next[COUNT] = {}, x_next[COUNT] = {}, m[COUNT], u_of[COUNT], aux_of[COUNT], v[COUNT];
+    T u_next[COUNT] = {}, x_next[COUNT] = {}, m[COUNT], u_of[COUNT], second_of[COUNT], v[COUNT];
     const auto use = [&](int j, const T(&value)[COUNT]) {
       if (a.u_mask >> j & 1u) accumulate(c[NEXT_U + j], value, u_next);
       if (SHAPE != ONE && (a.x_mask >> j & 1u)) accumulate(__ldg(row + NEXT_X + j), value, x_next);
@@ -104,12 +105,12 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
     use(RX, u_of);
     if (reads_own_u) widen(u, own, u_of);
     use(RU, u_of);
-    if (reads_aux) widen(aux, net, aux_of);
+    if (reads_second) widen(second, net, second_of);
     if (a.convert != CONVERT_NONE) {
-      widen(out, net, m);
-      if (reads_aux && a.guided) {
+      widen(first, net, m);
+      if (reads_second && a.guided) {
 #pragma unroll
-        for (int e = 0; e < COUNT; ++e) m[e] = guide(c[W1], m[e], c[W2], aux_of[e]);
+        for (int e = 0; e < COUNT; ++e) m[e] = guide(c[W1], m[e], c[W2], second_of[e]);
       }
       if (a.convert == CONVERT_LINEAR) {
         if (a.m_reads_u) {
@@ -150,12 +151,12 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
       widen(log_e, net, e_of);
 #pragma unroll
       for (int e = 0; e < COUNT; ++e) e_of[e] = exponential(multiply_add(s1, e_of[e], s0));
-      if (reads_aux && (mask >> RAUX & 1u)) {
+      if (reads_second && (mask >> RSECOND & 1u)) {
 #pragma unroll
-        for (int e = 0; e < COUNT; ++e) aux_of[e] *= e_of[e] * e_of[e];
+        for (int e = 0; e < COUNT; ++e) second_of[e] *= e_of[e] * e_of[e];
       }
     }
-    if (reads_aux) use(RAUX, aux_of);
+    if (reads_second) use(RSECOND, second_of);
     if (NOISE && mask >> RZA) {
       const Sample sample = {uint64_t(a.seeds[b]), uint32_t(a.index[b])};
 #pragma unroll 1

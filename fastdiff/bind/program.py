@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import torch
 
 from fastdiff.bind.table import Binding, bind, bind_x0, is_raw
 from fastdiff.ops.layout import IN_SCALE, NEXT_U, StageSpec
-from fastdiff.plan import IDENTITY, Plan, X
+from fastdiff.plan import IDENTITY, Plan, U, X
 
 
 class Move(NamedTuple):
@@ -146,27 +147,46 @@ def program(
         ValueError: as `bind`, and coefficients that `dtype` cannot hold.
     """
     table = bind(plan, binding, copies=copies)
+    check_growth(plan, dtype)
 
     def put(array: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(in_range(array, dtype)).to(device=device, dtype=dtype).contiguous()
+        return torch.from_numpy(in_range(array, dtype)).to(device=device, dtype=dtype).contiguous()
 
     x0 = None
     if observed:
         values, specs = bind_x0(plan, binding)
         x0 = put(values), specs
     # Spread over the rows before it goes to the device: what is kept there can then be read from any stream.
-    times = torch.as_tensor(in_range(table.times, clock_dtype(network_dtype), "the network's time"))
+    times = torch.from_numpy(in_range(table.times, clock_dtype(network_dtype), "the network's time"))
     clock = times.to(clock_dtype(network_dtype)).reshape(-1, 1).repeat(1, rows).to(device)
     return Program(
         plan=plan,
         moves=moves(plan, table.specs),
         opening=table.specs[0],
         values=put(table.values),
-        draws=torch.as_tensor(table.draws).to(device),
+        draws=torch.from_numpy(table.draws).to(device),
         clock=clock,
         x0=x0,
         raw=is_raw(table, plan) and not binding.corrected,
     )
+
+
+def check_growth(plan: Plan, dtype: torch.dtype) -> None:
+    """ValueError where x alone, without what the network adds, grows beyond `dtype` from the start to the end.
+
+    Row by row the coefficients may be harmless: alpha grows by e^100 over a run of vp_linear(0.1, 400).
+    """
+    grown = 0.0
+    for s in plan.stages:
+        # The base; a plan of two registers leaves it alone until its step ends.
+        kept = abs(s.next_x[X]) + abs(s.next_x[U])
+        grown += math.log(kept) if kept else -math.inf
+        if grown > math.log(torch.finfo(dtype).max):
+            raise ValueError(
+                f"x grows by a factor above e^{grown:.0f} on the way to t={s.t_next:g}, which {dtype} cannot hold: "
+                "start at a less noisy t_start, or check the schedule's range"
+            )
+        grown = max(grown, 0.0) if kept else 0.0
 
 
 def clock_dtype(network_dtype: torch.dtype) -> torch.dtype:

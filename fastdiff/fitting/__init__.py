@@ -1,1 +1,1 @@
-"""What is fitted to a network: Analytic-DPM's Gamma, and times."""
+"""Plans fitted to a network: `fit`, and `tune`, the search over settings that it starts from."""

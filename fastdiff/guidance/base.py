@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
+from fastdiff.names import representable
 from fastdiff.plan import Plan, Stage
 
 Scale = float | Callable[[float], float]
@@ -91,7 +92,7 @@ def scale_at(scale: Any, t: float) -> float:
     value = scale(t) if callable(scale) else scale
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"the guidance scale at t={t:g} is {value!r}; expected a number") from None
     if not math.isfinite(number):
         raise ValueError(f"the guidance scale at t={t:g} is {value!r}; expected a finite number, such as 3.0")
@@ -103,7 +104,7 @@ def check_scale(name: str, scale: Any) -> None:
     if callable(scale):
         return
     number = isinstance(scale, int | float | np.integer | np.floating) and not isinstance(scale, bool)
-    if not number or not math.isfinite(scale):
+    if not number or not representable(scale):
         raise ValueError(f"{name}={scale!r}: expected a finite number, such as 3.0, or a function of the time")
 
 

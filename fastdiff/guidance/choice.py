@@ -10,7 +10,7 @@ import numpy as np
 from fastdiff.guidance.base import UNGUIDED, Guidance
 from fastdiff.guidance.classifier import ClassifierGuidance, ClassifierMean, ClassifierScore, ScoreAfterClip
 from fastdiff.guidance.classifier_free import ClassifierFree
-from fastdiff.names import unknown
+from fastdiff.names import one_of, representable
 
 FORMS: dict[str, type[ClassifierGuidance]] = {
     "score": ClassifierScore,
@@ -31,8 +31,8 @@ def choose(arguments: Mapping[str, Any], method: str) -> Guidance:
         raise ValueError(
             f"guidance={guidance!r} and guidance_scale={scale!r} are two words for one thing: give guidance alone"
         )
-    if form is not None and form not in FORMS:
-        raise ValueError(unknown("classifier_form", form, FORMS))
+    if form is not None:
+        one_of("classifier_form", form, FORMS)
     if gradient is None:
         if form is not None:
             raise ValueError(f"classifier_form={form!r} without a classifier: give classifier_grad=(x, t) -> grad too")
@@ -53,7 +53,7 @@ def _classifier_free(name: str, scale: Any, guidance: Any) -> Guidance:
     number = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
     if callable(given):
         return ClassifierFree(given)
-    if not number or not abs(given) < float("inf"):
+    if not number or not representable(given):
         more = "" if name == "guidance_scale" else ", or a form of fastdiff.guidance"
         raise ValueError(f"{name}={given!r}: expected a finite number, such as 3.0{more}")
     return ClassifierFree(float(given))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fastdiff.guidance.base import Place, scale_at
 from fastdiff.guidance.classifier_free import ClassifierFree
+from fastdiff.names import short
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Interval(ClassifierFree):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("sigma_lo", "sigma_hi"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"guidance interval {name}={short(value)}: expected a number, as in (2.0, 0.28, 2.9)")
         if not 0.0 <= self.sigma_lo < self.sigma_hi:
             raise ValueError(
                 f"guidance interval from sigma_lo={self.sigma_lo!r} to sigma_hi={self.sigma_hi!r}: expected "

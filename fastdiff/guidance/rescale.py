@@ -52,7 +52,9 @@ class Rescale(Guidance):
         return self.phi
 
     def rescale(self, first: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        return self.phi * std(first) / std(g) + (1.0 - self.phi)
+        # A sample that is the same everywhere, or of one element, has no spread to take over.
+        spread = std(g)
+        return torch.where(spread > 0, self.phi * std(first) / spread + (1.0 - self.phi), 1.0)
 
 
 def std(v: torch.Tensor) -> torch.Tensor:

@@ -66,8 +66,9 @@ def returned(name: str, t: Tensor) -> Tensor:
     return t
 
 
-def address(what: str, t: Tensor) -> int:
-    """Where the storage of a tensor of no subclass begins; raises as `admitted` for one without memory enough."""
+def address(what: str, t: Tensor, contiguous: bool = False) -> int:
+    """Where the storage of a tensor of no subclass begins; raises as `admitted` for one without memory enough.
+    `contiguous`: whether it is known to be."""
     try:
         storage = t.untyped_storage()
     except NotImplementedError:
@@ -79,7 +80,11 @@ def address(what: str, t: Tensor) -> int:
             f"{what} has no memory of its own, as inside torch.vmap and the transforms of torch.func: call the sampler "
             "outside them, on a batch"
         ) from None
-    begin, needed = storage.data_ptr(), _extent(t)
+    begin = storage.data_ptr()
+    # A tensor that fills its storage, as nearly all do.
+    if begin and contiguous and storage.nbytes() == t.nbytes:
+        return begin
+    needed = _extent(t)
     if (not begin or storage.nbytes() < needed) and needed and t.device.type != "meta":
         raise ValueError(
             f"{what} of shape {tuple(t.shape)} needs {needed} bytes, and its storage holds {storage.nbytes()}: it was "

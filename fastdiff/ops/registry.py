@@ -41,7 +41,7 @@ class Backend(Protocol):
 
 def load(name: str) -> Backend:
     """The back end, imported when first asked for."""
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(unknown("backend", name, BACKENDS))
     if name not in _LOADED:
         _LOADED[name] = cast(Backend, importlib.import_module(f"fastdiff.ops.{name}"))

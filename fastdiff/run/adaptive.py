@@ -94,7 +94,7 @@ class Driver:
         lanes = self.lanes if self.each else self.lanes * self.batch
 
         def counts(name: str) -> torch.Tensor:
-            return torch.tensor([getattr(lane, name) for lane in lanes], dtype=torch.int64)
+            return torch.tensor([getattr(lane, name) for lane in lanes], dtype=torch.int64, device="cpu")
 
         times = tuple(tuple(lane.times) for lane in lanes)
         return Info(self.nfe, counts("evaluations"), counts("accepted"), counts("rejected"), times)
@@ -110,18 +110,18 @@ class Driver:
             bound.append(stage_rows(lanes, self.method.space, self.binding, copies))
         self.host = in_range(np.concatenate([values for values, _ in bound]), self.x.dtype)
         c, like = self.coeffs, self.x
-        c.table = torch.as_tensor(self.host).to(device=like.device, dtype=like.dtype).contiguous()
+        c.table = torch.from_numpy(self.host).to(device=like.device, dtype=like.dtype).contiguous()
         c.draws = torch.full((len(self.host), 3), -1, dtype=torch.int32, device=like.device)
         times = in_range(
             np.array([[s.model_time for s in lanes] for lanes in stages]), self.clock, "the network's time"
         )
         repeats = self.halves * (1 if self.each else self.batch)
-        self.times = torch.as_tensor(np.tile(times, (1, repeats))).to(device=like.device, dtype=self.clock)
+        self.times = torch.from_numpy(np.tile(times, (1, repeats))).to(device=like.device, dtype=self.clock)
         self.bound_stages = stages
         if self.evaluator.threshold is not None or self.binding.corrected:
             data = [x0_rows(lanes, self.binding) for lanes in stages]
             values = in_range(np.concatenate([v for v, _ in data]), like.dtype)
-            self.x0 = torch.as_tensor(values).to(c.table), [spec for _, spec in data]
+            self.x0 = torch.from_numpy(values).to(c.table), [spec for _, spec in data]
         return [(k * len(self.lanes), spec) for k, (_, spec) in enumerate(bound)]
 
     def run_stage(self, k: int, place: tuple[int, StageSpec], buf: Buffers, factor: torch.Tensor | None = None) -> None:

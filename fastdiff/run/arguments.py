@@ -5,39 +5,80 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from fastdiff import ops
-from fastdiff.names import unknown
+from fastdiff.names import short, unknown, warn_once
 from fastdiff.prediction import ALL_PREDICTIONS
 from fastdiff.run.history import Noise
 from fastdiff.run.network import sample_shape
 from fastdiff.run.threshold import Dynamic
+from fastdiff.values import flag
 
 STATE_DTYPES = (torch.float32, torch.float64)
 
 
 def check_run(prediction: Any, dtype: Any, backend: Any, graph: Any) -> None:
     """What every sampler is made with."""
-    if prediction is not None and prediction not in ALL_PREDICTIONS:
+    if prediction is not None and not (isinstance(prediction, str) and prediction in ALL_PREDICTIONS):
         raise ValueError(unknown("prediction", prediction, ALL_PREDICTIONS))
-    if dtype not in STATE_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in STATE_DTYPES:
         raise ValueError(
-            f"dtype={dtype}: the state is torch.float32 or torch.float64, whatever the network's own dtype is (a "
-            "bfloat16 or float16 network is fine with dtype=torch.float32)"
+            f"dtype={short(dtype)}: the state is torch.float32 or torch.float64, whatever the network's own dtype is "
+            "(a bfloat16 or float16 network is fine with dtype=torch.float32)"
         )
-    if backend is not None and backend not in ops.BACKENDS:
+    if backend is not None and not (isinstance(backend, str) and backend in ops.BACKENDS):
         raise ValueError(unknown("backend", backend, ops.BACKENDS))
-    if not isinstance(graph, bool) and graph != "auto":
+    if not isinstance(graph, bool) and not (isinstance(graph, str) and graph == "auto"):
         raise ValueError(f"graph={graph!r}: expected 'auto', True or False")
 
 
-def check_clip(clip: Any) -> Dynamic | tuple[float, float] | None:
-    """`clip` with "dynamic" spelled out."""
+def default_schedule(prediction: Any) -> str:
+    """The schedule of a network for which none was named, and which states none. Said once in a process.
+
+    Raises:
+        ValueError: a network of flow matching, whose schedule this cannot be.
+    """
+    if prediction == "flow":
+        raise ValueError(
+            "prediction='flow', and no schedule was named: schedule='flow', or fastdiff.schedules.flow(shift, "
+            "time_scale=1000) for a network that is given 0 to 1000"
+        )
+    warn_once(
+        "schedule",
+        "no schedule was named, and the model states none: 'ddpm' is taken, linear betas from 0.0001 to 0.02 in 1000 "
+        "steps. Name the one that the network was trained with, schedule='ddpm' or schedule='scaled_linear' (Stable "
+        "Diffusion), or give the model an attribute `schedule`",
+    )
+    return "ddpm"
+
+
+def warn_of_training(model: Any) -> None:
+    """Once for each class: a network whose dropout and batch statistics are those of training."""
+    if isinstance(model, torch.nn.Module) and model.training:
+        kind = type(model)
+        warn_once(
+            ("training", kind),
+            f"the model, {kind.__name__}, is in training mode, where dropout and batch normalisation act otherwise: "
+            "call model.eval()",
+        )
+
+
+def check_clip(clip: Any, dtype: torch.dtype) -> Dynamic | tuple[float, float] | None:
+    """`clip` with "dynamic" spelled out; `dtype`: of the state, which must hold its numbers."""
+    known = _clip(clip)
+    # The factor of dynamic thresholding, 1/max_value, too.
+    numbers = (known.max_value, 1.0 / known.max_value) if isinstance(known, Dynamic) else known or ()
+    if any(abs(v) > torch.finfo(dtype).max for v in numbers):
+        raise ValueError(f"clip={clip!r}: bounds beyond what {dtype} holds; expected such as (-1, 1)")
+    return known
+
+
+def _clip(clip: Any) -> Dynamic | tuple[float, float] | None:
     if clip is None or isinstance(clip, Dynamic):
         return clip
     expected = "expected None, 'dynamic', fastdiff.Dynamic(...), or bounds such as (-1, 1)"
@@ -47,7 +88,7 @@ def check_clip(clip: Any) -> Dynamic | tuple[float, float] | None:
         return Dynamic()
     try:
         lo, hi = (float(v) for v in clip)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"clip={clip!r}: {expected}") from None
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"clip={clip!r}: expected finite bounds lo < hi, such as (-1, 1)")
@@ -66,6 +107,15 @@ def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
     raise ValueError(
         f"classifier-free guidance needs guidance, cond and uncond together: got {have}, missing {need}{hint}"
     )
+
+
+FLAGS = ("progress", "check_finite", "return_trajectory", "return_info")
+
+
+def check_flags(arguments: Mapping[str, Any]) -> None:
+    for name in FLAGS:
+        if name in arguments:
+            flag(name, arguments[name])
 
 
 def check_callables(noise: Any, callback: Any) -> None:
@@ -103,19 +153,34 @@ def check_x(x: Any) -> torch.Tensor:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, ...) with at least one sample and one element")
     if x.requires_grad:
         raise ValueError("x requires grad, but sampling runs without gradients: pass x.detach()")
-    # On a device this would wait for it, in every call: check_finite=True looks at what the network makes of x.
-    if x.device.type == "cpu" and not ops.symbolic(x) and not bool(torch.isfinite(x).all()):
-        raise ValueError("x has NaN or Inf; expected finite values")
     return x
+
+
+def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """x, already checked, as a contiguous state; ValueError for values that are not finite in its dtype."""
+    state = x.detach().to(device=device, dtype=dtype).contiguous()
+    # On a device this would wait for it, in every call: check_finite=True looks at what the network makes of x.
+    if x.device.type == "cpu" and not ops.symbolic(x) and not bool(torch.isfinite(state).all()):
+        if bool(torch.isfinite(x).all()):
+            raise ValueError(
+                f"x has values up to {float(x.detach().abs().max()):.3g}, which {dtype} cannot hold: scale it, or give "
+                "dtype=torch.float64 (and a network in float64)"
+            )
+        raise ValueError("x has NaN or Inf; expected finite values")
+    return state
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
     try:
         size = tuple(operator.index(n) for n in shape)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"shape={shape!r}: expected (B, ...), such as shape=(16, 3, 32, 32)") from None
     if not size or min(size) < 1:
         raise ValueError(f"shape={size}: expected (B, ...) with sizes of at least 1, such as shape=(16, 3, 32, 32)")
+    if size[0] >= 2**31 or math.prod(size[1:]) > 2**34 or math.prod(size) > 2**40:
+        raise ValueError(
+            f"shape={short(size)}: expected a batch below 2**31 and at most 2**34 elements in a sample, 2**40 in all"
+        )
     return size
 
 
@@ -150,12 +215,23 @@ def resolve_shape(model: Any, shape: Any, x: Any) -> tuple[int, ...]:
     return (1, *one)
 
 
+def _device(device: Any) -> torch.device:
+    if not isinstance(device, str | torch.device):
+        raise TypeError(f"device={short(device)}: expected a torch.device or its name, such as device='cpu'")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={short(device)}: expected a name such as 'cpu' or 'cuda:0' ({reason})") from None
+
+
 def resolve_device(
     device: torch.device | str | None, x: torch.Tensor | None, model: torch.device | None
 ) -> torch.device:
-    where = (
-        torch.device(device) if device is not None else (x.device if x is not None else model or torch.device("cpu"))
-    )
+    if device is not None:
+        where = _device(device)
+    else:
+        where = x.device if x is not None else model or torch.device("cpu")
     if where.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"device={str(where)!r}: torch sees no CUDA device here; use device='cpu', or leave it out")
     if where.type == "cuda" and where.index is None:
@@ -178,14 +254,15 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
     ):
         raise ValueError(f"first_sample={first_sample!r}: expected an integer from 0 to {2**31 - 1 - batch}")
     first = int(first_sample)
-    if isinstance(seed, torch.Tensor):
+    if isinstance(seed, torch.Tensor | np.ndarray):
+        # One seed where there is no dimension.
         seed = seed.tolist()
-    several = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
+    several = isinstance(seed, Sequence) and not isinstance(seed, str | bytes | bytearray)
     values = list(seed) if several else [seed]
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -(2**63) <= value < 2**64:
             raise TypeError(
-                f"seed={value!r}: expected an integer from -2**63 to 2**64 - 1, or one such integer per sample"
+                f"seed={short(value)}: expected an integer from -2**63 to 2**64 - 1, or one such integer per sample"
             )
     signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
     if not several:
@@ -196,7 +273,7 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
         raise ValueError(f"got {len(values)} seeds for a batch of {batch}: give one seed, or one per sample")
     if first:
         raise ValueError("first_sample goes with a single seed: with one seed per sample, each sample is its own")
-    own = torch.tensor(signed, dtype=torch.int64)
+    own = torch.tensor(signed, dtype=torch.int64, device="cpu")
     if device.type == "cuda":
         own = own.pin_memory().to(device, non_blocking=True)
     return own.to(device), torch.zeros(batch, dtype=torch.int32, device=device)
@@ -209,4 +286,7 @@ def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
         )
-    return ops.returned("noise", value)
+    value = ops.returned("noise", value)
+    if value.device.type == "cpu" and not ops.symbolic(value) and not bool(torch.isfinite(value).all()):
+        raise ValueError("noise(-1, like) returned NaN or Inf; expected standard normals, the prior's noise")
+    return value

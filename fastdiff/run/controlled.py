@@ -94,6 +94,7 @@ class AdaptiveEngine:
         driver = Driver(method, job.evaluator(coeffs, direct), job.network_dtype, coeffs, start.x)
         with progress_bar(hooks, self.name, 100, "%") if job.progress else contextlib.nullcontext():
             result = driver.run()
+        driver.evaluator.complete()
         result = result if job.out is None else job.out.copy_(result)
         trajectory = None
         if hooks.trajectory is not None:

@@ -7,6 +7,7 @@ predicted x0 for hooks, for the user's correction and for the bounds of dynamic 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from fastdiff.ops import Backend, Buffers, Coeffs, address, returned, tracing
 from fastdiff.ops.layout import W1, StageSpec
 from fastdiff.plan import SECOND
 from fastdiff.run.corrections import CorrectX0, CorrectXt, corrected
+from fastdiff.run.history import comparable, reads_only, same_bits, trust_input
 from fastdiff.run.network import Network
 from fastdiff.run.threshold import Threshold
 
@@ -98,6 +100,10 @@ class Evaluator:
         self.guided, self.gradient = network.guided, binding.guidance.gradient
         self.rescales = self.guided and binding.guidance.rescales
         self.plain = not self.guided and self.gradient is None
+        # How many more inputs are compared with a copy: a change behind torch leaves the version as it is.
+        known = self.recorded or not self.keeps_input or reads_only(network.model)
+        self.compared = 0 if known else math.inf
+        self.copy: torch.Tensor | None = None
 
     def on(self, network: Network) -> Evaluator:
         """The same for another network."""
@@ -109,6 +115,12 @@ class Evaluator:
         """The network is about to be called on `given`."""
         if self.keeps_input:
             self.version = given._version
+            self.copy = given.clone() if self.compared > 0 and comparable(given) else None
+
+    def complete(self) -> None:
+        """A whole run went through: its model leaves its input alone."""
+        if self.compared:
+            trust_input(self.network.model)
 
     def admit(self, out: torch.Tensor, given: torch.Tensor, site: Site, report: bool = True) -> torch.Tensor:
         """The output, contiguous, after checks of the input's memory, the dtype and, where asked for, of NaN and Inf.
@@ -118,7 +130,10 @@ class Evaluator:
             TypeError: a dtype that the back end does not read.
             FloatingPointError: NaN or Inf.
         """
-        if self.keeps_input and given._version != self.version:
+        changed = self.keeps_input and given._version != self.version
+        if self.copy is not None and not changed:
+            changed, self.copy, self.compared = not same_bits(given, self.copy), None, self.compared - 1
+        if changed:
             raise RuntimeError(
                 "the model changed its input in place, which the sampler still needs: let it work on a copy, "
                 "lambda x, t, **kw: model(x.clone(), t, **kw)"
@@ -136,12 +151,13 @@ class Evaluator:
         else:
             if out.is_neg():
                 out = out.resolve_neg()
-            self.storage = address("the model's output", out)
-            if not out.is_contiguous():
+            contiguous = out.is_contiguous()
+            self.storage = address("the model's output", out, contiguous)
+            if not contiguous:
                 out = out.contiguous()
                 self.storage = out.data_ptr()
         if self.hooks.finite and report:
-            require_finite(out, site, self.network.batch)
+            require_finite(out, site, self.network.batch, self.state_dtype)
         return out
 
     def read(self, out: torch.Tensor, buf: Buffers, site: Site, coeffs: Coeffs, watch: bool = False) -> Seen:
@@ -158,6 +174,8 @@ class Evaluator:
                 factor = self._factor(buf.first, buf.second, site, coeffs)
         elif self.gradient is not None:
             buf.first, buf.second = with_gradient(self.gradient, u, site.clock.clone(), out)
+            if self.hooks.finite:
+                require_finite(buf.second, site, len(u), self.state_dtype, "classifier_grad")
         hooks = self.hooks
         if site.x0 is None or not (watch or self.threshold is not None or hooks.correct_x0 is not None):
             return NOTHING if factor is None else Seen(factor)
@@ -234,9 +252,10 @@ def with_gradient(
     return out.to(wider), grad.detach().to(device=out.device, dtype=wider).contiguous()
 
 
-def require_finite(out: torch.Tensor, site: Site, batch: int) -> None:
-    """FloatingPointError where an output has NaN or Inf, with the place and the sample. Waits for the device."""
-    good = torch.isfinite(out).reshape(len(out), -1).all(dim=1)
+def require_finite(out: torch.Tensor, site: Site, batch: int, dtype: torch.dtype, what: str = "the network") -> None:
+    """FloatingPointError where an output has NaN or Inf in the state's dtype, with the place and the sample. Waits for
+    the device."""
+    good = torch.isfinite(out.to(dtype)).reshape(len(out), -1).all(dim=1)
     if site.ignored is not None:
         good = good | site.ignored
     if bool(good.all()):
@@ -246,7 +265,7 @@ def require_finite(out: torch.Tensor, site: Site, batch: int) -> None:
     half = "" if len(out) == batch else f", in the {'un' if row >= batch else ''}conditional half"
     where = site.where[sample % len(site.where)]
     raise FloatingPointError(
-        f"the network returned NaN or Inf at {where} for sample {sample} of {batch}{half}: check the network's dtype, "
+        f"{what} returned NaN or Inf at {where} for sample {sample} of {batch}{half}: check the network's dtype, "
         "its input scale and prediction=..."
     )
 

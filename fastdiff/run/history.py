@@ -25,8 +25,20 @@ class Recycled(Exception):
         self.stage = stage
 
 
-RECYCLING: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Models seen to return a buffer of theirs again: their outputs are copied into the history from the start."""
+class Habits:
+    """What is known of the models seen so far, as long as they live. A function made anew for each call is a new model
+    each time, and so is what cannot be referenced weakly."""
+
+    def __init__(self) -> None:
+        self.recycling: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Models seen to return a buffer of theirs again: their outputs are copied into the history from the start."""
+        self.fresh: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        """How many outputs of a model were kept beside their copies, and found to stay as they were."""
+        self.reading: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Models that went through a whole run without changing their input."""
+
+
+HABITS = Habits()
 
 
 def _owner(model: Any) -> Any:
@@ -35,15 +47,57 @@ def _owner(model: Any) -> Any:
 
 
 def recycles(model: Any) -> bool:
+    """Whether the model was seen to write into outputs of its own that were kept."""
     try:
-        return _owner(model) in RECYCLING
+        return _owner(model) in HABITS.recycling
     except TypeError:
         return False
 
 
 def remember(model: Any) -> None:
     with contextlib.suppress(TypeError):
-        RECYCLING.add(_owner(model))
+        HABITS.recycling.add(_owner(model))
+
+
+def lasts(model: Any, length: int) -> bool:
+    """Whether as many as `length` outputs of the model were kept and seen to keep their values."""
+    try:
+        return HABITS.fresh.get(_owner(model), -1) >= length
+    except TypeError:
+        return False
+
+
+def trust(model: Any, length: int) -> None:
+    """`length` outputs of the model were kept, and none was written to."""
+    with contextlib.suppress(TypeError):
+        HABITS.fresh[_owner(model)] = max(length, HABITS.fresh.get(_owner(model), 0))
+
+
+def reads_only(model: Any) -> bool:
+    """Whether the model was seen to leave its input alone through a whole run."""
+    try:
+        return _owner(model) in HABITS.reading
+    except TypeError:
+        return False
+
+
+def trust_input(model: Any) -> None:
+    with contextlib.suppress(TypeError):
+        HABITS.reading.add(_owner(model))
+
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def comparable(value: torch.Tensor) -> bool:
+    """Whether a look at the values costs no more than reading them: in the host's memory."""
+    return type(value) is torch.Tensor and value.device.type == "cpu"
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two contiguous tensors of one dtype hold the same bits: NaN is equal to itself."""
+    bits = _BITS[a.element_size()]
+    return torch.equal(a.view(bits), b.view(bits))
 
 
 OWN: tuple[int, int | None] = (-1, None)
@@ -53,22 +107,42 @@ OWN: tuple[int, int | None] = (-1, None)
 class History:
     """Earlier model values, newest first. Where `raw`, the network's own outputs are kept, and no copy is written.
 
-    Networks that replay graphs or engines of their own may return one buffer, or a few in turn. Their memory shows it.
-    An output whose storage is still in the history, or a kept one that was written to since, raises `Recycled`, and the
-    run is repeated with copies.
+    Networks that replay graphs or engines of their own may return one buffer, or a few in turn. With `watch`, for a
+    model that is not known yet, copies are kept, and the outputs beside them, which shows whether they would have
+    lasted. Without it their memory shows it: an output whose storage is still in the history, or a kept one that was
+    written to since, raises `Recycled`, and the run is repeated with copies.
 
     Args:
         own: addresses of the loop's buffers.
         dtype: of the state.
     """
 
-    def __init__(self, length: int, raw: bool, copies: bool, own: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.length, self.raw, self.copies = length, raw, copies or not raw
+    def __init__(
+        self,
+        length: int,
+        raw: bool,
+        copies: bool,
+        own: tuple[int, ...],
+        dtype: torch.dtype,
+        watch: bool = False,
+    ) -> None:
+        self.length, self.raw, self.copies = length, raw, copies or watch or not raw
         self.own, self.dtype = own, dtype
         self.values: list[torch.Tensor] = []
         # Memory and version (if it has one) of each value that is the network's own.
         self.marks: list[tuple[int, int | None]] = []
         self.ring: list[torch.Tensor] = []
+        self.latest: torch.Tensor | None = None
+        self.storage = 0
+        self.watch = watch and raw and length > 0
+        # Under watch: the network's outputs, whose copies the values are.
+        self.beside: list[tuple[torch.Tensor, tuple[int, int | None]]] = []
+        self.reused, self.seen = False, 0
+
+    @property
+    def lasting(self) -> bool:
+        """Whether, under watch, as many outputs as the history holds were seen to keep their values."""
+        return self.watch and not self.reused and self.seen > self.length
 
     def arrived(self, out: torch.Tensor, storage: int, k: int) -> torch.Tensor:
         """Look at where a new output lies. Returns it, or a copy if it lies across the buffers of the loop.
@@ -80,15 +154,28 @@ class History:
         for value, (kept, version) in zip(self.values, self.marks, strict=True):
             if storage == kept or (version is not None and value._version != version):
                 raise Recycled(k)
+        if self.watch:
+            self._compare(storage)
         if self.raw and self.values and self.values[0].dtype != out.dtype:
             # All entries have one dtype. From here on it is the state's, which holds values of both.
             self.values = [value.to(self.dtype) for value in self.values]
             self.marks = [OWN] * len(self.values)
-            self.ring, self.raw, self.copies = [], False, True
+            self.ring, self.raw, self.copies, self.watch, self.beside = [], False, True, False, []
+        self.latest, self.storage = out, storage
         if storage in self.own:
-            self.copies = True
+            self.copies, self.reused = True, True
             return out if out.data_ptr() == storage else out.clone()
         return out
+
+    def _compare(self, storage: int) -> None:
+        self.seen += 1
+        if self.reused:
+            return
+        for (value, (kept, version)), copy in zip(self.beside, self.values, strict=True):
+            changed = storage == kept or (version is not None and value._version != version)
+            if changed or (comparable(value) and not same_bits(value, copy)):
+                self.reused, self.beside = True, []
+                return
 
     def slot(self, out: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
         """Where the stage writes m, or None if the output itself is kept."""
@@ -108,19 +195,25 @@ class History:
         value = buf.first if buf.m_out is None else buf.m_out
         if not self.length or value is None:
             return
-        mark = OWN
-        if buf.m_out is None:
-            mark = value.untyped_storage().data_ptr(), None if value.is_inference() else value._version
         self.values.insert(0, value)
-        self.marks.insert(0, mark)
+        self.marks.insert(0, OWN if buf.m_out is not None else self._mark(value))
         del self.values[self.length :], self.marks[self.length :]
+        if self.watch and not self.reused and buf.first is not None:
+            self.beside.insert(0, (buf.first, self._mark(buf.first)))
+            del self.beside[self.length :]
+
+    def _mark(self, value: torch.Tensor) -> tuple[int, int | None]:
+        """Where a value of the network's lies, and its version if it has one."""
+        # The address is asked for once: it takes as long as a part of a small stage.
+        where = self.storage if value is self.latest else value.untyped_storage().data_ptr()
+        return where, None if value.is_inference() else value._version
 
 
 class Draws:
     """The user's own noise, asked for once per draw number and kept while a later stage needs it."""
 
-    def __init__(self, noise: Noise, stages: Iterable[tuple[int, int, int]]) -> None:
-        self.noise = noise
+    def __init__(self, noise: Noise, stages: Iterable[tuple[int, int, int]], finite: bool = False) -> None:
+        self.noise, self.finite = noise, finite
         self.last = {d: k for k, draws in enumerate(stages) for d in draws if d >= 0}
         self.kept: dict[int, torch.Tensor] = {}
 
@@ -146,6 +239,8 @@ class Draws:
                         f"{like.device}, such as torch.randn_like(like)"
                     )
                 value = returned("noise", value).detach().to(like.dtype).contiguous()
+                if self.finite and not bool(torch.isfinite(value).all()):
+                    raise FloatingPointError(f"noise({d}, like) returned NaN or Inf; expected standard normals")
                 # Beside another draw it needs its own memory, because the callable may fill one buffer again.
                 alone = self.last[d] == k and sum(n >= 0 for n in draws) == 1
                 self.kept[d] = value if alone else value.clone()

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from fastdiff import ops
-from fastdiff.bind import Binding
+from fastdiff.bind import Binding, in_range
 from fastdiff.names import warn
 from fastdiff.ops import Backend, Coeffs
 from fastdiff.ops.philox import PRIOR
 from fastdiff.plan import Stage
-from fastdiff.run.arguments import check_x, prior_noise, resolve_device, resolve_seeds
+from fastdiff.run.arguments import cast_x, check_callables, check_x, prior_noise, resolve_device, resolve_seeds
 from fastdiff.run.evaluate import Evaluator, Hooks
 from fastdiff.run.history import Noise
 from fastdiff.run.network import Network
@@ -110,13 +111,14 @@ def begin(
 ) -> Start:
     """The back end, x at the start, and every sample's seed and index."""
     noise = arguments["noise"]
+    check_callables(noise, None)
     if x is not None:
         x = check_x(x)
     where = resolve_device(arguments["device"], x, model_device)
     seeds, index = resolve_seeds(arguments["seed"], arguments["first_sample"], size[0], where)
     module = ops.select(backend, where, dtype, network_dtype or dtype)
     if x is not None:
-        return Start(module, x.detach().to(device=where, dtype=dtype).contiguous(), seeds, index, noise)
+        return Start(module, cast_x(x, where, dtype), seeds, index, noise)
     first = engine.first
     if first.alpha > first.sigma:
         warn(
@@ -129,7 +131,7 @@ def begin(
         start.copy_(prior_noise(noise, start))
     else:
         module.normal_(start, seeds, index, 0, PRIOR)
-    start *= engine.prior_std
+    start *= float(in_range(np.array(engine.prior_std), dtype, "the prior's standard deviation"))
     return Start(module, start, seeds, index, noise)
 
 

@@ -14,7 +14,7 @@ from fastdiff.ops import Backend, Buffers, Coeffs
 from fastdiff.ops.layout import StageSpec
 from fastdiff.run.corrections import corrected
 from fastdiff.run.evaluate import Evaluator, Hooks, placed
-from fastdiff.run.history import Draws, History, Noise, Recycled, recycles, remember
+from fastdiff.run.history import Draws, History, Noise, Recycled, lasts, recycles, remember, trust
 from fastdiff.run.langevin import langevin_rows
 from fastdiff.run.network import Network
 
@@ -64,7 +64,7 @@ class State:
         x: the latest state; the result at the end.
     """
 
-    def __init__(self, r: Run, x: torch.Tensor, copies: bool = False, quiet: int = 0) -> None:
+    def __init__(self, r: Run, x: torch.Tensor, copies: bool = False, quiet: int = 0, watch: bool = False) -> None:
         self.r, self.k, self.quiet = r, 0, quiet
         self.evaluator, self.hooks, self.backend = r.evaluator, r.hooks, r.backend
         self.moves, self.sites = r.program.moves, r.program.sites
@@ -84,8 +84,9 @@ class State:
         self.times = program.clock.clone().unbind(0)
         # The user's noise and corrections may not be asked for twice, so such a run must never begin again.
         once = r.noise is not None or r.hooks.correct_x0 is not None or r.echo is not None
-        self.past = History(program.plan.history, program.raw, copies or once or recorded, addresses, x.dtype)
-        self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves))
+        own_copies = copies or once or recorded
+        self.past = History(program.plan.history, program.raw, own_copies, addresses, x.dtype, watch)
+        self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves), r.hooks.finite)
         self._write(Buffers(x=x), program.opening, 0, r.coeffs, 0)
         self.x = self.halves[0]
         self._settle()
@@ -178,20 +179,32 @@ class State:
 
 def run(r: Run, x: torch.Tensor) -> torch.Tensor:
     """Sample from `x` (B, ...), contiguous in the state's dtype, and return a fresh tensor. `x` is not changed."""
-    model = r.network.model
+    model, length = r.network.model, r.program.plan.history
     if r.evaluator.recorded:
         return _run(r, x, True, 0)
+    copies = recycles(model)
     try:
-        return _run(r, x, recycles(model), 0)
+        state = _walked(State(r, x, copies, watch=not copies and not lasts(model, length)))
     except Recycled as found:
         remember(model)
         # All that was reported so far was right: nothing is reported twice.
         return _run(r, x, True, found.stage)
+    if state.past.watch:
+        if state.past.reused:
+            remember(model)
+        elif state.past.lasting:
+            trust(model, length)
+    r.evaluator.complete()
+    return state.x
 
 
 def _run(r: Run, x: torch.Tensor, copies: bool, quiet: int) -> torch.Tensor:
     """One pass over the stages; hooks are silent before stage `quiet`."""
-    state, network, last = State(r, x, copies, quiet), r.network, len(r.program.moves)
+    return _walked(State(r, x, copies, quiet)).x
+
+
+def _walked(state: State) -> State:
+    network, lends, last = state.r.network, state.evaluator.lends, len(state.moves)
     while state.k < last:
-        state.step(network(state.input if r.evaluator.lends else state.input.clone(), state.time))
-    return state.x
+        state.step(network(state.input if lends else state.input.clone(), state.time))
+    return state

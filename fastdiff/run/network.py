@@ -89,6 +89,16 @@ def _unwrap(out: Any) -> torch.Tensor:
     )
 
 
+def check_kwargs(model_kwargs: Any) -> None:
+    """TypeError for what cannot be given to a model as keyword arguments."""
+    if model_kwargs is None or (isinstance(model_kwargs, Mapping) and all(isinstance(k, str) for k in model_kwargs)):
+        return
+    got = f"keys {list(model_kwargs)[:3]}" if isinstance(model_kwargs, Mapping) else type(model_kwargs).__name__
+    raise TypeError(
+        f"model_kwargs must be a dict of keyword arguments, such as model_kwargs={{'y': labels}}; got {got}"
+    )
+
+
 def _batch_tree(name: str, tree: Tree, batch: int) -> None:
     if not isinstance(tree, Mapping):
         raise TypeError(
@@ -155,6 +165,7 @@ class Network:
         part = next((p for p in ("unet", "transformer") if hasattr(model, p) and hasattr(model, "scheduler")), None)
         if part is not None:
             raise TypeError(f"model is a pipeline, {type(model).__name__}; expected its network: pass model.{part}")
+        check_kwargs(model_kwargs)
         self.model = model
         self.named = time_by_name(model)
         self.batch = batch

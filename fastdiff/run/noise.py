@@ -10,6 +10,7 @@ import torch
 from fastdiff import ops
 from fastdiff.ops.philox import PRIOR, STEP
 from fastdiff.run.arguments import STATE_DTYPES, check_shape, resolve_device, resolve_seeds
+from fastdiff.values import flag
 
 
 def randn(
@@ -34,8 +35,9 @@ def randn(
         dtype: torch.float32 or torch.float64 (the same float32 values).
         device, backend: as in `fastdiff.sample`.
     """
-    if dtype not in STATE_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in STATE_DTYPES:
         raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.float64")
+    flag("prior", prior)
     size = check_shape(shape)
     if isinstance(draw, bool) or not isinstance(draw, int | np.integer) or not 0 <= draw < 2**32:
         raise ValueError(f"draw={draw!r}: expected an integer from 0 to 2**32 - 1")

@@ -39,7 +39,7 @@ class Dynamic:
                 )
             try:
                 object.__setattr__(self, name, float(value))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise TypeError(
                     f"{name}={value!r}: expected a number, as in fastdiff.Dynamic(quantile=0.995, max_value=1.0)"
                 ) from None

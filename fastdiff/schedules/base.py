@@ -12,10 +12,15 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.names import unknown
+from fastdiff.names import short, unknown
+from fastdiff.values import floats
 
 Array = NDArray[np.float64]
 Values = TypeVar("Values", float, NDArray[np.float64])
+
+
+ROUNDING = 2.0**-23
+"""Relative; of float32, in which grids of other libraries come. A time so far beyond the last is taken for it."""
 
 
 class Point(NamedTuple):
@@ -84,11 +89,16 @@ class NoiseSchedule:
         return self.t_min
 
     def check(self, t: float | Array) -> None:
-        """Raise ValueError unless every time is in `[t_clean, t_max]`."""
-        self._check(t, self.t_max)
+        """Raise ValueError unless every time is in `[t_clean, t_max]`, or above it by float32's rounding alone."""
+        self._check(self.within(t), self.t_max)
+
+    def within(self, t: float | Array) -> Array:
+        """The times, those above `t_max` by float32's rounding taken for it. float64."""
+        x = floats("t", t, "times, a number or an array of them")
+        return np.where((x > self.t_max) & (x <= self.t_max * (1.0 + ROUNDING)), self.t_max, x)
 
     def _check(self, t: float | Array, upper: float) -> None:
-        x = np.asarray(t, dtype=np.float64)
+        x = floats("t", t, "times, a number or an array of them")
         bad = ~((x >= self.t_clean) & (x <= upper))
         if np.any(bad):
             raise ValueError(
@@ -97,8 +107,10 @@ class NoiseSchedule:
             )
 
     def _times(self, t: float | Array) -> Array:
-        self._check(t, self._t_limit)
-        return np.asarray(t, dtype=np.float64)
+        # Where any sigma is a time, none is rounded to the last.
+        x = floats("t", t, "times, a number or an array of them") if math.isinf(self._t_limit) else self.within(t)
+        self._check(x, self._t_limit)
+        return x
 
     @property
     def _t_limit(self) -> float:
@@ -169,6 +181,8 @@ class NoiseSchedule:
 
     def at(self, t: float) -> Point:
         """Everything at one time, from one evaluation."""
+        if floats("t", t, "one time").ndim:
+            raise TypeError(f"t got {short(t)}; expected one time")
         alpha, sigma, log_alpha, log_sigma = self._all(t)
         return Point(
             float(t), float(self.model_time(float(t))), float(alpha), float(sigma), float(log_alpha - log_sigma)
@@ -179,7 +193,7 @@ class NoiseSchedule:
 
         Raises ValueError where `lam` is below its value at `t_max` by more than rounding.
         """
-        x = np.asarray(lam, dtype=np.float64)
+        x = floats("lam", lam, "values of log(alpha/sigma), a number or an array of them")
         lowest = -math.inf if math.isinf(self._t_limit) else self.lam(self.t_max)
         # Rounding: lam(t) is good to a few units in the last place of |lam| + 1.
         bad = ~(x >= lowest - 1e-12 * (1.0 + abs(lowest))) if math.isfinite(lowest) else np.isnan(x)
@@ -271,7 +285,7 @@ def positive(name: str, value: float, *, zero: bool = False) -> float:
     """`value` as a finite positive float (or 0, where `zero`), else ValueError."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not zero):
         raise ValueError(f"{name} got {value!r}; expected a finite number {'>= 0' if zero else '> 0'}")

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastdiff.names import short
 from fastdiff.schedules.base import Array, Indexed, positive, vp_log_alpha, vp_parts
+from fastdiff.values import flag, floats, number
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -31,7 +33,7 @@ class Discrete(Indexed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        values = np.array(self.log_alphas, dtype=np.float64)
+        values = floats("log_alphas", self.log_alphas)
         if values.ndim != 1 or values.size == 0:
             raise ValueError(f"log_alphas got shape {values.shape}; expected (N,) with N >= 1")
         if not (np.all(np.isfinite(values[:-1])) and values[-1] < 0.0 and np.all(np.diff(values, prepend=0.0) < 0.0)):
@@ -113,9 +115,11 @@ def discrete(
     """A discrete schedule from its `betas` or its `alphas_cumprod`, of shape (N,).
 
     betas lie in (0, 1), alphas_cumprod in (0, 1) and strictly decreasing; the last beta may be 1, and the last
-    alphas_cumprod 0. `zero_terminal_snr` rescales alpha linearly so that the last is 0 and the first is kept
-    (Lin et al. 2023, arXiv 2305.08891, Algorithm 1). Raises ValueError for anything else.
+    alphas_cumprod 0, or 2^-24 in its place where the entry before is smaller, as diffusers has it.
+    `zero_terminal_snr` rescales alpha linearly so that the last is 0 and the first is kept (Lin et al. 2023, arXiv
+    2305.08891, Algorithm 1). Raises ValueError for anything else.
     """
+    flag("zero_terminal_snr", zero_terminal_snr)
     if (betas is None) == (alphas_cumprod is None):
         raise ValueError("discrete got both or neither of betas and alphas_cumprod; call discrete(betas=...) with one")
     if betas is not None:
@@ -130,6 +134,9 @@ def discrete(
         if not (np.all(values < 1.0) and np.all(values[:-1] > 0.0) and values[-1] >= 0.0):
             bad = values[(values <= 0.0) | (values >= 1.0)][0]
             raise ValueError(f"alphas_cumprod must lie in (0, 1) (the last may be 0); got {float(bad)!r}")
+        # diffusers writes 2^-24 for the 0 of zero terminal SNR, which may be above the entry before.
+        if values.size > 1 and values[-1] == 2.0**-24 and values[-2] <= values[-1]:
+            values = np.append(values[:-1], 0.0)
         if np.any(np.diff(values) >= 0.0):
             i = int(np.argmax(np.diff(values) >= 0.0))
             raise ValueError(
@@ -144,7 +151,7 @@ def discrete(
 
 
 def _vector(name: str, values: ArrayLike | None) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+    array = floats(name, values, "(N,) numbers")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} got shape {array.shape}; expected one dimension, (N,) with N >= 1")
     if not np.all(np.isfinite(array)):
@@ -165,6 +172,8 @@ def _zero_terminal(log_alpha: Array) -> Array:
 def _count(num_train: int) -> int:
     if isinstance(num_train, bool) or not isinstance(num_train, (int, np.integer)) or num_train < 1:
         raise ValueError(f"num_train got {num_train!r}; expected an integer >= 1, as in ddpm(num_train=1000)")
+    if num_train > 10**7:
+        raise ValueError(f"num_train got {short(num_train)}; expected at most 10**7, as in ddpm(num_train=1000)")
     return int(num_train)
 
 
@@ -181,7 +190,8 @@ def ddpm(
     The same two betas for every `num_train`. guided-diffusion's "linear" schedule divides both by N/1000, which keeps
     alpha at the end nearly the same: of N != 1000 times it is ddpm(N, 0.1 / N, 20 / N).
     """
-    betas = np.linspace(beta_start, beta_end, _count(num_train))
+    ends = number("beta_start", beta_start, "1e-4"), number("beta_end", beta_end, "0.02")
+    betas = np.linspace(*ends, _count(num_train))
     return discrete(betas, zero_terminal_snr=zero_terminal_snr, time_scale=time_scale, label="ddpm")
 
 
@@ -213,5 +223,5 @@ def cosine(
     angle = (np.arange(count + 1) / count + s) / (1.0 + s) * (math.pi / 2.0)
     # 1 - cos^2(b) / cos^2(a) = sin(b - a) sin(b + a) / cos^2(a): no cancellation for the first, small betas.
     a, b = angle[:-1], angle[1:]
-    betas = np.minimum(np.sin(b - a) * np.sin(b + a) / np.cos(a) ** 2, max_beta)
+    betas = np.minimum(np.sin(b - a) * np.sin(b + a) / np.cos(a) ** 2, number("max_beta", max_beta, "0.999"))
     return discrete(betas, zero_terminal_snr=zero_terminal_snr, time_scale=time_scale, label="cosine")

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdiff.names import unknown
-from fastdiff.schedules.base import Array, NoiseSchedule
+from fastdiff.names import one_of, short, unknown
+from fastdiff.schedules.base import ROUNDING, Array, NoiseSchedule
 from fastdiff.schedules.continuous import VE
+from fastdiff.values import number
 
 SPACINGS: dict[str, str] = {
     "time_uniform": "steps of equal time, to t_min (DPM-Solver)",
@@ -27,6 +28,8 @@ SPACINGS: dict[str, str] = {
     "exponential": "steps of equal log sigma, then clean (k-diffusion)",
     "sde_uniform": "as linspace; for VE and EDM as exponential, for VE to the SDE's time 1e-5; then clean (score_sde)",
 }
+MAX_STEPS = 100_000
+"""A table has one row a step, or several, in memory: no run needs more."""
 _OPTIONS = {"karras": ("rho",), "leading": ("steps_offset",)}
 _FINAL = ("clean", "t_min")
 _CURVES = ("time_uniform", "logsnr", "time_quadratic", "karras", "exponential")
@@ -73,15 +76,15 @@ def grid(
         valid = (*_OPTIONS.get(name, ()), "final")
         if option not in valid:
             raise ValueError(unknown(f"option of spacing {spacing!r}:", option, valid))
-    if final is not None and final not in _FINAL:
-        raise ValueError(unknown("final", final, _FINAL))
+    if final is not None:
+        one_of("final", final, _FINAL)
     if counts is not None:
         steps = sum(counts) if steps is None else steps
         if sum(counts) != _steps(steps):
             raise ValueError(f"spacing {spacing!r} makes {sum(counts)} steps; got steps={steps}: leave steps out")
     count = _steps(steps)
-    start = _end("t_start", t_start, schedule.t_max, schedule)
-    end = None if t_end is None else _end("t_end", t_end, schedule.t_clean, schedule)
+    start = end_time("t_start", t_start, schedule.t_max, schedule)
+    end = None if t_end is None else end_time("t_end", t_end, schedule.t_clean, schedule)
     if name == "sde_uniform":
         name = "exponential" if schedule.kind in ("ve", "edm") and not schedule.discrete else "linspace"
         if isinstance(schedule, VE) and end is None and final != "t_min":
@@ -116,19 +119,22 @@ def _steps(steps: object) -> int:
             raise TypeError
         count = operator.index(steps)  # type: ignore[arg-type]
     except TypeError:
-        raise ValueError(f"steps got {steps!r}; expected an integer >= 1, such as steps=10") from None
+        raise ValueError(f"steps got {short(steps)}; expected an integer >= 1, such as steps=10") from None
     if count < 1:
         raise ValueError(f"steps got {count}; expected an integer >= 1, such as steps=10")
+    if count > MAX_STEPS:
+        raise ValueError(f"steps got {short(count)}; expected at most {MAX_STEPS}, such as steps=10")
     return count
 
 
-def _end(name: str, value: float | None, default: float, schedule: NoiseSchedule) -> float:
+def end_time(name: str, value: float | None, default: float, schedule: NoiseSchedule) -> float:
+    """An end of a run: a time of the schedule, or the default; ValueError, with its name, for anything else."""
     if value is None:
         return default
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} got {value!r}; expected a time of {schedule!r}") from None
+        number = float(schedule.within(float(value)))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} got {short(value)}; expected a time of {schedule!r}") from None
     try:
         schedule.check(number)
     except ValueError as error:
@@ -143,10 +149,14 @@ def _ordered(start: float, end: float, schedule: NoiseSchedule) -> None:
 
 def _checked(times: Array, schedule: NoiseSchedule, what: str) -> Array:
     schedule.check(times)
-    flat = np.flatnonzero(np.diff(times) >= 0.0)
+    # Two times that are one in float32 are one to a network, and solvers divide by what lies between them.
+    near = ROUNDING * np.maximum(np.abs(times[:-1]), np.abs(times[1:]))
+    flat = np.flatnonzero(np.diff(times) >= -near)
     if flat.size:
         i = int(flat[0])
-        verb = "repeat" if times[i] == times[i + 1] else "do not decrease at"
+        same = times[i] - times[i + 1] >= -near[i]
+        exact = "" if times[i] == times[i + 1] else ", within float32's rounding,"
+        verb = f"repeat{exact}" if same else "do not decrease at"
         raise ValueError(
             f"{what} {verb} the time {float(times[i + 1])!r} (position {i + 1}); expected strictly decreasing times: "
             "use fewer steps, or a wider range from t_start to t_end"
@@ -168,8 +178,8 @@ def _own(
     if given:
         raise ValueError(f"{given[0]} does not go with times of your own: they state where they start and end")
     try:
-        times = np.array(spacing, dtype=np.float64)
-    except (TypeError, ValueError):
+        times = schedule.within(np.array(spacing, dtype=np.float64))
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"spacing got {spacing!r}; expected a name of {', '.join(SPACINGS)}, {_RESPACING}") from None
     if times.ndim != 1 or times.size < 2:
         raise ValueError(f"own times got shape {times.shape}; expected (steps + 1,), at least a start and an end")
@@ -179,7 +189,31 @@ def _own(
         raise ValueError(
             "own times increase; a run goes from noise to data: give them in decreasing order, times[::-1]"
         )
+    _check_axis(times, schedule)
     return _checked(times, schedule, "own times")
+
+
+def _check_axis(times: Array, schedule: NoiseSchedule) -> None:
+    """ValueError for own times that are of another axis: sigmas for indices or t in [0, 1], or indices for sigmas.
+
+    Sigmas are told from indices by a time between 0 and 1 after others that are no whole numbers, down to 0 at least,
+    all far from the noisy end: a run of this schedule would begin beside the data.
+    """
+    sigmas = f"[float(schedule.inverse_lambda(-math.log(s))) for s in sigmas if s > 0] + [{schedule.t_clean:g}]"
+    if schedule.discrete and schedule.kind != "ve":
+        inner = times[(times > 0.0) & (times != np.rint(times))]
+        far = times[0] < 0.25 * schedule.t_max
+        if schedule.t_max > 100 and far and times[-1] >= 0.0 and inner.size > 1 and inner[-1] < 1.0:
+            raise ValueError(
+                f"own times from {times[0]:g} to {times[-1]:g} look like sigmas, and those of {schedule!r} are indices "
+                f"from 0 to {schedule.t_max:g}: spacing={sigmas}, or spacing='karras'"
+            )
+    elif not schedule.discrete and times[0] > schedule.t_max * (1.0 + ROUNDING):
+        axis = "sigmas" if schedule.kind in ("ve", "edm") else "t"
+        other = f"; of sigmas: spacing={sigmas}" if axis == "t" else "; of another range: the schedule's sigma_max"
+        raise ValueError(
+            f"own times begin at {times[0]:g}, and those of {schedule!r} are {axis} up to {schedule.t_max:g}{other}"
+        )
 
 
 def _curve(request: GridCall) -> Array:
@@ -221,8 +255,8 @@ def _log_curve(request: GridCall, nodes: Array, end: float) -> Array:
             f"t_start={start!r}: give a smaller t_start, or use spacing 'trailing' or 'time_uniform'"
         )
     if name == "karras":
-        rho = float(request.options.get("rho", 7.0))
-        if not (math.isfinite(rho) and rho > 0.0):
+        rho = number("rho", request.options.get("rho", 7.0), "7")
+        if rho <= 0.0:
             raise ValueError(f"rho got {rho!r}; expected a finite number > 0, such as rho=7")
         level = rho * np.log(np.exp(a / rho) + nodes * (np.exp(b / rho) - np.exp(a / rho)))
     else:

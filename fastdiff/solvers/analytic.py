@@ -23,7 +23,7 @@ from fastdiff.names import unknown
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.solvers.base import ROW, Method, Option, Request, Row
-from fastdiff.solvers.ddim import CLIPPED_OUTPUT, chain, ddim_row, ddpm_row, posterior_std
+from fastdiff.solvers.ddim import CLIPPED_OUTPUT, chain, check_downward, ddim_row, ddpm_row, posterior_std
 from fastdiff.solvers.gamma import Gamma
 
 BOUNDS = ("upper", "lower")
@@ -62,7 +62,7 @@ class RangeOption(Option):
             return None
         try:
             lo, hi = (float(v) for v in value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             lo = hi = math.nan
         if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
             raise ValueError(
@@ -147,6 +147,8 @@ def optimal_chain(
 
 
 def build_analytic_ddpm(request: Request, **options: Any) -> Plan:
+    check_downward(request, "analytic_ddpm")
+
     def mean(s: Point, t: Point) -> tuple[Row, float]:
         return ddpm_row(s, t, 0.0), posterior_std(s, t)
 
@@ -156,8 +158,10 @@ def build_analytic_ddpm(request: Request, **options: Any) -> Plan:
 def build_analytic_ddim(request: Request, *, eta: float, use_clipped_model_output: bool, **options: Any) -> Plan:
     def mean(s: Point, t: Point) -> tuple[Row, float]:
         row = ddim_row(s, t, eta)
-        return row - (row @ ROW["za"]) * ROW["za"], eta * posterior_std(s, t)
+        return row - (row @ ROW["za"]) * ROW["za"], eta * posterior_std(s, t) if eta else 0.0
 
+    if eta:
+        check_downward(request, "analytic_ddim")
     own = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
     return optimal_chain("analytic_ddim", request, mean, own=own, **options)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.names import unknown, unknown_option
+from fastdiff.names import representable, short, unknown, unknown_option
 from fastdiff.plan import H1, MAX_HISTORY, REGISTERS, SECOND, ZA, Plan, Stage, register
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.schedules.grids import grid
+from fastdiff.schedules.grids import MAX_STEPS, end_time, grid
 
 Row = np.ndarray
 """A linear form over the registers: float64 (13,)."""
@@ -43,7 +43,7 @@ class Option:
         return value
 
     def check(self, method: str, name: str, value: Any) -> Any:
-        """`value`, or ValueError/TypeError that names the method, the option and what it accepts."""
+        """`value`, or ValueError or TypeError that names the method, the option and what it accepts."""
         call = f"method={method!r}, {name}={self.default!r}"
         choices = self.accepted
         if choices is not None:
@@ -62,14 +62,24 @@ class Option:
                 raise TypeError(f"{name}={value!r}: method {method!r} expects True or False ({call})")
             return bool(value)
         if isinstance(value, bool | str) or not isinstance(value, int | float | np.integer | np.floating):
-            raise TypeError(f"{name}={value!r}: method {method!r} expects a number ({call})")
-        if not math.isfinite(value) and not (value == math.inf and self.default == math.inf):
-            raise ValueError(f"{name}={value!r}: method {method!r} expects a finite number ({call})")
+            raise TypeError(f"{name}={short(value)}: method {method!r} expects a number ({call})")
+        if not representable(value) and not (value == math.inf and self.default == math.inf):
+            raise ValueError(f"{name}={short(value)}: method {method!r} expects a finite number ({call})")
         low, high = self.minimum, self.maximum
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = f"[{'-inf' if low is None else f'{low:g}'}, {'inf' if high is None else f'{high:g}'}]"
             raise ValueError(f"{name}={value!r}: method {method!r} accepts {bounds} ({call})")
         return float(value) if isinstance(self.default, float) else value
+
+
+class DrawsNoise(ValueError):
+    """A step that draws noise has no upward form: no single x_T leads to a sample."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(
+            f"method {method!r} with these options draws noise, so that no single x_T leads to a sample: invert a "
+            "deterministic one, such as ddim with eta=0"
+        )
 
 
 @dataclass(frozen=True)
@@ -96,13 +106,8 @@ class Request:
         Raises:
             ValueError: a time outside the schedule, or twice the same.
         """
-        first = self.schedule.t_max if self.t_start is None else float(self.t_start)
-        last = self.schedule.t_min if self.t_end is None else float(self.t_end)
-        for name, t in (("t_start", first), ("t_end", last)):
-            try:
-                self.schedule.check(t)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+        first = end_time("t_start", self.t_start, self.schedule.t_max, self.schedule)
+        last = end_time("t_end", self.t_end, self.schedule.t_min, self.schedule)
         if first == last:
             raise ValueError(f"method {method!r}: t_start={first:g} and t_end={last:g} are the same time")
         return self.schedule.at(first), self.schedule.at(last)
@@ -123,6 +128,10 @@ class Request:
             if ends_clean and times[-1] > floor:
                 times = np.append(times if steps is None else times[:-1], floor)
             times = times[::-1]
+            if len(times) < 2:
+                raise ValueError(
+                    f"{self.schedule!r} has one time with noise, t={times[0]:g}: a run upwards needs two of them"
+                )
         return [self.schedule.at(float(t)) for t in times]
 
     def _grid(self, steps: int | None) -> np.ndarray:
@@ -196,6 +205,11 @@ class Recorder:
 
         Where the rows read za, it is a draw of its own.
         """
+        if len(self.stages) >= 2 * MAX_STEPS:
+            raise ValueError(
+                f"this plan would have more than {2 * MAX_STEPS} rows: use fewer steps, or fewer corrections a step "
+                "(n_corrector)"
+            )
         base = next_u if next_x is None else next_x
         noisy = bool(next_u[ZA] or base[ZA])
         self.stages.append(

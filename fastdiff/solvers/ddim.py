@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from fastdiff.plan import ZA, Plan
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import ROW, DrawsNoise, Method, Option, Recorder, Request, Row
 
 
 def fresh(s: Point, t: Point) -> float:
@@ -29,6 +29,12 @@ def fresh(s: Point, t: Point) -> float:
 def posterior_std(s: Point, t: Point) -> float:
     """Standard deviation of q(x_t | x_s, x0): the square root of beta-tilde of the subsequence."""
     return t.sigma * math.sqrt(fresh(s, t))
+
+
+def check_downward(request: Request, method: str) -> None:
+    """Raise for an upward request of a chain that draws noise: towards noise there is no posterior."""
+    if request.upward:
+        raise DrawsNoise(method)
 
 
 def ddim_row(s: Point, t: Point, eta: float) -> Row:
@@ -69,6 +75,8 @@ def chain(
 
 
 def build_ddim(request: Request, *, eta: float, use_clipped_model_output: bool) -> Plan:
+    if eta:
+        check_downward(request, "ddim")
     options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
     return chain("ddim", request, options, lambda s, t: ddim_row(s, t, eta))
 
@@ -94,6 +102,7 @@ def beta(s: Point, t: Point) -> float:
 
 
 def build_ddpm(request: Request, *, variance: str) -> Plan:
+    check_downward(request, "ddpm")
     points = request.points()
     following = dict(zip(points[1:], points, strict=False))
 

@@ -136,7 +136,7 @@ METHODS = (
             "rtol": Option(0.05, "relative tolerance of a step's error in x", minimum=0.0),
             "atol": Option(0.0078, "absolute tolerance; 0.0078 is a 256th of [-1, 1]", minimum=0.0),
             "h_init": Option(0.05, "the first step in lambda", minimum=0.0),
-            "theta": Option(0.9, "safety factor of the step", minimum=0.0),
+            "theta": Option(0.9, "safety factor of the step", minimum=0.0, maximum=1.0),
             "t_err": Option(1e-5, "end so close to t_end, in time from 0 to 1", minimum=0.0),
             "control": CONTROL,
             "denoise_to_zero": DENOISE,

@@ -15,9 +15,12 @@ import numpy as np
 from fastdiff.plan import Plan
 from fastdiff.plan.phi import phi
 from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request
+from fastdiff.solvers.ddim import check_downward
 
 
 def build(request: Request, *, eta: float, s_noise: float, solver_type: str) -> Plan:
+    if eta:
+        check_downward(request, "dpmpp2m_sde")
     points = request.points()
     rows = Recorder()
     for i, (s, t) in enumerate(pairwise(points)):

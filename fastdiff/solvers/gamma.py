@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastdiff.files import write_whole
 from fastdiff.schedules import NoiseSchedule, Point
+from fastdiff.values import floats, number
 
 FORMAT = "fastdiff-gamma-1"
 PURE_NOISE = -4.0
@@ -49,7 +50,7 @@ class Gamma:
     count: int = 0
 
     def __post_init__(self) -> None:
-        times, values = np.array(self.times, dtype=np.float64), np.array(self.values, dtype=np.float64)
+        times, values = floats("Gamma's times", self.times), floats("Gamma's values", self.values)
         if times.ndim != 1 or times.shape != values.shape or not times.size:
             raise ValueError(
                 f"Gamma got times {times.shape} and values {values.shape}; expected one value for each of (n,) times"
@@ -73,7 +74,7 @@ class Gamma:
     @staticmethod
     def of(values: Mapping[float, float], schedule: NoiseSchedule | None = None) -> Gamma:
         """From a mapping of schedule times to values."""
-        pairs = sorted((float(t), float(v)) for t, v in values.items())
+        pairs = sorted((number("Gamma's time", t, "999.0"), number("Gamma", v, "0.5")) for t, v in values.items())
         fingerprint = None if schedule is None else schedule.fingerprint()
         return Gamma(tuple(t for t, _ in pairs), tuple(v for _, v in pairs), fingerprint)
 

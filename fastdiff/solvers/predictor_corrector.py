@@ -22,10 +22,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fastdiff.names import short
 from fastdiff.plan import Plan
 from fastdiff.schedules import VE, NoiseSchedule, Point, SubVP, VPLinear
+from fastdiff.schedules.grids import MAX_STEPS
 from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
-from fastdiff.solvers.ddim import fresh, posterior_std
+from fastdiff.solvers.ddim import check_downward, fresh, posterior_std
 
 PREDICTORS = ("reverse_diffusion", "euler_maruyama", "ancestral", "none")
 CORRECTORS = ("langevin", "ald", "none")
@@ -72,19 +74,25 @@ def transition(s: Point, t: Point) -> tuple[float, float]:
     return s.alpha / t.alpha, s.sigma**2 * fresh(s, t)
 
 
+def std_of(variance: float) -> float:
+    """Upwards, along the probability flow, the variance counts backwards, and nothing is drawn."""
+    return math.sqrt(max(variance, 0.0))
+
+
 def exact_step(predictor: str, schedule: NoiseSchedule, s: Point, t: Point) -> Step:
     """The step between two times of any grid, from the transition between them."""
     r, v = transition(s, t)
     alpha = r * r if schedule.kind in ("vp", "subvp") else 1.0
     if predictor == "euler_maruyama":
+        dt = sde_time(schedule, s) - sde_time(schedule, t)
         # A sigma below VE's sigma_min is before the SDE's beginning.
-        drift = diffusion(schedule, s, max(sde_time(schedule, s) - sde_time(schedule, t), 0.0))
+        drift = diffusion(schedule, s, max(dt, 0.0) if s.lam < t.lam else dt)
         b, v = (1.0 - r * r, v) if drift is None else drift
-        return Step(1.0 + 0.5 * b, v, math.sqrt(v), alpha)
+        return Step(1.0 + 0.5 * b, v, std_of(v), alpha)
     if predictor == "ancestral":
         # As published: for VE the posterior's variance; for VP beta, the variance of the forward step.
         return Step(1.0 / r, v / r, math.sqrt(v) if schedule.kind == "vp" else posterior_std(s, t), alpha)
-    return Step(2.0 - r, v, math.sqrt(v), alpha)
+    return Step(2.0 - r, v, std_of(v), alpha)
 
 
 def exact_steps(request: Request, predictor: str, corrector: str, points: Sequence[Point]) -> list[Step]:
@@ -113,7 +121,8 @@ def _check(
             f"predictor='ancestral' is defined for VE and VP, and the schedule is {schedule!r}: use "
             "predictor='reverse_diffusion' or 'euler_maruyama'"
         )
-    if probability_flow and predictor in ("ancestral", "none"):
+    # Without a predictor there is nothing that it acts on, as published.
+    if probability_flow and predictor == "ancestral":
         raise ValueError(
             f"probability_flow=True with predictor={predictor!r}: the probability flow is for "
             "predictor='reverse_diffusion' or 'euler_maruyama'"
@@ -140,10 +149,17 @@ def build(
 ) -> Plan:
     if not isinstance(n_corrector, int | np.integer):
         raise TypeError(f"n_corrector={n_corrector!r}: method 'pc' expects an integer (n_corrector=1)")
+    if n_corrector > MAX_STEPS:
+        raise ValueError(
+            f"n_corrector={short(n_corrector)}: method 'pc' accepts at most {MAX_STEPS} corrections a step "
+            "(n_corrector=1)"
+        )
     if snr <= 0:
         raise ValueError(f"snr={snr!r}: method 'pc' expects a number above 0 (snr=0.16)")
     if norm == "sample" and corrector != "langevin":
         raise ValueError(f"norm='sample' goes with corrector='langevin'; corrector={corrector!r} has no norms")
+    if not probability_flow or corrector != "none":
+        check_downward(request, "pc")
     points = request.points()
     _check(request, points, predictor, corrector, probability_flow)
     steps = DISCRETIZATIONS[discretization](request, predictor, corrector, points)

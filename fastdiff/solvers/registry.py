@@ -12,7 +12,7 @@ import numpy as np
 from fastdiff.names import unknown, warn
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.schedules.grids import SPACINGS
+from fastdiff.schedules.grids import SPACINGS, end_time
 from fastdiff.solvers import (
     analytic,
     ddim,
@@ -25,8 +25,9 @@ from fastdiff.solvers import (
     predictor_corrector,
     unipc,
 )
-from fastdiff.solvers.base import Method, Request
+from fastdiff.solvers.base import DrawsNoise, Method, Request
 from fastdiff.solvers.embedded import Embedded
+from fastdiff.values import flag
 
 METHODS: dict[str, Method] = {}
 """Every method by its canonical name."""
@@ -54,7 +55,9 @@ ABSENT = {
     "dpmpp_3m_sde": "dpmpp2m_sde",
     "dpmpp_sde": "dpmpp2m_sde",
     "dpmsolversde": "dpmpp2m_sde",
-    "flowmatchheundiscrete": "dpmpp2m",
+    "edmdpmsolvermultistep": "dpmpp2m, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
+    "edmeuler": "ddim, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
+    "flowmatchheundiscrete": "dpmpp2m, with schedule='flow', prediction='flow'",
     "ipndm": "dpm3",
     "ipndm_v": "dpm3",
     "kdpm2ancestraldiscrete": "dpmpp2m_sde",
@@ -135,6 +138,28 @@ def find(name: str | Method) -> Method:
     return METHODS[key]
 
 
+def implied(name: Any, schedule: Any, prediction: str | None) -> str | None:
+    """The prediction, or the one that the method's name says; ValueError where the schedule says otherwise.
+
+    How a flow network is given its time only its user knows, so that no schedule is chosen for it.
+    """
+    flow = isinstance(name, str) and key_of(name).startswith("flow")
+    if flow and prediction is None:
+        prediction = "flow"
+    if prediction != "flow" and not flow:
+        return prediction
+    what = f"method {name!r} says that the network is one of flow matching" if flow else "prediction='flow'"
+    call = "schedule='flow', or fastdiff.schedules.flow(shift, time_scale=1000) for a network that is given 0 to 1000"
+    if schedule is None:
+        raise ValueError(f"{what}, and no schedule was named: {call}")
+    if flow and (prediction != "flow" or resolve(schedule).kind != "flow"):
+        raise ValueError(
+            f"{what}; got schedule={resolve(schedule)!r}, prediction={prediction!r}: {call}, with "
+            "prediction='flow'; for other networks the same steps are method='ddim'"
+        )
+    return prediction
+
+
 def settled(name: str, value: Any) -> Any:
     """An option's value with files read, so that it may be kept: whatever a file holds later, the value stays."""
     for method in METHODS.values():
@@ -213,7 +238,7 @@ def adaptive(
 def own_times(spacing: Sequence[float]) -> tuple[float, ...]:
     try:
         times = np.asarray(spacing, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         times = np.empty(())
     if times.ndim != 1:
         raise ValueError(
@@ -235,7 +260,10 @@ def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) ->
         return "linspace" if schedule.discrete else "karras"
     if own == "leading":
         return own if schedule.discrete else "uniform"
-    if own in ("logsnr", "karras") and schedule.lam(schedule.t_max if t_start is None else float(t_start)) == -math.inf:
+    if (
+        own in ("logsnr", "karras")
+        and schedule.lam(end_time("t_start", t_start, schedule.t_max, schedule)) == -math.inf
+    ):
         return "time_uniform"
     return own
 
@@ -271,6 +299,7 @@ def plan(
         TypeError: values of the wrong type.
     """
     chosen = find(method)
+    flag("invert", invert)
     if chosen.adaptive:
         raise ValueError(
             f"method {chosen.name!r} is adaptive and has no plan: its steps are chosen while it runs; "
@@ -289,14 +318,13 @@ def plan(
     made = chosen.build(request, **filled)
     if not invert:
         return made
-    if made.stochastic:
-        raise ValueError(
-            f"method {chosen.name!r} with these options draws noise, so that no single x_T leads to a sample: invert a "
-            "deterministic one, such as ddim with eta=0"
-        )
     if "denoise_to_zero" in filled:
         filled["denoise_to_zero"] = False
-    return chosen.build(dataclasses.replace(request, upward=True), **filled)
+    # Both: a last step to sigma = 0 draws nothing downwards, whatever the options, and is a noisy one upwards.
+    up = made if made.stochastic else chosen.build(dataclasses.replace(request, upward=True), **filled)
+    if up.stochastic:
+        raise DrawsNoise(chosen.name)
+    return up
 
 
 for family in (

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastdiff import solvers
@@ -17,8 +16,10 @@ from fastdiff.names import unknown
 from fastdiff.plan import M, X
 from fastdiff.prediction import PREVIOUS, conversion, previous_conversion
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.schedules.grids import MAX_STEPS
 from fastdiff.solvers.ddim import LEARNED, step_variances
-from fastdiff.training.forward import column, uniform, vector
+from fastdiff.training.forward import Source, column, vector
+from fastdiff.values import whole
 
 VARIANCES = ("small", "large", *LEARNED)
 
@@ -103,11 +104,15 @@ class Chain:
             )
         return self._order[near]
 
-    def draw(self, batch: int, generator: torch.Generator | None, prediction: str) -> np.ndarray:
+    def ascending(self, part: np.ndarray) -> np.ndarray:
+        """(B,) times, those at parts in [0, 1) of their number from the cleanest."""
+        return self.times[self._order][np.floor(len(self) * part).astype(np.int64)]
+
+    def draw(self, batch: int, source: Source, prediction: str) -> np.ndarray:
         """(B,) positions, uniform; ValueError where one of them has no x0 of that prediction."""
         # Only the noisiest time can be without one. Raise in the first call, and not when that time is first drawn.
         self._to_x0(0, prediction)
-        return np.floor(len(self) * uniform(batch, generator)).astype(np.int64)
+        return np.floor(len(self) * source.uniform(batch)).astype(np.int64)
 
     def mean(self, k: np.ndarray, x: Tensor, x0: Tensor) -> Tensor:
         """The mean of q(x_{t−1} | x_t, x0)."""
@@ -133,8 +138,10 @@ def chain_of(
     """The chain, kept from call to call: training asks for the same one in every step."""
     if not isinstance(variance, str):
         raise TypeError(f"variance must be a name, one of {', '.join(VARIANCES)}; got {type(variance).__name__}")
-    times = spacing if spacing is None or isinstance(spacing, str) else tuple(float(t) for t in spacing)
-    return _chain(schedule, steps, times, variance)
+    times = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
+    if steps is not None:
+        steps = whole("steps", steps, 1, MAX_STEPS, "100")
+    return _chain(resolve(schedule), steps, times, variance)
 
 
 @functools.lru_cache(maxsize=32, typed=True)

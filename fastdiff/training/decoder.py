@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastdiff.names import unknown, warn
+from fastdiff.names import one_of, warn
 
 CDFS = ("exact", "tanh")
 
@@ -89,5 +89,4 @@ def _range(x0: Tensor) -> tuple[float, float]:
 def check_decoder(bins: int, cdf: str) -> None:
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
         raise ValueError(f"bins={bins!r}: expected the number of values of an element, at least 2, such as 256")
-    if cdf not in CDFS:
-        raise ValueError(unknown("cdf", cdf, CDFS))
+    one_of("cdf", cdf, CDFS)

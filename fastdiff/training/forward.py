@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fastdiff.names import unknown
+from fastdiff.bind import in_range
+from fastdiff.names import one_of
+from fastdiff.ops.philox import integers
 from fastdiff.prediction import ALL_PREDICTIONS, target
+from fastdiff.run.arguments import resolve_seeds
 from fastdiff.run.network import Network, placement, stated
+from fastdiff.run.noise import randn
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.values import floats
 
 Array = NDArray[np.float64]
 Model = Callable[..., Any]
 REDUCTIONS = ("mean", "none")
+TIMES = 3
+"""Philox stream of the times that a loss draws."""
 
 
 def q_sample(
@@ -27,6 +34,8 @@ def q_sample(
     noise: Tensor | None = None,
     *,
     generator: torch.Generator | None = None,
+    seed: int | Sequence[int] | None = None,
+    first_sample: int = 0,
 ) -> Tensor:
     """x_t = alpha(t) x_0 + sigma(t) eps (Ho et al. 2020, arXiv 2006.11239, eq. 4; Song et al. 2021, eq. 29).
 
@@ -36,6 +45,9 @@ def q_sample(
         schedule: a `NoiseSchedule` or its name.
         noise: (B, ...) standard normal eps; default: drawn with `generator`.
         generator: where the noise comes from; default: torch's own. A generator of another device than x0's is fine.
+        seed, first_sample: instead of a generator, the built-in normals, as in `fastdiff.sample`: equal calls give
+            equal results, whatever the batch and the device. They are those that `sample` with this seed would start
+            from, and none that its steps draw.
 
     Returns:
         x_t in the shape, dtype and on the device of x0; differentiable in x0 and noise.
@@ -46,7 +58,7 @@ def q_sample(
     check_data(x0)
     known = resolve(schedule)
     times = check_times(t, len(x0), known)
-    eps = normal(x0, noise, generator)
+    eps = Source(generator, seed, first_sample).check().normal(x0, noise)
     return diffuse(full(x0), full(eps), known.alpha(times), known.sigma(times)).to(x0.dtype)
 
 
@@ -71,8 +83,9 @@ def evaluate(
 
     The network is given x in the dtype of its parameters, as in sampling; where it has none, in `dtype`.
     """
-    clock = torch.from_numpy(model_time).to(
-        device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype_of_time = torch.float64 if x.dtype == torch.float64 else torch.float32
+    clock = torch.from_numpy(in_range(model_time, dtype_of_time, "the network's time")).to(
+        device=x.device, dtype=dtype_of_time
     )
     return full(Network(model, len(x), model_kwargs, learned=learned)(x.to(placement(model)[1] or dtype), clock))
 
@@ -118,13 +131,55 @@ def reduce(losses: Tensor, reduction: str) -> Tensor:
     return losses.mean() if reduction == "mean" else losses
 
 
-def uniform(batch: int, generator: torch.Generator | None) -> Array:
-    """(B,) uniform in [0, 1): on the host, so that no step waits for a device, unless the generator is elsewhere."""
-    where = torch.device("cpu") if generator is None else generator.device
-    return torch.rand(batch, generator=generator, device=where, dtype=torch.float64).cpu().numpy()
+class Source(NamedTuple):
+    """Where a loss's draws come from: a generator, torch's own where there is none, or the built-in normals of a seed,
+    which depend on the sample alone.
+
+    With a seed, the noise is the normals of the prior's stream, so that steps that follow with the same seed draw
+    others; and times have a stream of their own.
+    """
+
+    generator: torch.Generator | None = None
+    seed: Any = None
+    first_sample: int = 0
+
+    def check(self) -> Source:
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            raise TypeError(
+                f"generator must be a torch.Generator, got {type(self.generator).__name__}: "
+                "torch.Generator().manual_seed(0), or give seed=0"
+            )
+        if self.generator is not None and self.seed is not None:
+            raise ValueError("seed and generator are two sources of the same draws: give one of them")
+        if self.seed is None and self.first_sample:
+            raise ValueError("first_sample counts the samples of a seed: give seed=0 too")
+        return self
+
+    def uniform(self, batch: int) -> Array:
+        """(B,) in [0, 1): on the host, so that no step waits for a device, unless the generator is elsewhere."""
+        if self.seed is not None:
+            seeds, index = resolve_seeds(self.seed, self.first_sample, batch, torch.device("cpu"))
+            words = [integers(1, s, i, 0, TIMES)[0] for s, i in zip(seeds.tolist(), index.tolist(), strict=True)]
+            return np.array(words, dtype=np.float64) / 2.0**32
+        where = torch.device("cpu") if self.generator is None else self.generator.device
+        return torch.rand(batch, generator=self.generator, device=where, dtype=torch.float64).cpu().numpy()
+
+    def normal(self, x0: Tensor, noise: Tensor | None) -> Tensor:
+        """`noise`, checked, or a draw of x0's shape."""
+        if noise is None and self.seed is not None:
+            drawn = randn(
+                tuple(x0.shape),
+                seed=self.seed,
+                first_sample=self.first_sample,
+                prior=True,
+                dtype=torch.float64 if x0.dtype == torch.float64 else torch.float32,
+                device=x0.device,
+            )
+            return drawn.to(x0.dtype)
+        return normal(x0, noise, self.generator)
 
 
-def normal(x0: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+def normal(x0: Tensor, noise: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
     """`noise`, checked, or a draw of x0's shape."""
     if noise is None:
         where = x0.device if generator is None else generator.device
@@ -138,10 +193,8 @@ def normal(x0: Tensor, noise: Tensor | None, generator: torch.Generator | None) 
 
 
 def check_names(prediction: str, reduction: str) -> None:
-    if prediction not in ALL_PREDICTIONS:
-        raise ValueError(unknown("prediction", prediction, ALL_PREDICTIONS))
-    if reduction not in REDUCTIONS:
-        raise ValueError(unknown("reduction", reduction, REDUCTIONS))
+    one_of("prediction", prediction, ALL_PREDICTIONS)
+    one_of("reduction", reduction, REDUCTIONS)
 
 
 def check_data(x0: Any) -> None:
@@ -155,14 +208,13 @@ def check_data(x0: Any) -> None:
 
 def vector(name: str, values: Any, batch: int) -> Array:
     """(B,) float64 on the host, from one value for each sample or one for all."""
-    host = values.detach().cpu() if isinstance(values, Tensor) else values
-    array = np.asarray(host, dtype=np.float64)
+    array = floats(name, values, "a number for each sample, or one for all")
     if array.shape not in ((), (batch,)):
         raise ValueError(f"{name} has shape {array.shape}; expected one for each sample, ({batch},), or one for all")
     return np.broadcast_to(array, (batch,)).copy()
 
 
 def check_times(t: Any, batch: int, schedule: NoiseSchedule) -> Array:
-    times = vector("t", t, batch)
+    times = schedule.within(vector("t", t, batch))
     schedule.check(times)
     return times

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.values import floats, number, whole
+
 
 class LossSecondMoment:
     """p(t) proportional to sqrt(E[loss_t²]), over the last losses seen at each time, with weights that keep the loss's
@@ -38,6 +40,7 @@ class LossSecondMoment:
         for name, value in (("num_times", num_times), ("history", history)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
+        uniform_prob = number("uniform_prob", uniform_prob, "0.001")
         if not 0.0 <= uniform_prob <= 1.0:
             raise ValueError(f"uniform_prob={uniform_prob!r}: expected a probability, such as 0.001")
         self.uniform_prob = uniform_prob
@@ -57,6 +60,9 @@ class LossSecondMoment:
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """`batch` times and their weights 1/(N p(t)), (B,) int64 and (B,) float32, on the host."""
+        batch = whole("batch", batch, 1, 2**31 - 1, "16")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
         p = torch.from_numpy(self.probabilities())
         where = p if generator is None else p.to(generator.device)
         t = torch.multinomial(where, batch, replacement=True, generator=generator).cpu()
@@ -68,14 +74,14 @@ class LossSecondMoment:
         Raises:
             ValueError: other shapes, times outside 0 to N − 1, or a loss that is not finite.
         """
-        times = np.asarray(t.detach().cpu() if isinstance(t, Tensor) else t)
-        values = losses.detach().double().cpu().numpy()
+        times, values = floats("t", t, "(B,) times"), floats("losses", losses, "(B,) losses, reduction='none'")
         if times.ndim != 1 or times.shape != values.shape:
             raise ValueError(
                 f"t has shape {times.shape} and losses {values.shape}; expected (B,) of both: reduction='none'"
             )
         if np.any(times != np.rint(times)) or np.any((times < 0) | (times >= len(self._seen))):
-            raise ValueError(f"t got {times.tolist()}; expected integers from 0 to {len(self._seen) - 1}")
+            got = ", ".join(f"{v:g}" for v in times)
+            raise ValueError(f"t got [{got}]; expected integers from 0 to {len(self._seen) - 1}")
         pairs = list(zip(times.astype(int).tolist(), values.tolist(), strict=True))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             everyone: list[Any] = [None] * torch.distributed.get_world_size()
@@ -95,6 +101,8 @@ class LossSecondMoment:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a `state_dict` of the same num_times and history; ValueError for any other."""
+        if not isinstance(state, Mapping) or not all(isinstance(state.get(n), Tensor) for n in ("losses", "seen")):
+            raise ValueError("the state is none that state_dict() gave: expected the tensors 'losses' and 'seen'")
         losses, seen = (state[name].cpu().numpy() for name in ("losses", "seen"))
         if losses.shape != self._losses.shape or seen.shape != self._seen.shape:
             raise ValueError(

@@ -7,7 +7,7 @@ with each prediction. Draws are explicit arguments (`t`, `noise`), or come from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.names import unknown
+from fastdiff.names import one_of
 from fastdiff.prediction import PREVIOUS, conversion
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.training.chain import chain_of
 from fastdiff.training.forward import (
     Array,
     Model,
+    Source,
     as_stated,
     check_data,
     check_names,
@@ -31,12 +32,11 @@ from fastdiff.training.forward import (
     diffuse,
     evaluate,
     full,
-    normal,
     per_sample,
     reduce,
-    uniform,
     vector,
 )
+from fastdiff.values import flag, floats, number
 
 KINDS = ("l2", "l1")
 
@@ -48,10 +48,14 @@ def ddpm_loss(
     *,
     kind: str = "l2",
     prediction: str | None = None,
+    steps: int | None = None,
+    spacing: str | Sequence[float] | None = None,
     reduce_mean: bool = True,
     t: Tensor | ArrayLike | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    seed: int | Sequence[int] | None = None,
+    first_sample: int = 0,
     model_kwargs: Mapping[str, Any] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -69,9 +73,12 @@ def ddpm_loss(
         prediction: what the model gives: "eps", "x0", "v", "score" or "flow"; or "previous", whose target is the mean
             of q(x_{t−1} | x_t, x0) (Ho et al. 2020, eq. 7). Default: `model.prediction`, else "eps".
         reduce_mean: mean over a sample's elements; False: half their sum, as score_sde has it.
-        t: (B,) times; default: indices 0 to N − 1, drawn uniformly.
+        steps, spacing: a respaced chain, as in `fastdiff.sample`; default: all times. It decides the times that are
+            drawn, and, with "previous", the target: the mean of a step of that chain.
+        t: (B,) times; default: those of the chain, drawn uniformly.
         noise: (B, ...) standard normal eps; default: drawn.
         generator: source of both draws; default: torch's own.
+        seed, first_sample: instead of a generator, as in `q_sample`: both draws are functions of these alone.
         model_kwargs: keyword arguments of the model.
         reduction: "mean" over samples and elements, or "none": (B,), the mean over each sample's elements.
 
@@ -83,27 +90,31 @@ def ddpm_loss(
         as_stated(model, "prediction", prediction, "eps"),
     )
     check_names(prediction, reduction)
-    if kind not in KINDS:
-        raise ValueError(unknown("kind", kind, KINDS))
+    one_of("kind", kind, KINDS)
+    flag("reduce_mean", reduce_mean)
     check_data(x0)
+    source = Source(generator, seed, first_sample).check()
     known = resolve(schedule)
     if known.num_train is None:
         raise ValueError(
             f"ddpm_loss got {known!r}, which has no integer times; expected a discrete schedule such as 'ddpm': for a "
             "continuous one call sde_loss(model, x0, schedule)"
         )
+    respaced = steps is not None or spacing is not None
+    chain = chain_of(schedule, steps, spacing) if respaced or prediction == PREVIOUS else None
     if t is None:
-        t = np.floor(known.num_train * uniform(len(x0), generator))
+        drawn = source.uniform(len(x0))
+        t = np.floor(known.num_train * drawn) if chain is None else chain.ascending(drawn)
     times = check_times(t, len(x0), known)
+    k = None if chain is None else chain.find(times, len(x0))
     if prediction == PREVIOUS:
-        chain = chain_of(schedule)
-        k = chain.find(times, len(x0))
-        clean, eps = full(x0), full(normal(x0, noise, generator))
+        assert chain is not None and k is not None
+        clean, eps = full(x0), full(source.normal(x0, noise))
         x = diffuse(clean, eps, chain.alpha[k], chain.sigma[k])
         error = evaluate(model, x, x0.dtype, chain.model_time[k], model_kwargs) - chain.mean(k, x, clean)
     else:
         alpha, sigma = known.alpha(times), known.sigma(times)
-        error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, generator, model_kwargs)
+        error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, source, model_kwargs)
         if prediction == "score":
             error = error * column(sigma, error)
     return reduce(per_sample(error.abs() if kind == "l1" else error.square(), reduce_mean), reduction)
@@ -119,6 +130,8 @@ def smld_loss(
     t: Tensor | ArrayLike | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    seed: int | Sequence[int] | None = None,
+    first_sample: int = 0,
     model_kwargs: Mapping[str, Any] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -136,23 +149,25 @@ def smld_loss(
             `model.prediction`, else "score".
         reduce_mean: mean instead of half the sum over a sample's elements.
         t: (B,) indices of the levels, 0 to N − 1; default: drawn uniformly.
-        noise, generator, model_kwargs, reduction: as in `ddpm_loss`.
+        noise, generator, seed, first_sample, model_kwargs, reduction: as in `ddpm_loss`.
 
     Raises:
         TypeError, ValueError: bad arguments, levels that are not positive, or an output of the wrong shape.
     """
     prediction = as_stated(model, "prediction", prediction, "score")
+    flag("reduce_mean", reduce_mean)
     check_names(prediction, reduction)
     check_data(x0)
+    source = Source(generator, seed, first_sample).check()
     table, labels = _levels(sigmas)
     if t is None:
-        t = np.floor(len(table) * uniform(len(x0), generator))
+        t = np.floor(len(table) * source.uniform(len(x0)))
     index = vector("t", t, len(x0))
     if np.any(index != np.rint(index)) or np.any(index < 0) or np.any(index > len(table) - 1):
         raise ValueError(f"t got {index.tolist()}; expected integer indices of the levels, 0 to {len(table) - 1}")
     chosen = index.astype(np.int64)
     sigma, one = table[chosen], np.ones(len(x0))
-    error = _error(model, x0, labels[chosen], one, sigma, prediction, noise, generator, model_kwargs)
+    error = _error(model, x0, labels[chosen], one, sigma, prediction, noise, source, model_kwargs)
     scaled = error * column(_factor(prediction, one, sigma), error)
     return reduce(per_sample(scaled.square(), reduce_mean), reduction)
 
@@ -169,6 +184,8 @@ def sde_loss(
     t: Tensor | ArrayLike | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    seed: int | Sequence[int] | None = None,
+    first_sample: int = 0,
     model_kwargs: Mapping[str, Any] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -189,14 +206,17 @@ def sde_loss(
         prediction: what the model gives; the loss is that of the score it stands for. Default:
             `model.prediction`, else "eps".
         t: (B,) public times (sigma for VE), with noise in them; default: drawn.
-        noise, generator, model_kwargs, reduction: as in `ddpm_loss`.
+        noise, generator, seed, first_sample, model_kwargs, reduction: as in `ddpm_loss`.
 
     Raises:
         TypeError, ValueError: bad arguments, a schedule without such an SDE, or an output of the wrong shape.
     """
     prediction = as_stated(model, "prediction", prediction, "eps")
+    flag("reduce_mean", reduce_mean)
+    flag("likelihood_weighting", likelihood_weighting)
     check_names(prediction, reduction)
     check_data(x0)
+    source = Source(generator, seed, first_sample).check()
     known = resolve(schedule)
     if known.discrete or known.kind not in ("vp", "subvp", "ve"):
         raise ValueError(
@@ -204,10 +224,11 @@ def sde_loss(
             "'ve': for a discrete one call ddpm_loss(model, x0, schedule)"
         )
     last = 1.0 if known.kind == "ve" else known.t_max
+    eps = number("eps", eps, "1e-5")
     if not 0.0 < eps < last:
         raise ValueError(f"eps={eps!r}: expected a time between 0 and {last!r}, such as eps=1e-5")
     if t is None:
-        drawn = eps + (last - eps) * uniform(len(x0), generator)
+        drawn = eps + (last - eps) * source.uniform(len(x0))
         if known.kind == "ve":
             low, high = known.t_min, known.t_max
             drawn = np.minimum(low * (high / low) ** drawn, high)
@@ -218,7 +239,7 @@ def sde_loss(
         raise ValueError(
             f"t got {float(times[sigma == 0.0][0])!r}, where sigma is 0 and no score exists; expected t > 0"
         )
-    error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, generator, model_kwargs)
+    error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, source, model_kwargs)
     factor = _factor(prediction, alpha, sigma)
     if likelihood_weighting:
         factor = factor * known.diffusion(times) / sigma
@@ -233,7 +254,7 @@ def _error(
     sigma: Array,
     prediction: str,
     noise: Tensor | None,
-    generator: torch.Generator | None,
+    source: Source,
     model_kwargs: Mapping[str, Any] | None,
 ) -> Tensor:
     """Output minus target, (B, ...), in the wider dtype of x0 and the output, at least float32."""
@@ -242,7 +263,7 @@ def _error(
             "prediction='previous' is the mean of a step of a DDPM chain, which only ddpm_loss, vlb_loss and "
             "hybrid_loss know"
         )
-    clean, eps = full(x0), full(normal(x0, noise, generator))
+    clean, eps = full(x0), full(source.normal(x0, noise))
     out = evaluate(model, diffuse(clean, eps, alpha, sigma), x0.dtype, model_time, model_kwargs)
     return deviation(out, clean, eps, alpha, sigma, prediction)
 
@@ -264,7 +285,7 @@ def _levels(sigmas: Any) -> tuple[Array, Array]:
             )
         index = np.arange(float(known.num_train))
         return known.sigma(index), known.model_time(index)
-    table = np.asarray(sigmas.detach().cpu() if isinstance(sigmas, Tensor) else sigmas, dtype=np.float64)
+    table = floats("sigmas", sigmas, "a schedule of discrete levels, or (N,) positive levels")
     if table.ndim != 1 or table.size == 0 or not np.all(np.isfinite(table)) or np.any(table <= 0.0):
         raise ValueError(
             f"sigmas got shape {table.shape} with values such as {table.reshape(-1)[:3].tolist()}; expected (N,) "

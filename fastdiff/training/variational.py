@@ -32,6 +32,7 @@ from fastdiff.training.chain import VARIANCES, Chain, chain_of
 from fastdiff.training.decoder import check_bins, check_decoder, check_scaled, decoder_log_prob
 from fastdiff.training.forward import (
     Model,
+    Source,
     as_stated,
     check_data,
     check_names,
@@ -44,6 +45,7 @@ from fastdiff.training.forward import (
     per_sample,
     reduce,
 )
+from fastdiff.values import flag
 
 ANALYTIC = "analytic"
 NATS_PER_BIT = math.log(2.0)
@@ -64,6 +66,8 @@ def vlb_loss(
     t: Tensor | ArrayLike | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    seed: int | Sequence[int] | None = None,
+    first_sample: int = 0,
     model_kwargs: Mapping[str, Any] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -87,16 +91,17 @@ def vlb_loss(
         cdf: "exact", or "tanh" for the approximation of the normal distribution in published code, with its lower
             bound of 1e-12 on probabilities.
         t: (B,) times of the chain; default: drawn uniformly.
-        noise, generator, model_kwargs, reduction: as in `ddpm_loss`.
+        noise, generator, seed, first_sample, model_kwargs, reduction: as in `ddpm_loss`.
 
     Raises:
         TypeError, ValueError: bad arguments, times outside the chain, an output of the wrong shape, or, where it is on
             the CPU, data from 0 to 255.
     """
     schedule, prediction = _checked(model, x0, schedule, prediction, reduction, bins, cdf)
+    source = Source(generator, seed, first_sample).check()
     chain = chain_of(schedule, steps, spacing, variance)
-    k = chain.draw(len(x0), generator, prediction) if t is None else chain.find(t, len(x0))
-    at = _evaluate(model, chain, k, x0, normal(x0, noise, generator), model_kwargs)
+    k = chain.draw(len(x0), source, prediction) if t is None else chain.find(t, len(x0))
+    at = _evaluate(model, chain, k, x0, source.normal(x0, noise), model_kwargs)
     term = _term(chain, at, chain.predicted_x0(k, at.x, at.out, prediction), bins, cdf)
     return reduce(len(chain) * term if rescale else term, reduction)
 
@@ -116,6 +121,8 @@ def hybrid_loss(
     t: Tensor | ArrayLike | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    seed: int | Sequence[int] | None = None,
+    first_sample: int = 0,
     model_kwargs: Mapping[str, Any] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -127,8 +134,8 @@ def hybrid_loss(
     Args:
         variance: "learned_range" or "learned".
         vlb_weight: 0.001 as published, for any number of steps N; 1/N for the term as it is, unscaled.
-        model, x0, schedule, prediction, steps, spacing, bins, cdf, t, noise, generator, model_kwargs, reduction: as in
-            `vlb_loss`.
+        model, x0, schedule, prediction, steps, spacing, bins, cdf, t, noise, generator, seed, first_sample,
+            model_kwargs, reduction: as in `vlb_loss`.
 
     Raises:
         TypeError, ValueError: as `vlb_loss`, and an output that has not twice the channels.
@@ -141,9 +148,10 @@ def hybrid_loss(
         )
     if not (isinstance(vlb_weight, int | float) and math.isfinite(vlb_weight) and vlb_weight >= 0):
         raise ValueError(f"vlb_weight={vlb_weight!r}: expected a number of at least 0, such as 0.001")
+    source = Source(generator, seed, first_sample).check()
     chain = chain_of(schedule, steps, spacing, variance)
-    k = chain.draw(len(x0), generator, prediction) if t is None else chain.find(t, len(x0))
-    at = _evaluate(model, chain, k, x0, normal(x0, noise, generator), model_kwargs)
+    k = chain.draw(len(x0), source, prediction) if t is None else chain.find(t, len(x0))
+    at = _evaluate(model, chain, k, x0, source.normal(x0, noise), model_kwargs)
     frozen = chain.predicted_x0(k, at.x, at.out.detach(), prediction)
     term = _term(chain, at, frozen, bins, cdf)
     if prediction == PREVIOUS:
@@ -231,7 +239,7 @@ def variational_bound(
     check_decoder(bins, cdf)
     check_data(x0)
     check_bins(x0, bins)
-    bounds = check_clip(clip)
+    bounds = check_clip(clip, full(x0).dtype)
     if isinstance(bounds, Dynamic):
         raise ValueError(f"clip={clip!r}: expected the data's bounds, (low, high), such as (-1.0, 1.0), or None")
     known = resolve(as_stated(model, "schedule", schedule, "ddpm"))
@@ -245,6 +253,9 @@ def variational_bound(
     chain = chain_of(known, steps, spacing, "small" if variance == ANALYTIC else variance)
     if gamma is not None:
         chain = _analytic(chain, known, gamma)
+    if noise is not None and not callable(noise):
+        raise TypeError(f"noise must be callable as noise(k, like) -> tensor, got {type(noise).__name__}")
+    flag("progress", progress)
     if decoder_variance is not None:
         number = isinstance(decoder_variance, int | float)
         if not (number and math.isfinite(decoder_variance) and decoder_variance > 0):
@@ -258,7 +269,7 @@ def variational_bound(
             if noise is None:
                 drawn = randn(x0.shape, seed=seed, draw=i, first_sample=first_sample, dtype=dtype, device=x0.device)
             else:
-                drawn = normal(x0, noise(i, x0), None)
+                drawn = normal(x0, noise(i, x0))
             at = _evaluate(model, chain, k, x0, drawn, model_kwargs)
             found = chain.predicted_x0(k, at.x, at.out, kind)
             if bounds is not None:

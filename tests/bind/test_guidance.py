@@ -187,6 +187,7 @@ def test_classifier_gradient_samples_the_posterior(method, prediction, backend) 
         return torch.from_numpy((y - expected) / (s**2 * sigma**2 / total + r**2) * alpha * s**2 / total)
 
     common = {"prediction": prediction, "method": method, "steps": 8, "dtype": torch.float64, "backend": backend}
+    common["schedule"] = "ddpm"
     got = fastdiff.sample(Exact(gaussian(mean, s), prediction=prediction), X, classifier_grad=gradient, **common)
     want = fastdiff.sample(Exact(posterior, prediction=prediction), X, **common)
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)

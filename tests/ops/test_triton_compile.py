@@ -58,12 +58,14 @@ class Case(NamedTuple):
 
 STATE_OUT = {"u_out": F32, "m_out": F32}
 CASES = {
-    "dpm3": Case(DPM3, {"x": F32, "out": F32, "h1": F32, "h2": F32}, {"u_out": F32, "net_in": F32}, {}, 4 + 1),
-    "dpm3-bf16": Case(DPM3, {"x": F32, "out": BF16, "h1": BF16, "h2": BF16}, {"u_out": F32, "net_in": BF16}, {}, 4 + 1),
-    "sde": Case(SDE, {"x": F32, "out": F32, "h1": F32}, {**STATE_OUT, "net_in": F32}, NOISE, 4 + 2 + 1 + 2, 1),
-    "sde-bf16": Case(SDE, {"x": F32, "out": BF16, "h1": F32}, {**STATE_OUT, "net_in": BF16}, NOISE, 4 + 2 + 1 + 2, 1),
+    "dpm3": Case(DPM3, {"x": F32, "first": F32, "h1": F32, "h2": F32}, {"u_out": F32, "net_in": F32}, {}, 4 + 1),
+    "dpm3-bf16": Case(
+        DPM3, {"x": F32, "first": BF16, "h1": BF16, "h2": BF16}, {"u_out": F32, "net_in": BF16}, {}, 4 + 1
+    ),
+    "sde": Case(SDE, {"x": F32, "first": F32, "h1": F32}, {**STATE_OUT, "net_in": F32}, NOISE, 4 + 2 + 1 + 2, 1),
+    "sde-bf16": Case(SDE, {"x": F32, "first": BF16, "h1": F32}, {**STATE_OUT, "net_in": BF16}, NOISE, 4 + 2 + 1 + 2, 1),
     "cfg-bf16": Case(
-        CFG, {"x": F32, "out": BF16, "aux": BF16, "h1": F32}, {**STATE_OUT, "net_in": BF16}, BOUNDS, 3 + 6 + 1 + 3
+        CFG, {"x": F32, "first": BF16, "second": BF16, "h1": F32}, {**STATE_OUT, "net_in": BF16}, BOUNDS, 3 + 6 + 1 + 3
     ),
 }
 
@@ -113,7 +115,7 @@ def test_every_stream_is_16_bytes_wide_and_nothing_spills(case: str, arch: int, 
 def test_the_largest_stage_does_not_spill(state: str, block: int, tmp_path: Path) -> None:
     """All 13 registers in both combinations, three draws, guidance, clipping, and every output."""
     names = ("x", "u", "h1", "h2", "h3", "h4", "h5", "h6", "u_out", "x_out", "m_out", "table", "lo", "hi", "scale")
-    pointers = {**dict.fromkeys(names, state), "out": BF16, "aux": BF16, "net_in": BF16, **NOISE, "rows": "i32"}
+    pointers = {**dict.fromkeys(names, state), "first": BF16, "second": BF16, "net_in": BF16, **NOISE, "rows": "i32"}
     used = resources(
         compiled(stage_kernel, pointers, constants(EVERYTHING, True, block), 90), tmp_path / "kernel.cubin"
     )
@@ -122,7 +124,7 @@ def test_the_largest_stage_does_not_spill(state: str, block: int, tmp_path: Path
 
 def test_float64_streams_are_16_bytes_wide() -> None:
     """4 elements a thread: two accesses a stream."""
-    pointers = dict.fromkeys(("x", "out", "h1", "h2", "u_out", "net_in", "table"), F64)
+    pointers = dict.fromkeys(("x", "first", "h1", "h2", "u_out", "net_in", "table"), F64)
     kernel = compiled(stage_kernel, pointers, constants(DPM3, False, 512), 90)
     assert accesses(kernel) == {"ld.v2.b64": 4 * 2, "st.v2.b64": 2 * 2, "ld.b64": 4 + 1}
 
@@ -161,7 +163,7 @@ def test_the_clamp_propagates_nan(arch: int) -> None:
 def test_loads_and_stores_are_ordered_where_threads_exchange_elements(arch: int) -> None:
     """x' of noise alone may be written over x, which other threads of the program still have to read for u'."""
     spec = StageSpec(RAW, False, False, 1 << X | 1 << M, 1 << ZA, 0)
-    pointers = {"x": F32, "out": BF16, "u_out": F32, "x_out": F32, "table": F32, **NOISE}
+    pointers = {"x": F32, "first": BF16, "u_out": F32, "x_out": F32, "table": F32, **NOISE}
     ptx = compiled(stage_kernel, pointers, constants(spec, True), arch).asm["ptx"]
     between = ptx[ptx.rindex("ld.global.v4") : ptx.index("st.global")]
     assert "bar.sync" in between
@@ -229,11 +231,13 @@ def test_a_launch_passes_the_buffers_and_does_not_depend_on_the_row(fake: FakeDr
         assert grid == 2 * 2048 // 1024  # nothing differs between samples: the batch is one long sample
         given = dict(zip(stage_kernel.arg_names, arguments, strict=True))
         assert given["k"] == k and given["n"] == given["total"] == 4096
-        assert given["x"] is buf.x and given["out"] is buf.first and given["h1"] is buf.h[0] and given["h2"] is buf.h[1]
+        assert (
+            given["x"] is buf.x and given["first"] is buf.first and given["h1"] is buf.h[0] and given["h2"] is buf.h[1]
+        )
         assert given["u_out"] is buf.u_out and given["net_in"] is buf.net_in and given["table"] is case.coeffs.table
         unused = (
             "u",
-            "aux",
+            "second",
             "h3",
             "h4",
             "h5",

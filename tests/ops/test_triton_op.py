@@ -85,7 +85,7 @@ else:
         names = ("W1", "W2", "CU", "CG", "PU", "PG", "QU", "QX", "IN_SCALE", "NEXT_U", "NEXT_X", "S0", "S1", "QG")
         for name in (*names, "WIDTH", "NONE", "RAW", "LINEAR", "CLIP", "BLEND"):
             assert getattr(stage_module, name).value == getattr(table, name), name
-        for name, number in {"X": X, "U": U, "M": M, "H1": H1, "AUX": SECOND, "ZA": ZA}.items():
+        for name, number in {"X": X, "U": U, "M": M, "H1": H1, "SECOND": SECOND, "ZA": ZA}.items():
             assert getattr(stage_module, name).value == number, name
         assert stage_module.STEP.value == philox.STEP
 

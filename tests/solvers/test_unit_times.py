@@ -66,8 +66,7 @@ def test_the_inverse_of_a_run_to_an_index_below_one_gives_none() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        # A list of sigmas, where times are indices.
-        ({"spacing": [14.6, 7.0, 2.0, 0.5, 0.0]}, r"at t=14.6, where alpha=0.99\d, sigma=0.0\d+: a network expects"),
+        ({"spacing": [14.0, 7.0, 2.0, 1.0, 0.0]}, r"at t=14, where alpha=0.99\d, sigma=0.0\d+: a network expects"),
         ({"t_start": 100.0, "method": "ddim"}, "drawn at t=90, where alpha="),
         ({"t_start": 100.0, "method": "ode"}, "at t=100, where alpha="),
         ({"t_start": 0.3, "schedule": "flow", "prediction": "flow", "method": "ddim"}, "at t=0.3, where alpha=0.7"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 def optimal_times(
-    gamma: Gamma | str | os.PathLike[str], steps: int, schedule: str | NoiseSchedule = "ddpm"
+    gamma: Gamma | Mapping[float, float] | str | os.PathLike[str], steps: int, schedule: str | NoiseSchedule = "ddpm"
 ) -> list[float]:
     """The `steps` times of Gamma that bring the reverse chain closest to the forward process, for `spacing=`.
 
@@ -35,7 +36,8 @@ def optimal_times(
     program, from twice as far from the noisy end as the first such time, times are then spaced evenly instead.
 
     Args:
-        gamma: a `Gamma`, or its file. Its times are those chosen from; times without signal are left out.
+        gamma: a `Gamma`, its file, or {time: Gamma}. Its times are those chosen from; times without signal are left
+            out.
         steps: how many, 1 to the number of those times. One step is the noisiest time alone.
         schedule: the `NoiseSchedule` that Gamma was estimated with, or its name.
 
@@ -49,6 +51,8 @@ def optimal_times(
     schedule = resolve(schedule)
     if isinstance(gamma, str | os.PathLike):
         gamma = Gamma.load(Path(gamma))
+    if isinstance(gamma, Mapping):
+        gamma = Gamma.of(gamma)
     if not isinstance(gamma, Gamma):
         raise TypeError(
             f"gamma={gamma!r}: expected what fastdiff.analytic.estimate_gamma returns, or its file "

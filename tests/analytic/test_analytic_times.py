@@ -13,7 +13,7 @@ import torch
 import fastdiff
 from fastdiff import schedules
 from fastdiff.analytic import Gamma, optimal_times
-from fastdiff.fitting.times import step_costs
+from fastdiff.analytic.times import step_costs
 
 SMALL = 11
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastdiff.fitting.gamma import estimate_gamma
+from fastdiff.analytic.gamma import estimate_gamma
 from fastdiff.solvers.gamma import Gamma
 
 ARGUMENTS: dict[str, Any] = {"times": [0, 500, 999], "samples_per_time": 8, "batch_size": 4, "progress": False}

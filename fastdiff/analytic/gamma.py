@@ -21,14 +21,17 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from fastdiff.names import unknown
+from fastdiff.bind import in_range
+from fastdiff.names import one_of
 from fastdiff.ops.philox import integers
 from fastdiff.prediction import PREDICTIONS, conversion
-from fastdiff.run.arguments import resolve_device
-from fastdiff.run.network import Network, placement, stated
+from fastdiff.run.arguments import default_schedule, resolve_device, warn_of_training
+from fastdiff.run.network import Network, check_kwargs, placement, stated
 from fastdiff.run.noise import randn
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.schedules.grids import MAX_STEPS
 from fastdiff.solvers.gamma import FORMAT, PARTS, Arrays, Gamma, ending, read, whole_number, write
+from fastdiff.values import flag, floats, whole
 
 SAVE_EVERY = 10.0
 """Seconds between saves of an unfinished estimate."""
@@ -157,14 +160,16 @@ class _Work:
                 raise ValueError(f"{name}={value!r}: expected a whole number, at least 1, such as {name}=100")
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise TypeError(f"seed={seed!r}: expected an integer")
+        check_kwargs(model_kwargs)
         self.model, self.data, self.kwargs = model, data, dict(model_kwargs or {})
-        self.schedule = resolve(schedule if schedule is not None else stated(model, "schedule") or "ddpm")
         self.prediction = prediction if prediction is not None else stated(model, "prediction") or "eps"
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(unknown("prediction", self.prediction, PREDICTIONS))
+        one_of("prediction", self.prediction, PREDICTIONS)
+        named = schedule if schedule is not None else stated(model, "schedule")
+        self.schedule = resolve(default_schedule(self.prediction) if named is None else named)
+        warn_of_training(model)
         self.times = _times(self.schedule, times)
         self.samples, self.batch_size, self.seed = int(samples), int(batch_size), int(seed)
-        self.control_variate = bool(control_variate)
+        self.control_variate = flag("control_variate", control_variate)
         found, self.dtype = placement(model)
         self.device = resolve_device(device, None, found)
         self.state = _State(0, np.zeros(len(self.times)), np.zeros(len(self.times)))
@@ -300,7 +305,8 @@ class _Work:
         point = self.schedule.at(self.times[k])
         noise = randn(tuple(x0.shape), seed=self.seed, draw=k, first_sample=first, dtype=state, device=self.device)
         x = point.alpha * x0.to(state) + point.sigma * noise
-        t = torch.full((len(x),), point.model_time, dtype=state, device=self.device)
+        clock = float(in_range(np.array(point.model_time), state, "the network's time"))
+        t = torch.full((len(x),), clock, dtype=state, device=self.device)
         out = network(x.to(self.dtype or state), t)
         cu, cg = conversion(self.prediction, "noise", point.alpha, point.sigma)
         eps = cu * x.double() + cg * out.double()
@@ -318,6 +324,7 @@ def _times(schedule: NoiseSchedule, times: int | Sequence[float] | None) -> tupl
     if isinstance(times, bool) or (isinstance(times, int | np.integer) and times < 1):
         raise ValueError(f"times={times!r}: expected a number of times, at least 1, or the schedule times themselves")
     if isinstance(times, int | np.integer):
+        whole("times", times, 1, MAX_STEPS, "times=100")
         if schedule.num_train is not None:
             chosen = np.unique(np.round(np.linspace(0.0, schedule.num_train - 1.0, int(times))))
         else:
@@ -327,7 +334,7 @@ def _times(schedule: NoiseSchedule, times: int | Sequence[float] | None) -> tupl
             if low >= NOISIEST:
                 chosen[-1] = schedule.t_max if times > 1 else chosen[-1]
     else:
-        chosen = np.unique(np.asarray(times, dtype=np.float64))
+        chosen = np.unique(floats("times", times, "a number of times, or the schedule times themselves"))
         if chosen.ndim != 1 or not chosen.size:
             raise ValueError(f"times={times!r}: expected at least one schedule time")
         schedule.check(chosen)

@@ -18,7 +18,7 @@ import fastdiff
 from fastdiff import schedules
 from fastdiff.analytic import Gamma, estimate_gamma
 from fastdiff.plan import Plan, Stage
-from fastdiff.sampler import _kept_plan as _plan
+from fastdiff.sampler import kept_plan
 
 X, M, ZA = 0, 2, 10
 STD = 0.5
@@ -436,9 +436,9 @@ def test_sampling_with_gamma(tmp_path: Path) -> None:
         for g in (gamma, str(tmp_path / "gamma.json"), dict(zip(gamma.times, gamma.values, strict=True)))
     ]
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-    hits = _plan.cache_info().hits
+    hits = kept_plan.cache_info().hits
     sampler = fastdiff.Sampler("analytic_ddpm", 6, schedule=schedule, gamma=Gamma.load(tmp_path / "gamma.json"))
-    assert _plan.cache_info().hits == hits + 1
+    assert kept_plan.cache_info().hits == hits + 1
     plan = sampler.plan
     assert Plan.from_json(plan.to_json()) == plan
     assert json.loads(plan.to_json())["options"]["gamma"]["fingerprint"] == gamma.fingerprint()
