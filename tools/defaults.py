@@ -1,7 +1,8 @@
 """How far the defaults of `fastdiff.sample` are from the best setting: ``python tools/defaults.py``, some minutes.
 
 Problems: the exact network of a Gaussian mixture of dimension 16 on four schedules, from t_max to t_min, against the
-converged ODE. The table gives, for 5 to 10 steps, the median error of settings as multiples of the best of all that `tune` lists.
+converged ODE. The table gives, for 5 to 10 steps, the median error of settings as multiples of the best of all that
+`tune` lists.
 """
 
 from __future__ import annotations
