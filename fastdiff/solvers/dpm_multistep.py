@@ -16,6 +16,8 @@ PAPER = "Lu et al. 2022, arXiv 2206.00927"
 PAPER_PP = "Lu et al. 2022b, arXiv 2211.01095"
 
 LOWER = Option(True, "lower the order of the last steps when there are fewer than 10")
+# The published default is True; docs/solvers.md has the errors of both.
+FULL = Option(False, LOWER.doc)
 TO_ZERO = Option(False, "one more evaluation at the end, whose predicted x0 is the result")
 
 
@@ -75,7 +77,7 @@ def multistep(name: str, space: str, order: int) -> Method:
 
     plus = space == "data"
     ordinal = ("first", "second", "third")[order - 1]
-    options = {"lower_order_final": LOWER, "denoise_to_zero": TO_ZERO}
+    options = {"lower_order_final": FULL if name == "dpm2" else LOWER, "denoise_to_zero": TO_ZERO}
     if order > 1:
         options["solver_type"] = solver_type("taylor" if order == 3 else "dpmsolver", order)
     return Method(
@@ -86,8 +88,9 @@ def multistep(name: str, space: str, order: int) -> Method:
         order=order,
         build=build,
         space=space,
-        # Third order needs steps of similar size in lambda; the first two methods follow the published default.
-        spacing="logsnr" if order == 3 else "time_uniform",
+        # Third order needs steps of similar size in lambda; second order does best where equal steps of sqrt(t) are
+        # (docs/solvers.md has the table); the first follows the published default.
+        spacing=("time_uniform", "time_quadratic", "logsnr")[order - 1],
         options=options,
         aliases=ALIASES.get(name, ()),
     )

@@ -36,6 +36,7 @@ class Torch(torch.nn.Module):
         self.means = torch.from_numpy(MIXTURE.means)
         self.stds, self.weights = torch.from_numpy(MIXTURE.stds), torch.from_numpy(MIXTURE.weights)
         self.rows, self.calls, self.stop = 0, 0, -1
+        self.eval()
 
     def levels(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """alpha and sigma, with a slope in t from central differences."""
