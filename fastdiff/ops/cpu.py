@@ -56,7 +56,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     first, second, h = buf.first, buf.second, buf.h
     u_out, x_out, m_out, net_in = buf.u_out, buf.x_out, buf.m_out, buf.net_in
     batch = seeds.numel()
-    n = per_sample(buf, batch, spec.copies)
+    n = per_sample(buf, batch, spec.copies) if u_out is None else u_out.numel() // batch
     state = _CODES[table.dtype]
     given = first if first is not None else second
     hist = state

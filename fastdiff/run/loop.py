@@ -67,7 +67,7 @@ class State:
     def __init__(self, r: Run, x: torch.Tensor, copies: bool = False, quiet: int = 0, watch: bool = False) -> None:
         self.r, self.k, self.quiet = r, 0, quiet
         self.evaluator, self.hooks, self.backend = r.evaluator, r.hooks, r.backend
-        self.moves, self.sites = r.program.moves, r.program.sites
+        self.moves, self.sites, self.watches = r.program.moves, r.program.sites, r.hooks.watches
         self.batch, guided, program = x.shape[0], r.network.guided, r.program
         both = (2 * self.batch, *x.shape[1:]) if guided else x.shape
         apart = any(m.x != m.u or m.u_to != m.u or m.x_to is not None for m in program.moves)
@@ -103,7 +103,11 @@ class State:
         if self.k < len(moves):
             self.input = self.slots[moves[self.k].u] if self.shared is None else self.shared
             self.time = self.times[self.k]
-            self.evaluator.give(self.input)
+            evaluator = self.evaluator
+            if evaluator.compared:
+                evaluator.give(self.input)
+            elif evaluator.keeps_input:
+                evaluator.version = self.input._version
 
     def _buffers(self, move: Move) -> Buffers:
         return Buffers(x=self.halves[move.x], u=self.halves[move.u], h=tuple(self.past.values))
@@ -116,8 +120,9 @@ class State:
         out = evaluator.admit(out, self.input, site, loud)
         out = self.past.arrived(out, evaluator.storage, k)
         buf = self._buffers(move)
-        records = loud and hooks.trajectory is not None and move.begins
-        calls = loud and hooks.callback is not None
+        records = calls = False
+        if self.watches and loud:
+            records, calls = hooks.trajectory is not None and move.begins, hooks.callback is not None
         factor, x0 = evaluator.read(out, buf, site, r.coeffs, records or calls)
         if x0 is not None and buf.u is not None:
             if records and hooks.trajectory is not None:
