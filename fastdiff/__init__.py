@@ -8,6 +8,9 @@ For example:
 
 from __future__ import annotations
 
+from fastdiff import interrupts as interrupts
+
+# isort: split
 from fastdiff import analytic, guidance, losses, schedules
 from fastdiff._version import __version__
 from fastdiff.api import sample

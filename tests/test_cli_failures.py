@@ -142,3 +142,26 @@ def test_no_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert main(["plan", "ddim"]) == 1
     assert capsys.readouterr().err == "fastdiff: MemoryError\n"
     assert fastdiff.__version__
+
+
+@unix
+@pytest.mark.parametrize("after", [0.3, 0.8, 1.5])
+def test_an_interrupt_while_the_package_is_loaded(after: float) -> None:
+    """Also before the command line can catch it. 0.3 seconds in, Python itself has started."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastdiff", "demo", "--out", os.devnull + "/no"], stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and "Traceback" not in err and err.startswith("fastdiff: ")
+
+
+def test_only_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from fastdiff.interrupts import is_command, one_line
+
+    one_line(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "fastdiff: interrupted\n"
+    one_line(ValueError, ValueError("x"), None)
+    assert "ValueError: x" in capsys.readouterr().err
+    assert is_command("-m") and is_command("/somewhere/fastdiff") and not is_command("script.py")

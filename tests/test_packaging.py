@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastdiff"
 # Floors of the house, from the ground up. A module may import from its own floor's names and from those below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "names", "files", "values", "_triton"),
+    ("_version", "interrupts", "names", "files", "values", "_triton"),
     ("schedules",),
     ("plan", "prediction"),
     ("plot", "solvers"),
@@ -39,7 +39,18 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """A tuple is one floor, whose rooms do not import each other."""
 LONGEST_CHAIN = 14
-NUMPY_ONLY = ("names", "values", "_version", "files", "schedules", "plan", "prediction", "plot", "solvers")
+NUMPY_ONLY = (
+    "interrupts",
+    "names",
+    "values",
+    "_version",
+    "files",
+    "schedules",
+    "plan",
+    "prediction",
+    "plot",
+    "solvers",
+)
 NUMPY_ONLY += ("ops.layout", "ops.philox", "ops.rank")
 
 
