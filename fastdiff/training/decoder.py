@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastdiff.names import one_of, warn
+from fastdiff.names import one_of, short, warn
 
 CDFS = ("exact", "tanh")
 
@@ -87,6 +87,9 @@ def _range(x0: Tensor) -> tuple[float, float]:
 
 
 def check_decoder(bins: int, cdf: str) -> None:
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
-        raise ValueError(f"bins={bins!r}: expected the number of values of an element, at least 2, such as 256")
+    # Narrower bins than float32 tells apart near 1 have no meaning.
+    if isinstance(bins, bool) or not isinstance(bins, int) or not 2 <= bins <= 2**24:
+        raise ValueError(
+            f"bins={short(bins)}: expected the number of values of an element, from 2 to 2**24, such as 256"
+        )
     one_of("cdf", cdf, CDFS)

@@ -453,6 +453,7 @@ def wrong_noise(k: int, like: torch.Tensor) -> torch.Tensor:
         (lambda: vlb_loss(mean, X0, variance="big"), "unknown variance 'big'.*small, large"),
         (lambda: vlb_loss(mean, X0, cdf="erf"), "unknown cdf 'erf'.*exact, tanh"),
         (lambda: vlb_loss(mean, X0, bins=1), "bins=1: expected the number of values"),
+        (lambda: vlb_loss(mean, X0, bins=10**400), r"bins=10{95}\.\.\.: expected the number of values"),
         (lambda: vlb_loss(mean, X0, prediction="noise"), "unknown prediction 'noise'.*eps"),
         (lambda: vlb_loss(mean, X0, reduction="sum"), "unknown reduction 'sum'"),
         (lambda: vlb_loss(mean, X0, "vp_linear"), r"no chain of its own.*steps=1000"),
