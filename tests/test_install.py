@@ -93,7 +93,10 @@ MISSING = "import sys; sys.modules['fastdiff._cpu'] = None; import fastdiff; "
 def test_without_the_module_the_first_use_warns_once() -> None:
     quiet = run(MISSING)
     assert (quiet.returncode, quiet.stderr) == (0, "")
-    done = run(MISSING + "[fastdiff.randn((2, 3)) for _ in range(3)]; fastdiff.sample(lambda x, t: x, shape=(1, 2))")
+    done = run(
+        MISSING
+        + "[fastdiff.randn((2, 3)) for _ in range(3)]; fastdiff.sample(lambda x, t: x, shape=(1, 2), schedule='ddpm')"
+    )
     assert done.returncode == 0
     assert done.stderr.count("UserWarning") == 1
     for words in ("no compiled back end runs on cpu here", "several times slower", "FASTDIFF_CPU=1 pip install"):

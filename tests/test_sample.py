@@ -106,6 +106,7 @@ def test_predictions_agree(method: str, backend: str) -> None:
             Exact(MIXTURE, prediction=p),
             X,
             prediction=p,
+            schedule="ddpm",
             method=method,
             steps=5,
             dtype=torch.float64,

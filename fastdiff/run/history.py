@@ -90,8 +90,10 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def comparable(value: torch.Tensor) -> bool:
-    """Whether a look at the values costs no more than reading them: in the host's memory."""
-    return type(value) is torch.Tensor and value.device.type == "cpu"
+    """Whether a look at the values costs no more than reading them: in the host's memory, and not within a capture."""
+    if type(value) is not torch.Tensor or value.device.type != "cpu":
+        return False
+    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -18,8 +18,9 @@ ADAPTIVE = [m for m, entry in fastdiff.methods().items() if entry["adaptive"]]
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_predictions_agree(method: str, backend: str) -> None:
+    options = {"schedule": "ddpm", "method": method, "dtype": torch.float64, "backend": backend}
     results = [
-        fastdiff.sample(Field(MIXTURE, "ddpm", p), X, prediction=p, method=method, dtype=torch.float64, backend=backend)
+        fastdiff.sample(Field(MIXTURE, "ddpm", p), X, prediction=p, **options)
         for p in ("eps", "x0", "v", "score", "flow")
     ]
     for other in results[1:]:

@@ -103,6 +103,7 @@ def test_a_kept_eps_with_guidance_of_every_prediction(prediction, dynamic, backe
         X,
         method="ddim",
         steps=5,
+        schedule="ddpm",
         prediction=prediction,
         clip="dynamic" if dynamic else (-0.4, 0.6),
         use_clipped_model_output=False,
@@ -128,7 +129,7 @@ def test_every_grid_and_prediction_goes_to_the_ode(spacing, prediction) -> None:
     plan = fastdiff.plan("ddim", steps, spacing=spacing)
     alpha, sigma = plan.stages[0].alpha, plan.stages[0].sigma
     start = torch.from_numpy(gaussian_ode(mean, std, X.numpy(), alpha, sigma))
-    options = {"spacing": spacing, "prediction": prediction, "dtype": torch.float64}
+    options = {"spacing": spacing, "prediction": prediction, "schedule": "ddpm", "dtype": torch.float64}
     got = fastdiff.sample(model, start, method="ddim", steps=steps, **options)
     last = fastdiff.schedules.ddpm().at(plan.times[-1])
     np.testing.assert_allclose(got, gaussian_ode(mean, std, X.numpy(), last.alpha, last.sigma), atol=0.05)

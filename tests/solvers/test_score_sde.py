@@ -259,7 +259,6 @@ BAD = [
     ({"norm": "pixel"}, ValueError, r"unknown norm of method 'pc': 'pixel'. Valid: batch, sample"),
     ({"norm": "sample", "corrector": "ald"}, ValueError, r"norm='sample' goes with corrector='langevin'"),
     ({"predictor": "ancestral", "probability_flow": True}, ValueError, r"probability_flow=True with predictor='anc"),
-    ({"predictor": "none", "probability_flow": True}, ValueError, r"probability_flow=True with predictor='none'"),
     ({"schedule": "subvp", "predictor": "ancestral"}, ValueError, r"predictor='ancestral' is defined for VE and VP, a"),
     ({"schedule": "flow", "predictor": "ancestral"}, ValueError, r"use predictor='reverse_diffusion' or 'euler_m"),
     ({"discretization": "score_sde"}, ValueError, r"is for ve, vp_linear and subvp, and the schedule is ddpm\("),
