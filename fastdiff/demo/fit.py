@@ -1,4 +1,4 @@
-"""Fits the demo's plans to the digits network: ``python -m fastdiff.demo.fit``, half a minute each on four cores."""
+"""Fits the demo's plans to the digits network: ``python -m fastdiff.demo.fit``, a minute or more each."""
 
 from __future__ import annotations
 

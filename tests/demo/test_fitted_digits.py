@@ -36,7 +36,7 @@ def test_three_fitted_evaluations_beat_five_of_the_best_setting() -> None:
 
 
 def test_the_script_writes_a_plan(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    # The same call with a small fit: what takes half a minute is its size.
+    # The same call with a small fit: what takes a minute is its size.
     own = fastdiff.fit
 
     def small(model, steps, **given):
