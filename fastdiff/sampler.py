@@ -88,12 +88,9 @@ class Sampler:
         self.dtype: torch.dtype = given["dtype"]
         self.backend: str | None = given["backend"]
         self.graph: bool | str = given["graph"]
-        schedule = given["schedule"]
-        self.schedule: NoiseSchedule | None = (
-            None if own is not None else resolve("ddpm" if schedule is None else schedule)
-        )
-        self._unnamed_schedule = own is None and schedule is None
-        self._said = None if schedule is None else resolve(schedule)
+        # What the caller named; the one in use is the default where nothing was, and the plan's own where one is given.
+        self._said: NoiseSchedule | None = None if given["schedule"] is None else resolve(given["schedule"])
+        self.schedule: NoiseSchedule | None = None if own is not None else self._said or resolve("ddpm")
         self._asked: tuple[Method, dict[str, Any]] | None = None
         if own is not None or (chosen is not None and not chosen.adaptive):
             self.engine: Engine = self._plan_engine(own, chosen, steps, given, more)
@@ -144,6 +141,11 @@ class Sampler:
             self.prediction or "eps",
             self.dtype,
         )
+
+    @property
+    def _unnamed(self) -> bool:
+        """Whether the schedule in use is the default, since the caller named none."""
+        return self._said is None and self.schedule is not None
 
     @property
     def plan(self) -> Plan:
@@ -326,9 +328,9 @@ class Sampler:
             check_previous(prediction, self.engine.name)
         warn_of_training(model)
         schedule = stated(model, "schedule")
-        if self._unnamed_schedule and schedule is None:
+        if self._unnamed and schedule is None:
             default_schedule(self.prediction or prediction)
-        if self._unnamed_schedule and schedule is not None and resolve(schedule) != self.schedule:
+        if self._unnamed and schedule is not None and resolve(schedule) != self.schedule:
             raise ValueError(
                 f"the model states schedule={resolve(schedule)!r}, and this Sampler was made for the default, 'ddpm': "
                 "Sampler(..., schedule=model.schedule)"
@@ -359,7 +361,7 @@ class Sampler:
             )
         chosen = guidance.choose({**RUN_DEFAULTS, **given}, self.engine.name)
         chosen.check(self.plan, self.engine.name)
-        if self._unnamed_schedule:
+        if self._unnamed:
             default_schedule(self.prediction)
         network_dtype = self.dtype if given["network_dtype"] is None else given["network_dtype"]
         if not isinstance(network_dtype, torch.dtype) or network_dtype not in DTYPES:
