@@ -25,12 +25,28 @@ MethodName = Literal[
     "dpmpp2m_sde",
     "unipc",
     "heun",
+    "edm_euler",
+    "dpm_2",
+    "heunpp2",
+    "lms",
+    "ipndm",
+    "gradient_estimation",
+    "pndm",
+    "deis",
+    "res_multistep",
+    "res_2s",
+    "res_3s",
+    "exp_heun",
+    "velocity_heun",
+    "midpoint",
+    "rk4",
     "pc",
     "ode",
     "dpm_adaptive",
     "ancestral",
     "ddimparallel",
     "ddpmparallel",
+    "deismultistep",
     "dopri5",
     "dpm++1",
     "dpm++2m",
@@ -63,15 +79,31 @@ MethodName = Literal[
     "dpmsolvermultistep",
     "dpmsolversinglestep",
     "edm_heun",
+    "edmeuler",
     "euler",
     "euler_a",
     "euler_ancestral",
+    "euler_churn",
     "eulerancestraldiscrete",
     "eulerdiscrete",
+    "exp_heun_2_x0",
+    "flow_heun",
+    "flow_midpoint",
+    "flow_rk4",
     "flowmatcheulerdiscrete",
+    "flowmatchheundiscrete",
+    "gradientestimation",
+    "heun++",
+    "heun++2",
     "heundiscrete",
+    "ipndm_v",
+    "kdpm2",
+    "kdpm2discrete",
+    "lmsdiscrete",
+    "plms",
     "predictor_corrector",
     "probability_flow_ode",
+    "res_2m",
     "rk45",
     "sde_dpmsolver++",
     "uni_pc",
@@ -86,6 +118,8 @@ class MethodOptions(TypedDict, total=False):
 
     algorithm_type: Literal["dpmsolver", "dpmsolver++"]
     atol: float
+    c2: float
+    c3: float
     clip_pixels: float
     clip_steps: Any
     control: Literal["batch", "sample"]
@@ -96,11 +130,12 @@ class MethodOptions(TypedDict, total=False):
     discretization: Literal["exact", "score_sde"]
     eta: float
     fixed: bool
-    form: Literal["velocity", "noise"]
+    form: Literal["tab", "rhoab", "logrho", "velocity", "noise"]
     gamma: Any
     h_init: float
     lower_order_final: bool
     max_nfe: int
+    max_order: Literal[1, 2, 3, 4]
     n_corrector: int
     norm: Literal["batch", "sample"]
     order: Literal[1, 2, 3, 4, 5, 6]
@@ -113,6 +148,7 @@ class MethodOptions(TypedDict, total=False):
     s_tmax: float
     s_tmin: float
     sde_steps: int
+    skip_prk_steps: bool
     snr: float
     solver_type: Literal["taylor", "dpmsolver", "dpmsolver_taylor", "midpoint", "heun"]
     split: bool
@@ -123,4 +159,10 @@ class MethodOptions(TypedDict, total=False):
     variant: Literal["bh1", "bh2", "vary_coeff"]
     rho: float
     steps_offset: int
+    beta_d: float
+    beta_min: float
+    eps_s: float
+    alpha: float
+    beta: float
+    threshold_noise: float
     final: Literal["clean", "t_min"]

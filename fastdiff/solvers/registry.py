@@ -12,18 +12,23 @@ import numpy as np
 from fastdiff.names import unknown, warn
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.schedules.grids import SPACINGS, end_time
+from fastdiff.schedules.grids import GRID_OPTIONS, SPACINGS, end_time
 from fastdiff.solvers import (
+    adams,
     analytic,
     ddim,
+    deis,
     dpm_adaptive,
     dpm_multistep,
     dpm_sde,
     dpm_singlestep,
     heun,
     ode,
+    pndm,
     predictor_corrector,
+    res,
     unipc,
+    velocity,
 )
 from fastdiff.solvers.base import DrawsNoise, Method, Request
 from fastdiff.solvers.embedded import Embedded
@@ -33,7 +38,6 @@ METHODS: dict[str, Method] = {}
 """Every method by its canonical name."""
 ALIASES: dict[str, str] = {}
 """Canonical names by alias, as `key_of` writes it."""
-GRID_OPTIONS = ("rho", "steps_offset", "final")
 DEFAULT_STEPS = 10
 
 
@@ -47,25 +51,13 @@ def key_of(name: str) -> str:
 
 
 ABSENT = {
-    "deis": "dpm3",
-    "deismultistep": "dpm3",
-    "dpm_2": "heun",
     "dpm_2_ancestral": "dpmpp2m_sde",
     "dpmpp_2s_ancestral": "dpmpp2s, or dpmpp2m_sde with noise",
     "dpmpp_3m_sde": "dpmpp2m_sde",
     "dpmpp_sde": "dpmpp2m_sde",
     "dpmsolversde": "dpmpp2m_sde",
     "edmdpmsolvermultistep": "dpmpp2m, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
-    "edmeuler": "ddim, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
-    "flowmatchheundiscrete": "dpmpp2m, with schedule='flow', prediction='flow'",
-    "ipndm": "dpm3",
-    "ipndm_v": "dpm3",
     "kdpm2ancestraldiscrete": "dpmpp2m_sde",
-    "kdpm2discrete": "heun",
-    "lms": "dpm3",
-    "lmsdiscrete": "dpm3",
-    "plms": "dpm3",
-    "pndm": "dpm3",
     "sasolver": "dpmpp2m_sde",
 }
 """Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""
@@ -170,7 +162,7 @@ def settled(name: str, value: Any) -> Any:
 
 def methods() -> dict[str, dict[str, Any]]:
     """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), default
-    spacing ("" for adaptive methods), options, aliases, paper."""
+    spacing ("" for adaptive methods), options, aliases, what it is good for (`GOOD_FOR`), paper."""
     return {
         m.name: {
             "summary": m.summary,
@@ -181,6 +173,7 @@ def methods() -> dict[str, dict[str, Any]]:
             "spacing": m.spacing,
             "options": {k: {"default": o.default, "choices": o.accepted, "doc": o.doc} for k, o in m.options.items()},
             "aliases": tuple(m.aliases),
+            "good_for": tuple(m.good_for),
             "paper": m.paper,
         }
         for m in METHODS.values()
@@ -335,6 +328,11 @@ for family in (
     dpm_sde,
     unipc,
     heun,
+    adams,
+    pndm,
+    deis,
+    res,
+    velocity,
     predictor_corrector,
     ode,
     dpm_adaptive,

@@ -11,7 +11,7 @@ from helpers.run_plan import network, run
 from fastdiff import schedules
 from fastdiff.plan import Plan
 from fastdiff.prediction import PREDICTIONS
-from fastdiff.schedules import SCHEDULES, NoiseSchedule, resolve
+from fastdiff.schedules import SCHEDULES, NoiseSchedule, peers, resolve
 from fastdiff.schedules.grids import SPACINGS
 from fastdiff.solvers import plan
 
@@ -24,12 +24,14 @@ DETERMINISTIC = [m.name for m in METHODS.values() if not m.stochastic]
 NOISE_SPACE = [m for m in DETERMINISTIC if METHODS[m].space == "noise"]
 DATA_SPACE = [m for m in DETERMINISTIC if METHODS[m].space == "data"]
 ONLY_DISCRETE = ("quadratic", "leading")
+NAMED = (*peers.NAMED, "simple", "ddim_uniform")
 U = 2.0**-53
 
 
 def spacings(schedule: NoiseSchedule) -> list[str]:
-    """Every spacing that is defined for the schedule from its t_max on."""
-    names = [s for s in SPACINGS if schedule.discrete or s not in ONLY_DISCRETE]
+    """Every spacing that is defined for the schedule from its t_max on, but for those of other programs: the times of
+    tests/schedules/test_peers.py, which say nothing new to a solver."""
+    names = [s for s in SPACINGS if s not in NAMED and (schedule.discrete or s not in ONLY_DISCRETE)]
     if schedule.alpha(schedule.t_max) == 0:
         names.remove("logsnr")
     return names
@@ -52,15 +54,16 @@ def bound(p: Plan) -> float:
     is a difference of terms of size r·|z|, |z| <= 2: an error of a few U·r in x'/alpha', which eps there divides by
     r' and the next
     step multiplies by its length, r again where it shares the base (heun, singlestep). The factor 32 covers |z| = 2,
-    exp(h)'s
-    relative error |lambda|·U <= 10·U, and the sum of some steps.
+exp(h)'s
+    relative error |lambda|·U <= 10·U, and the sum of some steps. In velocity space a step is at most 1 long, and the
+    error U·r of x0 at its begin is divided by r' where the next evaluation takes eps from it.
     """
     r = levels(p)
-    inner = (
-        np.max(r[:-1] * np.maximum(1.0, r[:-1] / r[1:]), initial=r.max(initial=0.0))
-        if p.space == "noise"
-        else r.max(initial=0.0)
-    )
+    inner = r.max(initial=0.0)
+    if p.space == "noise":
+        inner = np.max(r[:-1] * np.maximum(1.0, r[:-1] / r[1:]), initial=inner)
+    elif p.space == "velocity":
+        inner = np.max(r[:-1] * np.maximum(1.0, 1.0 / r[1:]), initial=inner)
     return max(1e-11, 32 * U * float(inner))
 
 
