@@ -58,19 +58,22 @@ def multistep(
     return rows.plan(name, "noise", order, request, points, options)
 
 
-def build_lms(request: Request, *, order: int) -> Plan:
+def build_lms(request: Request, *, order: int, final_euler: bool) -> Plan:
     def change(r: list[float], i: int) -> Row:
-        return combined(adams_bashforth(r[i::-1][:order], r[i + 1]))
+        used = 1 if final_euler and r[i + 1] == 0 else order
+        return combined(adams_bashforth(r[i::-1][:used], r[i + 1]))
 
-    return multistep("lms", request, order, {"order": order}, change)
+    return multistep("lms", request, order, {"order": order, "final_euler": final_euler}, change)
 
 
-def build_ipndm(request: Request, *, max_order: int) -> Plan:
+def build_ipndm(request: Request, *, max_order: int, final_euler: bool) -> Plan:
     def change(r: list[float], i: int) -> Row:
-        return (r[i + 1] - r[i]) * combined(EQUAL[min(max_order, i + 1) - 1])
+        used = 1 if final_euler and r[i + 1] == 0 else min(max_order, i + 1)
+        return (r[i + 1] - r[i]) * combined(EQUAL[used - 1])
 
     # Where the steps are not equal in sigma/alpha, no more than the second order remains.
-    return multistep("ipndm", request, min(max_order, 2), {"max_order": max_order}, change)
+    options = {"max_order": max_order, "final_euler": final_euler}
+    return multistep("ipndm", request, min(max_order, 2), options, change)
 
 
 def build_gradient(request: Request, *, gamma: float) -> Plan:
@@ -82,6 +85,10 @@ def build_gradient(request: Request, *, gamma: float) -> Plan:
     return multistep("gradient_estimation", request, 2 if gamma == 1.5 else 1, {"gamma": gamma}, change)
 
 
+FINAL = Option(
+    False, "a last step to sigma = 0 is Euler's, as in ComfyUI; False: extrapolated, as in k-diffusion and diffusers"
+)
+
 METHODS = (
     Method(
         name="lms",
@@ -91,7 +98,10 @@ METHODS = (
         build=build_lms,
         space="noise",
         spacing="logsnr",
-        options={"order": Option(4, "order; the first steps have fewer values", choices=(1, 2, 3, 4))},
+        options={
+            "order": Option(4, "order; the first steps have fewer values", choices=(1, 2, 3, 4)),
+            "final_euler": FINAL,
+        },
         # The weights of ipndm_v are meant to be these; as published a parenthesis is missing (docs/parity.md).
         aliases=("lmsdiscrete", "ipndm_v"),
         good_for=("few",),
@@ -104,7 +114,10 @@ METHODS = (
         build=build_ipndm,
         space="noise",
         spacing="time_quadratic",
-        options={"max_order": Option(4, "values combined; the first steps have fewer", choices=(1, 2, 3, 4))},
+        options={
+            "max_order": Option(4, "values combined; the first steps have fewer", choices=(1, 2, 3, 4)),
+            "final_euler": FINAL,
+        },
         good_for=("few",),
     ),
     Method(

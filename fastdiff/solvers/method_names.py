@@ -129,6 +129,7 @@ class MethodOptions(TypedDict, total=False):
     denoise_to_zero: bool | Literal["score_sde"]
     discretization: Literal["exact", "score_sde"]
     eta: float
+    final_euler: bool
     fixed: bool
     form: Literal["tab", "rhoab", "logrho", "velocity", "noise"]
     gamma: Any

@@ -30,7 +30,7 @@ U = 2.0**-53
 
 def spacings(schedule: NoiseSchedule) -> list[str]:
     """Every spacing that is defined for the schedule from its t_max on, but for those of other programs: the times of
-    tests/schedules/test_peers.py, which say nothing new to a solver."""
+    tests/schedules/test_peer_grids.py, which say nothing new to a solver."""
     names = [s for s in SPACINGS if s not in NAMED and (schedule.discrete or s not in ONLY_DISCRETE)]
     if schedule.alpha(schedule.t_max) == 0:
         names.remove("logsnr")
@@ -49,21 +49,23 @@ def levels(p: Plan) -> Array:
 def bound(p: Plan) -> float:
     """1e-11, or what rounding does to a plan of few, long steps.
 
-    With r = sigma/alpha, eps = (x − alpha·mean)/sigma at r has the error U·r of x/alpha over r. A step in noise space
-    from r to r'
-    is a difference of terms of size r·|z|, |z| <= 2: an error of a few U·r in x'/alpha', which eps there divides by
-    r' and the next
-    step multiplies by its length, r again where it shares the base (heun, singlestep). The factor 32 covers |z| = 2,
-exp(h)'s
-    relative error |lambda|·U <= 10·U, and the sum of some steps. In velocity space a step is at most 1 long, and the
-    error U·r of x0 at its begin is divided by r' where the next evaluation takes eps from it.
+        With r = sigma/alpha, eps = (x − alpha·mean)/sigma at r has the error U·r of x/alpha over r. A step in noise space
+        from r to r'
+        is a difference of terms of size r·|z|, |z| <= 2: an error of a few U·r in x'/alpha', which eps there divides by
+        r' and the next
+        step multiplies by its length, r again where it shares the base (heun, singlestep). The factor 32 covers |z| = 2,
+    exp(h)'s
+        relative error |lambda|·U <= 10·U, and the sum of some steps. In velocity space a step is at most 1 long, and the
+        error U·r of x0 at its begin is divided by the r' of each later evaluation in it, which takes eps from there.
     """
     r = levels(p)
     inner = r.max(initial=0.0)
     if p.space == "noise":
         inner = np.max(r[:-1] * np.maximum(1.0, r[:-1] / r[1:]), initial=inner)
     elif p.space == "velocity":
-        inner = np.max(r[:-1] * np.maximum(1.0, 1.0 / r[1:]), initial=inner)
+        used = [s for s in p.stages if s.alpha > 0]
+        groups = [r[[s.step == i for s in used]] for i in {s.step for s in used}]
+        inner = max([inner, *(float(g.max() * max(1.0, 1.0 / g.min())) for g in groups)])
     return max(1e-11, 32 * U * float(inner))
 
 
