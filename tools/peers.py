@@ -2,9 +2,9 @@
 
     python tools/peers.py --k-diffusion PATH/k-diffusion --comfy PATH/ComfyUI --res4lyf PATH/RES4LYF
 
-writes tests/peers/peers.json, which the tests hold our tables against. These are source trees, which nothing here installs
-or copies: their files are loaded as they are, with stand-ins for what samplers do not need. Everything runs in float64 on
-the exact model of a Gaussian mixture; draw number d of a run is `draw(d)`.
+writes tests/peers/peers.json, which the tests hold our tables against. These are source trees, which nothing here
+installs or copies: their files are loaded as they are, with stand-ins for what samplers do not need. Everything runs in
+float64 on the exact model of a Gaussian mixture; draw number d of a run is `draw(d)`.
 """
 
 from __future__ import annotations

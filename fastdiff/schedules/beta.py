@@ -42,8 +42,10 @@ def _fraction(x: Array, a: float, b: float) -> Array:
 
 
 def quantile(p: Array, a: float, b: float) -> Array:
-    """x with I_x(a, b) = p, for p in [0, 1], by bisection in x^a, which is proportional to p where x is small: there too
-    the result is good to its last digits."""
+    """x with I_x(a, b) = p, for p in [0, 1], by bisection in x^a, which is proportional to p where x is small.
+
+    So the result is good to its last digits there too.
+    """
     p = np.asarray(p, dtype=np.float64)
     low, high = np.zeros_like(p), np.ones_like(p)
     for _ in range(_HALVINGS):

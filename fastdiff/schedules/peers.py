@@ -130,7 +130,8 @@ def beta_times(request: GridCall) -> Array:
     shares = beta.quantile(1.0 - np.arange(steps + 1) / steps, option(request, "alpha"), option(request, "beta"))
     made = end + shares * (start - end)
     if schedule.discrete:
-        made[:steps] = apart(np.rint(made[:steps]), end if clean else end + 1.0, start, request)
+        # The median of a symmetric distribution lies halfway between two times: its last bits must not choose.
+        made[:steps] = apart(np.rint(np.round(made[:steps], 9)), end if clean else end + 1.0, start, request)
     if clean:
         made[-1] = schedule.t_clean
     return made

@@ -64,5 +64,6 @@ METHODS = (
             "solver_type": Option("midpoint", "form of the second-order term", choices=("midpoint", "heun")),
         },
         aliases=("dpmpp_2m_sde", "dpm++2m_sde", "sde_dpmsolver++"),
+        good_for=("noise",),
     ),
 )

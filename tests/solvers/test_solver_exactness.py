@@ -49,14 +49,12 @@ def levels(p: Plan) -> Array:
 def bound(p: Plan) -> float:
     """1e-11, or what rounding does to a plan of few, long steps.
 
-        With r = sigma/alpha, eps = (x − alpha·mean)/sigma at r has the error U·r of x/alpha over r. A step in noise space
-        from r to r'
-        is a difference of terms of size r·|z|, |z| <= 2: an error of a few U·r in x'/alpha', which eps there divides by
-        r' and the next
-        step multiplies by its length, r again where it shares the base (heun, singlestep). The factor 32 covers |z| = 2,
-    exp(h)'s
-        relative error |lambda|·U <= 10·U, and the sum of some steps. In velocity space a step is at most 1 long, and the
-        error U·r of x0 at its begin is divided by the r' of each later evaluation in it, which takes eps from there.
+    With r = sigma/alpha, eps = (x − alpha·mean)/sigma at r has the error U·r of x/alpha over r. A step in noise space
+    from r to r' is a difference of terms of size r·|z|, |z| <= 2: an error of a few U·r in x'/alpha', which eps there
+    divides by r' and the next step multiplies by its length, r again where it shares the base (heun, singlestep). The
+    factor 32 covers |z| = 2, exp(h)'s relative error |lambda|·U <= 10·U, and the sum of some steps. In velocity space a
+    step is at most 1 long, and the error U·r of x0 at its begin is divided by the r' of each later evaluation in it,
+    which takes eps from there.
     """
     r = levels(p)
     inner = r.max(initial=0.0)
