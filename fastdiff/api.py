@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import torch
@@ -141,7 +141,14 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         ValueError, TypeError: bad arguments or model outputs; the message says what was got and what would be right.
         RuntimeError: a named back end that cannot run, or a model that changes its input in place.
     """
-    run, made = {}, {}
+    sampler, run = prepared(model, options)
+    return sampler(model, x, **run)
+
+
+def prepared(model: Model, options: Mapping[str, Any]) -> tuple[Sampler, dict[str, Any]]:
+    """The sampler that `sample(model, **options)` uses, kept from an earlier call or made, and the run's arguments."""
+    run: dict[str, Any] = {}
+    made: dict[str, Any] = {}
     for name, value in options.items():
         if name in RUN_DEFAULTS:
             run[name] = value
@@ -153,4 +160,4 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         noted = stated(model, "schedule")
         if noted is not None:
             made["schedule"] = noted
-    return _sampler(made)(model, x, **run)
+    return _sampler(made), run

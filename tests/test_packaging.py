@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("options",),
     ("sampler",),
     ("api", "inversion", "fitting"),
-    ("losses",),
+    ("losses", "generation"),
     ("__init__",),
     ("demo",),
     ("cli",),

@@ -37,8 +37,8 @@ def add_commands(commands: Any) -> None:
     tune.set_defaults(run=_tune)
 
 
-def network(source: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The model, and options of `fit`, that MODULE:FUNCTION returns.
+def network(source: str, call: str = "fastdiff.fit") -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The model, and options of `call`, that MODULE:FUNCTION returns.
 
     Raises:
         ValueError: another form, no such module or function, or what it returns is no model.
@@ -57,7 +57,7 @@ def network(source: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     model, options = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
     if not callable(model) or not isinstance(options, dict):
         raise ValueError(
-            f"{source} returned {type(made).__name__}; expected a model, or (model, dict of options of fastdiff.fit)"
+            f"{source} returned {type(made).__name__}; expected a model, or (model, dict of options of {call})"
         )
     return model, options
 
