@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
@@ -141,14 +141,7 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         ValueError, TypeError: bad arguments or model outputs; the message says what was got and what would be right.
         RuntimeError: a named back end that cannot run, or a model that changes its input in place.
     """
-    sampler, run = prepared(model, options)
-    return sampler(model, x, **run)
-
-
-def prepared(model: Model, options: Mapping[str, Any]) -> tuple[Sampler, dict[str, Any]]:
-    """The sampler that `sample(model, **options)` uses, kept from an earlier call or made, and the run's arguments."""
-    run: dict[str, Any] = {}
-    made: dict[str, Any] = {}
+    run, made = {}, {}
     for name, value in options.items():
         if name in RUN_DEFAULTS:
             run[name] = value
@@ -160,4 +153,4 @@ def prepared(model: Model, options: Mapping[str, Any]) -> tuple[Sampler, dict[st
         noted = stated(model, "schedule")
         if noted is not None:
             made["schedule"] = noted
-    return _sampler(made), run
+    return _sampler(made)(model, x, **run)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff._version import __version__
+from fastdiff.command_line import from_text, options_from_text
 from fastdiff.fitting.command import add_commands
 from fastdiff.generation.command import add_command
-from fastdiff.values import from_text, options_from_text
 
 ENVIRONMENT = {
     "FASTDIFF_SIMD": "instruction set of the cpu back end: portable, avx2 or avx512 (default: the widest that runs)",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -67,28 +66,4 @@ def whole(name: str, value: Any, least: int, most: int, such: str) -> int:
         raise TypeError(f"{name}={shown(value)}: expected an integer, such as {such}") from None
     if not least <= found <= most:
         raise ValueError(f"{name}={shown(value)}: expected an integer from {least} to {most}, such as {such}")
-    return found
-
-
-def from_text(text: str) -> Any:
-    """A word of a command line: a truth value, a number, or the text itself."""
-    named = {"true": True, "false": False}
-    if text.lower() in named:
-        return named[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def options_from_text(pairs: Iterable[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs of a command line's --option; ValueError for one without "="."""
-    found = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--option {pair!r}: expected NAME=VALUE, such as --option eta=0.5")
-        found[name] = from_text(text)
     return found

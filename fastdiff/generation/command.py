@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fastdiff.values import from_text, options_from_text
-
-EXAMPLE = "mynetworks:faces, where mynetworks.py has def faces(): return model, {'shape': (64, 3, 64, 64)}"
+from fastdiff.command_line import EXAMPLE, from_text, network, options_from_text
 
 
 def add_command(commands: Any) -> None:
@@ -36,7 +34,6 @@ def _run(chosen: argparse.Namespace) -> None:
     if chosen.verify:
         _verify(chosen.out)
         return
-    from fastdiff.fitting.command import network
     from fastdiff.generation.generate import generate
     from fastdiff.plan import Plan
 

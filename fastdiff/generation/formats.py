@@ -113,7 +113,7 @@ def check_images(decoded: Any, batch: int) -> torch.Tensor:
 
 def whole_npz(file: IO[bytes], parts: Sequence[Path], n: int) -> None:
     """Write one archive with arr_0, uint8 (n, H, W, C), as FID tools read it, made of the shards' arrays."""
-    arrays = (np.load(part, mmap_mode="r", allow_pickle=False) for part in parts)
+    arrays = (np.load(part, mmap_mode="r") for part in parts)
     first = next(arrays)
     header = {
         "descr": np.lib.format.dtype_to_descr(first.dtype),

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastdiff.api import prepared
-from fastdiff.fitting.checkpoint import fingerprint
 from fastdiff.generation.folder import Folder
 from fastdiff.generation.formats import FORMATS, check_images, to_images
 from fastdiff.generation.workers import Worker, checked, this_worker
 from fastdiff.names import short, unknown
+from fastdiff.options import RUN_DEFAULTS
 from fastdiff.run.arguments import check_shape
-from fastdiff.run.network import placement, sample_shape
+from fastdiff.run.network import placement, sample_shape, stated
 from fastdiff.run.planned import PlanEngine
+from fastdiff.run.weights import fingerprint
 from fastdiff.sampler import Sampler
 from fastdiff.values import whole
 
@@ -104,7 +104,10 @@ def generate(
     shape = _shape(model, options.pop("shape", None), batch)
     if "device" not in options and placement(model)[0] is None and torch.cuda.is_available():
         options["device"] = torch.device("cuda", one.local % torch.cuda.device_count())
-    sampler, run = prepared(model, options)
+    run = {name: options.pop(name) for name in [*options] if name in RUN_DEFAULTS}
+    if options.get("plan") is None and options.get("schedule") is None:
+        options["schedule"] = stated(model, "schedule")
+    sampler = Sampler(**options)
     where = run.get("device") or placement(model)[0] or torch.device("cpu")
     size = -(-(SHARD if shard is None else whole("shard", shard, 1, 2**31 - 1, "512")) // shape[0]) * shape[0]
     kind = FORMATS[format]

@@ -268,10 +268,10 @@ def test_verify_sees_what_is_wrong(tmp_path: Path, harm: Callable[[Path], str]) 
 
 
 def test_verify_refuses_what_is_no_generation(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no manifest.json: give the folder"):
+    with pytest.raises(ValueError, match=r"has no manifest\.json: give the folder"):
         verify(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="manifest.json is damaged"):
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
         verify(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
     with pytest.raises(ValueError, match="expected a JSON object"):
@@ -364,5 +364,5 @@ def test_launchers(environment: dict[str, str], expected: tuple[int, int, int]) 
 
 
 def test_a_launcher_that_says_no_number() -> None:
-    with pytest.raises(ValueError, match="RANK='x'.*expected whole numbers"):
+    with pytest.raises(ValueError, match=r"RANK='x'.*expected whole numbers"):
         this_worker({"RANK": "x", "WORLD_SIZE": "2"})
