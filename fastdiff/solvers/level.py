@@ -69,7 +69,10 @@ class Churn:
 
 
 def lift(row: Row, p: Point, hat: Point, std: float) -> Row:
-    """From p to the churned point: x/alpha gains noise."""
+    """From p to the churned point: x/alpha gains noise.
+
+    The run passes these times again, so the noise is no part of one path: it has no span.
+    """
     return hat.alpha / p.alpha * row + hat.alpha * std * ROW["za"]
 
 
