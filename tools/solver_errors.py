@@ -2,8 +2,8 @@
 
     python tools/solver_errors.py
 
-The exact network of a Gaussian mixture of dimension 16 on Stable Diffusion's schedule (flow matching for the methods on the
-velocity), median over 256 samples of the distance to the converged ODE. About a minute on one core.
+The exact network of a Gaussian mixture of dimension 16 on Stable Diffusion's schedule (flow matching for the methods on
+the velocity), median over 256 samples of the distance to the converged ODE. About a minute on one core.
 """
 
 from __future__ import annotations
