@@ -34,6 +34,7 @@ MethodName = Literal[
     "pndm",
     "deis",
     "res_multistep",
+    "res_multistep_ancestral",
     "res_2s",
     "res_3s",
     "exp_heun",

@@ -88,13 +88,14 @@ def variance_errors(method: str, name: str, steps: tuple[int, ...], **options: o
 
 # Their means are not exact along the means of the marginals: tests/solvers/test_score_sde.py.
 ELSEWHERE = {"pc"}
+CHURNED = ("heun", "edm_euler", "dpm_2")
 VARIED = [
     ("ddpm", {"variance": "small"}),
     ("ddpm", {"variance": "large"}),
     ("ddim", {"eta": 0.5}),
     ("ddim", {"eta": 1.0}),
     *[("dpmpp2m_sde", {"eta": e, "solver_type": t}) for e in (0.5, 1.0) for t in ("midpoint", "heun")],
-    ("heun", {"s_churn": 3.0}),
+    *((m, {"s_churn": 3.0}) for m in CHURNED),
 ]
 # Every other method that draws noise, as it is by default: one that is registered enters here.
 PLAIN = [(m, {}) for m, entry in METHODS.items() if entry.stochastic and m not in {name for name, _ in VARIED}]
@@ -105,7 +106,7 @@ CONVERGING = [*VARIED, *((m, options) for m, options in PLAIN if m not in ELSEWH
 @pytest.mark.parametrize(("method", "options"), CONVERGING, ids=str)
 def test_variance_converges_at_the_claimed_order(method: str, options: dict[str, object], name: str) -> None:
     claimed = METHODS[method].order
-    extra = {"s_tmax": 5.0} if method == "heun" else {}
+    extra = {"s_tmax": 5.0} if method in CHURNED else {}
     steps = (40, 80, 160)
     found = variance_errors(method, name, steps, **options, **extra)
     order = float(-np.polyfit(np.log(steps), np.log(found), 1)[0])
@@ -149,7 +150,7 @@ def test_draws_are_numbered_in_order_and_none_is_used_twice(method: str, options
     for s in p.stages:
         assert s.draws[1:] == (-1, -1) and (s.draws[0] >= 0) == (s.next_u[ZA] != 0)
         # Churn and Langevin corrections go over times again, or stay at one: their noise is no part of a path.
-        on_path = method != "heun" and (method != "pc" or s.t != s.t_next)
+        on_path = method not in CHURNED and (method != "pc" or s.t != s.t_next)
         assert s.spans == (((s.t, s.t_next), (), ()) if s.noisy and on_path else ())
     assert p.spanned == all(s.spans for s in p.stages if s.noisy)
 
