@@ -84,7 +84,8 @@ def test_exact_on_a_point_mass(method: str, name: str) -> None:
     start = start_time(schedule, method)
     usable = [*spacings(schedule), *(["logsnr"] if start else [])]
     for spacing in usable:
-        for steps in (1, 2, 7, 20):
+        # Longer runs repeat what the steps of short ones do: one spacing of them is enough.
+        for steps in (1, 2, 7, 20) if spacing == usable[0] else (2, 7):
             p = plan(method, steps, schedule, spacing, t_start=start)
             prediction = "eps" if p.stages[0].alpha > 0 else "x0"
             check_point_mass(p, schedule, prediction)

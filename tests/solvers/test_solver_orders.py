@@ -62,14 +62,13 @@ UNIPC = [
     for s in ("data", "noise")
 ]
 ADAMS = [
-    *(("lms", {"order": k}) for k in (1, 2, 4)),
-    *(("deis", {"order": k, "form": f}) for k, f in ((2, "logrho"), (4, "tab"), (2, "tab"))),
+    *(("lms", {"order": k}) for k in (2, 4)),
+    *(("deis", {"order": k, "form": f}) for k, f in ((2, "logrho"), (4, "tab"))),
     ("deis", {}),
     ("res_multistep", {}),
     ("res_multistep", {"order": 3}),
     ("res_2s", {"c2": 0.3}),
     ("res_3s", {"c2": 0.4, "c3": 0.7}),
-    ("ipndm", {"max_order": 1}),
     ("ipndm", {}),
     ("pndm", {}),
     ("pndm", {"skip_prk_steps": False}),
