@@ -32,12 +32,14 @@ def test_methods_lists_every_method_with_its_order(capsys: pytest.CaptureFixture
     assert {(name, str(m["order"])) for name, m in fastdiff.methods().items()} <= first
 
 
-def test_methods_for_a_need(capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_for_a_need(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {name for name, m in fastdiff.methods().items() if "flow" in m["good_for"]}
     status, out, _ = run(capsys, "methods", "--for", "flow")
     listed = {line.split()[0] for line in out.splitlines()[1:] if line and not line.startswith((" ", "fastdiff"))}
     assert status == 0 and listed == wanted and {"rk4", "dpmpp2m", "unipc"} <= wanted and "dpm3" not in wanted
     assert "good for: flow matching" in run(capsys, "methods", "midpoint")[1]
+    monkeypatch.setattr("fastdiff.solvers.METHODS", {})
+    assert run(capsys, "methods", "--for", "video")[1].startswith("no method yet is good for video")
 
 
 @pytest.mark.parametrize("name", fastdiff.methods())
