@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Clock = Callable[[float, float], float]
-"""The variance that the path gains between two values of lambda, the lower one first: additive, above 0."""
+"""The variance that the path gains between two values of lambda, the lower one first: additive, not below 0."""
 
 PATH = 2
 """Stream of the tree's normals."""
@@ -119,8 +119,10 @@ class Path:
             middle = lam if level == DEPTH else 0.5 * (low + high)
             before, after = self.clock(low, middle), self.clock(middle, high)
             whole = before + after
-            value = [(after * p + before * q) / whole for p, q in zip(at_low, at_high, strict=True)]
-            value.append(math.sqrt(before * after / whole))
+            # Where a clock stands still, so does the path.
+            share, rest = (before / whole, after / whole) if whole else (0.0, 1.0)
+            value = [rest * p + share * q for p, q in zip(at_low, at_high, strict=True)]
+            value.append(math.sqrt(share * rest * whole))
             nodes.append(_node(cell, heap))
             if middle == lam:
                 return dict(zip(nodes, value, strict=True))
