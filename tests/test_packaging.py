@@ -51,7 +51,7 @@ NUMPY_ONLY = (
     "plot",
     "solvers",
 )
-NUMPY_ONLY += ("ops.layout", "ops.philox", "ops.rank")
+NUMPY_ONLY += ("ops.brownian", "ops.layout", "ops.philox", "ops.rank")
 
 
 def modules() -> dict[str, Path]:

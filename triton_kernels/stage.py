@@ -186,9 +186,10 @@ def stage_kernel(
 
     Pointers are None where the stage does not use the stream; see fastdiff/ops/buffers.py for the rest. n: elements per
     sample (of the whole batch if not SPLIT); total: elements of the batch, the offset of net_in's second copy; tiles:
-    programs per sample; k: the table row; PATH: the draws are increments of a Brownian path; SPLIT: samples differ (own noise, bounds or rows); WIDE: offsets inside a
-    sample need 64 bits; EXCHANGES: an element may be stored by another thread than the one that loaded it. Outputs may
-    be the same memory as inputs: all loads come before all stores, and no element is touched by two programs.
+    programs per sample; k: the table row; PATH: the draws are increments of a Brownian path; SPLIT: samples differ (own
+    noise, bounds or rows); WIDE: offsets inside a sample need 64 bits; EXCHANGES: an element may be stored by another
+    thread than the one that loaded it. Outputs may be the same memory as inputs: all loads come before all stores, and
+    no element is touched by two programs.
     """
     TYPE: tl.constexpr = table.dtype.element_ty
     MASK: tl.constexpr = U_MASK | X_MASK

@@ -7,9 +7,9 @@ Use:
         check(cpu, random_case(seed))                       # or: random_case(seed, state=torch.float64, shape=(7, 5))
 
 `random_case` covers every conversion, guidance, clipping (with NaN in the data), 0 to 6 history entries, 0 to 3
-noises (drawn, given, or of a path), networks that give a variance, all dtypes, odd sizes, outputs that share memory with inputs,
-and a table row per sample. `check` fills the outputs with NaN before the run, so that an element that was not written
-is seen, and verifies that inputs are left as they were.
+noises (drawn, given, or of a path), networks that give a variance, all dtypes, odd sizes, outputs that share memory
+with inputs, and a table row per sample. `check` fills the outputs with NaN before the run, so that an element that was
+not written is seen, and verifies that inputs are left as they were.
 """
 
 from __future__ import annotations

@@ -39,7 +39,10 @@ STAGES: dict[str, tuple[tuple[int, ...], dict[str, str]]] = {
         (4, 1, 1, 1 | 4, 5, 2, 0, 0),
         {"x": F32, "first": BF16, "second": BF16, "u_out": F32, "x_out": F32, "net_in": BF16, **BOUNDS},
     ),
-    "learned": ((2, 0, 1, 1 | 4 | 1 << 10, 0, 1, 1, 0), {"x": F32, "first": BF16, "u_out": F32, "net_in": BF16, **NOISE}),
+    "learned": (
+        (2, 0, 1, 1 | 4 | 1 << 10, 0, 1, 1, 0),
+        {"x": F32, "first": BF16, "u_out": F32, "net_in": BF16, **NOISE},
+    ),
     "everything": (
         (3, 1, 1, 0x1FFF, 0x1FFF, 2, 2, 0),
         {

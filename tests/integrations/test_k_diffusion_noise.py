@@ -65,8 +65,8 @@ def test_shape_dtype_and_seeds() -> None:
 @pytest.mark.parametrize(
     ("options", "call", "error", "message"),
     [
-        ({"x": X.int()}, (5.0, 1.0), ValueError, r"x has dtype torch.int32 and shape \(3, 4, 8, 8\): expected floating"),
-        ({"sigma_min": 0.0}, (5.0, 1.0), ValueError, r"sigma_min=0, sigma_max=14.6: expected 0 < sigma_min < sigma_max"),
+        ({"x": X.int()}, (5.0, 1.0), ValueError, r"x has dtype torch.int32 and shape \(3, 4, 8, 8\): expected"),
+        ({"sigma_min": 0.0}, (5.0, 1.0), ValueError, r"sigma_min=0, sigma_max=14.6: expected 0 < sigma_min < "),
         ({"sigma_max": "b"}, (5.0, 1.0), TypeError, r"sigma_max='b': expected a number or a tensor with one element"),
         ({"seed": [1, 2]}, (5.0, 1.0), ValueError, r"got 2 seeds for a batch of 3"),
         ({}, (5.0, 0.0), ValueError, r"sigma_next=0 is outside of the sampler's range, 0.03 to 14.6"),

@@ -94,7 +94,9 @@ def test_what_the_tree_does_not_resolve(ends: tuple[float, float]) -> None:
 
 
 def test_too_many_normals() -> None:
-    with pytest.raises(ValueError, match=r"between lambda=-31.9 and 31.9 would be a sum of \d+ normals, and at most 64"):
+    with pytest.raises(
+        ValueError, match=r"between lambda=-31.9 and 31.9 would be a sum of \d+ normals, and at most 64"
+    ):
         Path(lambda low, high: high - low).increment(-31.9, 31.9)
 
 
@@ -145,6 +147,8 @@ def test_a_table_of_another_width_is_refused() -> None:
             continue
         with pytest.raises(ValueError, match=rf"draws have 3 columns, expected {MAX_DRAWS * PATH_WIDTH} \(of a Brown"):
             ops.Recorded(ops.load(backend)).stage(spec._replace(path=4), 0, numbers, buf)
-    words = Coeffs(numbers.table, torch.zeros(1, MAX_DRAWS * PATH_WIDTH, dtype=torch.int32), *(numbers.seeds, numbers.index))
+    words = Coeffs(
+        numbers.table, torch.zeros(1, MAX_DRAWS * PATH_WIDTH, dtype=torch.int32), *(numbers.seeds, numbers.index)
+    )
     with pytest.raises(ValueError, match=r"draws have 387 columns, expected 3 \(draw numbers\)"):
         require(spec, words, buf)
