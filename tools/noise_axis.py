@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(File(__file__).resolve().parents[1]))
-import fastdiff  # noqa: E402
-from fastdiff.ops.brownian import Clock, Path, signal  # noqa: E402
-from fastdiff.schedules import resolve  # noqa: E402
+import fastdiff
+from fastdiff.ops.brownian import Clock, Path, signal
+from fastdiff.schedules import resolve
 
 SAMPLES = 4096
 MEANS, WEIGHTS = torch.tensor([-1.0, 0.2, 1.0]).double(), torch.tensor([0.5, 0.2, 0.3]).double()
