@@ -62,6 +62,8 @@ class Binding:
 
 
 DEFAULT = Binding()
+_TERMS = 32
+"""The bound of a path's sums in a structure is a multiple of it; common grids have sums of at most 30."""
 
 
 class Table(NamedTuple):
@@ -109,8 +111,8 @@ def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1, path: bool 
     numbers = np.array(draws, dtype=np.int32)
     if path and plan.stochastic:
         numbers = path_table(plan)
-        # One structure for all of them, so that rows of different steps can share a launch.
-        terms = int(numbers[:, ::PATH_WIDTH].max())
+        # One structure for all of them, and for other times, so that rows can share a launch and grids a graph.
+        terms = -(-int(numbers[:, ::PATH_WIDTH].max()) // _TERMS) * _TERMS
         specs = [spec._replace(path=terms if spec.noises else 0) for spec in specs]
     return Table(np.stack(rows), numbers, tuple(specs), times)
 
