@@ -26,7 +26,8 @@ Clock = Callable[[float, float], float]
 PATH = 2
 """Stream of the tree's normals."""
 DEPTH = 12
-"""Halvings of a cell. Grids of 1000 steps have steps of lambda above 0.002; a leaf is 2^-12 wide."""
+"""Halvings of a cell: a leaf is 0.00024 of lambda wide. Steps of grids of 1000 are 0.001 and more, and not even half of
+one lies within a leaf."""
 REACH = 32
 """Cells lie between -REACH and REACH. alpha/sigma is then e^-32 to e^32, and all beyond counts as the end."""
 TERMS = 64
@@ -75,7 +76,7 @@ class Path:
         for node, weight in self._within(high).items():
             total[node] = total.get(node, 0.0) + weight
         unit = math.copysign(math.sqrt(width), b - a) if width else math.nan
-        # Neighbours are shared by both ends or by one: what one leaf holds of both is no bridge of two normals.
+        # Two times within one leaf would share its one normal, and their difference have another variance.
         if not abs(sum(weight**2 for weight in total.values()) / width - 1.0 if width else math.nan) < 1e-6:
             raise ValueError(
                 f"brownian noise between lambda={start:.9g} and {end:.9g}: its path is resolved to steps of "

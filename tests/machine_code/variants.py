@@ -68,7 +68,7 @@ def case_for(v: Variant, seed: int) -> Case:
         x_mask = mask & ~(1 << M)
     learned = (2 if v.paired and rng.random() < 0.5 else 1) if v.learned else 0
     copies = int(rng.integers(0, 3))
-    spec = StageSpec(convert, v.paired, convert != RAW, mask, x_mask, copies, learned, 7 * v.path)
+    spec = StageSpec(convert, v.paired, convert != RAW, mask, x_mask, copies, learned, 3 * v.path)
     shape = SHAPE if v.wide else (2, 3, 7, 5)
     case = random_case(seed, spec=spec, state=v.state, network=v.net, shape=shape)
     buf = case.buf
