@@ -155,7 +155,8 @@ def default(
     """
     first, count = t_start, steps
     if spacing is not None and not (isinstance(spacing, str) and spacing in SPACINGS):
-        times = grid(spacing, schedule, steps, t_start, t_end)
+        named = spacing if isinstance(spacing, str) else own_times(spacing)
+        times = grid(named, schedule, steps, t_start, t_end)
         first, count = float(times[0]), len(times) - 1
     first = end_time("t_start", first, schedule.t_max, schedule)
     if schedule.kind == "flow" or schedule.lam(first) == -math.inf:
