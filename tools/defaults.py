@@ -4,7 +4,7 @@ Cases: the exact network of a Gaussian mixture of dimension 16 on four schedules
 package, and small networks of the demo's kind in DIR: ``vp``, ``subvp`` and ``ve.safetensors`` of
 ``python -m fastdiff.demo.train_sde``, ``flow.safetensors`` of ``python tools/flow_network.py``. For 5 to 10 steps, from
 t_max to t_min, the median distance of settings to the converged ODE as multiples of the best of all that `tune` lists.
-Writes benchmarks/results/defaults.json and prints the table of docs/solvers.md.
+Writes benchmarks/results/defaults.json and the table of docs/solvers.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fitting import record
 from flow_network import load as load_flow
 from torch import Tensor
 
@@ -33,7 +34,8 @@ FIRST_LOOK, FINALISTS, TEACHER = 8, 12, 160
 """Starts on which all settings are scored, settings that are scored on all starts, and steps of the truth."""
 SAMPLES = {"mixture": 256, "network": 64}
 METHODS = (None, "dpm3", "dpm2", "dpmpp2m", "unipc")
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "defaults.json"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "defaults.json", ROOT / "docs" / "solvers.md"
 
 
 class Mixture:
@@ -116,20 +118,19 @@ def study(title: str, model: Any) -> dict[str, Any]:
     return found
 
 
-def table(results: dict[str, Any]) -> str:
-    """Multiples of the best setting's error at each number of steps."""
+def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: multiples of the best setting's error at each number of steps."""
     names = ["none named", *(m for m in METHODS if m)]
-    lines = ["| case | chosen | " + " | ".join(f"`{n}`" if n != "none named" else n for n in names) + " |"]
-    lines.append("|---" * (2 + len(names)) + "|")
+    rows = []
     for title, found in results.items():
         cells = []
         for name in names:
             errors = found["errors"].get(name)
             ratios = [] if errors is None else [e / b for e, b in zip(errors, found["best"], strict=True)]
-            cells.append(", ".join(f"{r:.1f}" for r in ratios) or "–")
+            cells.append(", ".join(f"{r:.2g}" for r in ratios) or "–")
         chosen = ", ".join(f"`{m}`" for m in dict.fromkeys(found["chosen"]))
-        lines.append(f"| {title} | {chosen} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([title, chosen, *cells])
+    return ["case", "chosen", *(n if n == "none named" else f"`{n}`" for n in names)], rows
 
 
 def main() -> None:
@@ -144,7 +145,7 @@ def main() -> None:
         results[title] = found
         order = [name for name in cases(Path()) if name in results]
         RESULTS.write_text(json.dumps({name: results[name] for name in order}, indent=1) + "\n")
-    print(table(json.loads(RESULTS.read_text())))
+    record("defaults", *table(json.loads(RESULTS.read_text())), PAGE)
 
 
 if __name__ == "__main__":

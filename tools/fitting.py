@@ -53,7 +53,7 @@ class Mixture:
 
 
 def record(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], page: Path = PAGE) -> None:
-    """Put a table where the page has the comments of that name, and print it."""
+    """Put a table where the page has the two comments of that name, and print it."""
     lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
     lines.insert(1, "|---" * len(header) + "|")
     print("\n".join(lines))
