@@ -58,7 +58,8 @@ class Memo:
         self.trial: tuple[Places, list[Reached]] | None = None
         # What a search from the beginning would hold: the same places, whose paths may have to be made again here.
         self.asked: set[Places] = set()
-        self.walked, self.tried = False, ()
+        self.walked = False
+        self.tried: Places = ()
 
     def loss(self, places: Places, from_stage: int = 0) -> float:
         """Of a plan that evaluates at `places`; `self.of` has the same places before `from_stage`."""
