@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     methods.set_defaults(run=_methods)
 
     plan = commands.add_parser("plan", help="print, draw or save a method's table")
-    plan.add_argument("method")
+    plan.add_argument("method", nargs="?", help="default: chosen from schedule and steps, and printed")
     plan.add_argument("--steps", type=_steps, default=None, help="default: what the spacing says, else 10")
     plan.add_argument("--schedule", default="ddpm", help="a schedule's name (default: ddpm)")
     plan.add_argument("--spacing", default=None, help="a time grid's name, or times separated by spaces")

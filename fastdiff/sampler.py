@@ -63,7 +63,8 @@ class Sampler:
     """A sampling method, built once and used with any model, from any thread.
 
     Args:
-        method: a name or alias of `fastdiff.methods()`.
+        method: a name or alias of `fastdiff.methods()`; default: chosen from schedule and steps, as `fastdiff.sample`
+            says.
         steps: number of steps, at least 1. Default: what `spacing` says, else 10. Adaptive methods take none.
         plan: a `Plan` of your own, instead of method, steps, schedule, spacing, t_start, t_end and options.
         **options: `schedule`, `prediction`, `spacing`, `t_start`, `t_end`, `clip`, `dtype`, `backend` and `graph`, as
@@ -75,11 +76,12 @@ class Sampler:
     """
 
     def __init__(
-        self, method: MethodName | Method = "dpm3", steps: int | None = None, **options: Unpack[SamplerOptions]
+        self, method: MethodName | Method | None = None, steps: int | None = None, **options: Unpack[SamplerOptions]
     ) -> None:
         own = options.get("plan")
-        chosen = None if own is not None else solvers.find(method)
+        chosen, brought = (None, {}) if own is not None else solvers.chosen(method, {"steps": steps, **options})
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
+        more = {**brought, **more}
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
         self.clip = check_clip(given["clip"], given["dtype"])
         self.prediction: str | None = given["prediction"]
@@ -146,6 +148,12 @@ class Sampler:
     def _unnamed(self) -> bool:
         """Whether the schedule in use is the default, since the caller named none."""
         return self._said is None and self.schedule is not None
+
+    @property
+    def method(self) -> str:
+        """The name of the method: the one that was asked for, or chosen where none was; of a plan, the one that made
+        it."""
+        return self.engine.name
 
     @property
     def plan(self) -> Plan:
