@@ -18,6 +18,7 @@ from fastdiff.ops.philox import PRIOR
 from fastdiff.plan import Stage
 from fastdiff.run.arguments import cast_x, check_callables, check_x, prior_noise, resolve_device, resolve_seeds
 from fastdiff.run.evaluate import Evaluator, Hooks
+from fastdiff.run.graph import Note
 from fastdiff.run.history import Noise
 from fastdiff.run.network import Network
 from fastdiff.run.report import Info, Trajectory
@@ -53,6 +54,7 @@ class Job:
         bounds: of the predicted x0.
         graph: "auto", True or False.
         out: where the result goes, or None.
+        note: told of a graph that was replayed, or None.
     """
 
     start: Start
@@ -64,6 +66,7 @@ class Job:
     graph: bool | str = False
     progress: bool = False
     out: torch.Tensor | None = None
+    note: Note | None = None
 
     def evaluator(self, coeffs: Coeffs, direct: bool) -> Evaluator:
         """What this run does with the network's outputs; `coeffs` gets the bounds. `direct`: the network is given
@@ -99,6 +102,11 @@ class Engine(Protocol):
         """Sample."""
 
 
+def warns_of_start(first: Stage | Point) -> bool:
+    """Whether pure noise there is unlike what a network expects."""
+    return first.alpha > first.sigma
+
+
 def begin(
     engine: Engine,
     x: torch.Tensor | None,
@@ -120,7 +128,7 @@ def begin(
     if x is not None:
         return Start(module, cast_x(x, where, dtype), seeds, index, noise)
     first = engine.first
-    if first.alpha > first.sigma:
+    if warns_of_start(first):
         warn(
             f"x is pure noise, drawn at t={first.t:g}, where alpha={first.alpha:.3g}, sigma={first.sigma:.3g}: a "
             "network expects little noise there, and the result will be no sample; start at a noisier time, or "

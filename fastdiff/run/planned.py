@@ -53,7 +53,7 @@ class PlanEngine:
         r, hooks, start = self.prepare(job), job.hooks, job.start.x
         bar = progress_bar(hooks, self.name, self.plan.steps, "step") if job.progress else contextlib.nullcontext()
         with bar:
-            result = execute(r, start, job.graph, job.out)
+            result = execute(r, start, job.graph, job.out, job.note)
         if hooks.trajectory is None:
             return result, None, None
         _, states, predicted = zip(*hooks.trajectory, strict=True)
