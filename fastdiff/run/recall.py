@@ -1,7 +1,7 @@
 """A call that was replayed before, with other values: it fills the graph's buffers and launches, and asks no more.
 
-What a call's arguments lead to (program, signature, graph) follows from their types, shapes and plain values. These make
-a key; seeds, x, conditions and `out` are free. A key that is known needs no check but those of what is free.
+What a call leads to (program, signature, graph) follows from the types, shapes and plain values of its arguments.
+These make a key; seeds, x, conditions and `out` are free. A known key needs no check but of what is free.
 """
 
 from __future__ import annotations

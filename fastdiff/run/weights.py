@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-
 _VALUES, _CHILDREN = dict.values, attrgetter("_modules")
 
 
