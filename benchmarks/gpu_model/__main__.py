@@ -1,8 +1,8 @@
 """Predicts the fraction of a copy's bandwidth that each stage reaches: python -m benchmarks.gpu_model.
 
-Writes benchmarks/results/model.json, the part of it that the package carries, and the table in docs/gpu-model.md. Needs the extension fastdiff._cuda, Triton, and
-a C++ compiler; no GPU. The instructions are those of the machine code, as one thread executes them in the interpreter
-of tests/machine_code.
+Writes benchmarks/results/model.json, the part of it that the package carries, and the table in docs/gpu-model.md. Needs
+the extension fastdiff._cuda, Triton, and a C++ compiler; no GPU. The instructions are those of the machine code, as one
+thread executes them in the interpreter of tests/machine_code.
 """
 
 from __future__ import annotations
