@@ -153,5 +153,7 @@ def begin(
 def sampling_mode() -> Iterator[None]:
     """No gradients, and ordinary tensors even in a caller's inference mode, whose tensors have no version counter."""
     # In this order: leaving inference mode switches gradients on.
-    with torch.inference_mode(False), torch.no_grad():
+    # A compiler cannot ask which mode it is.
+    leaves = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+    with torch.inference_mode(False) if leaves else contextlib.nullcontext(), torch.no_grad():
         yield

@@ -178,11 +178,11 @@ class Recalls:
             return None
         if x is not None:
             x = admitted("x", x)
-            if x.requires_grad:
+            if x.requires_grad or x.device != entry.start.device:
                 return None
         out = options.get("out")
         check_out(out, entry.start)
-        with sampling_mode() if torch.is_inference_mode_enabled() else torch.no_grad(), entry.pool.turn():
+        with sampling_mode(), entry.pool.turn():
             if entry.weights.moved():
                 return None
             graph.CACHE.touch(entry)
