@@ -128,6 +128,10 @@ class Recalls:
     def __init__(self) -> None:
         self.known: dict[tuple[Any, ...], Recall] = {}
 
+    def __reduce__(self) -> tuple[type[Recalls], tuple[()]]:
+        # A copy, perhaps in another process, has no graph yet.
+        return Recalls, ()
+
     def note(
         self, model: Any, x: Any, options: Options, said: tuple[Any, Any], entry: Entry, r: Run, prior_std: float
     ) -> None:
@@ -158,7 +162,7 @@ class Recalls:
             # A value that cannot be hashed.
             return
         while len(self.known) > MAX_RECALLS:
-            del self.known[next(iter(self.known))]
+            self.known.pop(next(iter(self.known)), None)
 
     def replay(self, model: Any, x: Any, options: Options, said: tuple[Any, Any]) -> torch.Tensor | None:
         """The sample, or None where the call is not known, or has to be looked at after all."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -212,3 +214,13 @@ def test_nothing_is_kept_alive(fake, net) -> None:
 
     sampler(Parts().eval(), X, **scale)
     assert len(sampler._recalls.known) == known
+
+
+def test_a_sampler_may_be_copied(fake, net) -> None:
+    """Also one that remembers calls: the copy remembers none, and another process gets what it needs."""
+    sampler, eager = samplers()
+    for _ in range(2):
+        want = sampler(net, X)
+    for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        assert sampler._recalls.known and not other._recalls.known
+        assert torch.equal(other(net, X), want) and torch.equal(want, eager(net, X))
