@@ -46,9 +46,9 @@ from fastdiff.run.arguments import (
 from fastdiff.run.controlled import AdaptiveEngine
 from fastdiff.run.evaluate import Hooks
 from fastdiff.run.fitted import warn_of_other_use
-from fastdiff.run.graph import Note, capture_refusal
+from fastdiff.run.graph import capture_refusal
 from fastdiff.run.job import Engine, Job, begin, sampling_mode, warns_of_start
-from fastdiff.run.loop import State
+from fastdiff.run.loop import Run, State
 from fastdiff.run.network import DTYPES, Network, placement, stated
 from fastdiff.run.planned import PlanEngine
 from fastdiff.run.recall import Recalls
@@ -331,7 +331,7 @@ class Sampler:
         prediction = stated(model, "prediction") if self.prediction is None else None
         return prediction, stated(model, "schedule") if self._unnamed else None
 
-    def _noting(self, model: Any, x: Any, options: Mapping[str, Any]) -> Note | None:
+    def _noting(self, model: Any, x: Any, options: Mapping[str, Any]) -> Callable[[Any, Run], None] | None:
         """What remembers this call once a graph has replayed it; None for calls that are warned of each time."""
         engine = self.engine
         if not isinstance(engine, PlanEngine) or engine.plan.origin or (x is None and warns_of_start(engine.first)):

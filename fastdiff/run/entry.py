@@ -76,7 +76,8 @@ def static_run(r: Run, leaves: Leaves) -> tuple[Run, torch.Tensor]:
     x0 = None if program.x0 is None else (program.x0[0].clone(), program.x0[1])
     network = r.network.with_kwargs(leaves.fill(leaves.tensors))
     program = dataclasses.replace(program, clock=program.clock.clone(), x0=x0)
-    return dataclasses.replace(r, coeffs=coeffs, program=program, evaluator=r.evaluator.on(network)), words
+    own_run = dataclasses.replace(r, coeffs=coeffs, program=program, evaluator=r.evaluator.on(network), note=None)
+    return own_run, words
 
 
 @dataclasses.dataclass(eq=False)

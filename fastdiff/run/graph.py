@@ -32,8 +32,6 @@ _MAX_SEEN = 1024
 
 CAPTURE: Any = CudaCapture
 
-Note = Callable[[Entry, Run], None]
-
 
 class Refusal(NamedTuple):
     """Why a run can have no graph. `asked`: because the call asks for work on the host, which needs no warning."""
@@ -205,11 +203,8 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
     return key
 
 
-def execute(
-    r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | None = None, note: Note | None = None
-) -> torch.Tensor:
-    """Run eagerly, capture or replay, as `mode` ("auto", True, False) says; into `out` if given. `note` is told of a
-    replay.
+def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Run eagerly, capture or replay, as `mode` ("auto", True, False) says; into `out` if given.
 
     Raises:
         RuntimeError: mode is True and the run cannot be captured; the message says why.
@@ -248,8 +243,8 @@ def execute(
             warn(f"{_EAGERLY}{reason}")
             return _deliver(run(r, start), out)
     result = _replay(entry, r, start, out)
-    if note is not None:
-        note(entry, r)
+    if r.note is not None:
+        r.note(entry, r)
     return result
 
 

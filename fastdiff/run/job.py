@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,8 +18,8 @@ from fastdiff.ops.philox import PRIOR
 from fastdiff.plan import Stage
 from fastdiff.run.arguments import cast_x, check_callables, check_x, prior_noise, resolve_device, resolve_seeds
 from fastdiff.run.evaluate import Evaluator, Hooks
-from fastdiff.run.graph import Note
 from fastdiff.run.history import Noise
+from fastdiff.run.loop import Run
 from fastdiff.run.network import Network
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.run.threshold import Dynamic, set_bounds
@@ -66,7 +66,7 @@ class Job:
     graph: bool | str = False
     progress: bool = False
     out: torch.Tensor | None = None
-    note: Note | None = None
+    note: Callable[[Any, Run], None] | None = None
 
     def evaluator(self, coeffs: Coeffs, direct: bool) -> Evaluator:
         """What this run does with the network's outputs; `coeffs` gets the bounds. `direct`: the network is given

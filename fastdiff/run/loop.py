@@ -5,7 +5,9 @@ Where x and u live, when the history is written and which buffer is free are dec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,6 +33,7 @@ class Run:
         direct: whether the slots themselves are the network's input (same dtype, in_scale = 1).
         noise: the user's own noise, or None.
         echo: the rows that write x instead of u', for an x_t corrected by the user, or None.
+        note: told of a graph that replayed this run, or None.
     """
 
     program: Program
@@ -40,6 +43,7 @@ class Run:
     direct: bool
     noise: Noise | None = None
     echo: Coeffs | None = None
+    note: Callable[[Any, Run], None] | None = None
 
     @property
     def network(self) -> Network:

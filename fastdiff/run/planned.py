@@ -58,7 +58,7 @@ class PlanEngine:
         r, hooks, start = self.prepare(job), job.hooks, job.start.x
         bar = progress_bar(hooks, self.name, self.plan.steps, "step") if job.progress else contextlib.nullcontext()
         with bar:
-            result = execute(r, start, job.graph, job.out, job.note)
+            result = execute(r, start, job.graph, job.out)
         if hooks.trajectory is None:
             return result, None, None
         _, states, predicted = zip(*hooks.trajectory, strict=True)
@@ -90,7 +90,8 @@ class PlanEngine:
         echo = None
         if job.hooks.correct_xt is not None:
             echo = Coeffs(echo_rows(bound.values), bound.draws, start.seeds, start.index)
-        return Run(bound, coeffs, job.evaluator(coeffs, direct), job.network_dtype, direct, start.noise, echo)
+        evaluator = job.evaluator(coeffs, direct)
+        return Run(bound, coeffs, evaluator, job.network_dtype, direct, start.noise, echo, job.note)
 
     def _bind(self, binding: Binding, keep: bool, **where: Any) -> Program:
         """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""
