@@ -39,6 +39,10 @@ class Move(NamedTuple):
     ends: bool
 
 
+Launched = tuple[StageSpec, int, int, int, int, int | None, int, bool, bool, bool]
+"""Of a move: (spec, row, x, u, u_to, x_to, copies, evaluate, keep, whether it is the last), unpacked at once."""
+
+
 def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
     """Where every stage finds and leaves x and u, with two slots and no copies.
 
@@ -113,6 +117,17 @@ class Program:
     clock: torch.Tensor
     x0: tuple[torch.Tensor, tuple[StageSpec, ...]] | None
     raw: bool
+
+    @cached_property
+    def launches(self) -> tuple[Launched, ...] | None:
+        """The stages as `Launched`; None where one of them is more than a launch."""
+        if any(m.langevin_norm for m in self.moves):
+            return None
+        last = len(self.moves) - 1
+        return tuple(
+            (m.spec, m.row, m.x, m.u, m.u_to, m.x_to, m.spec.copies, m.evaluate, m.keep, k == last)
+            for k, m in enumerate(self.moves)
+        )
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
