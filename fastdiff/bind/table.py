@@ -64,7 +64,7 @@ DEFAULT = Binding()
 
 class Table(NamedTuple):
     """A bound plan: `values` float64 (stages + 1, WIDTH), `draws` int32 (stages + 1, 3), one spec per row,
-    `times` (stages,).
+    `times` (stages,), or (stages, 2) where the network is given two.
 
     Row 0 is the opening: it writes the first network input from x. Row k + 1 is the plan's stage k.
     """
@@ -103,6 +103,10 @@ def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1) -> Table:
         rows.append(row)
         draws.append(stage.draws)
     times = np.array([s.model_time for s in plan.stages])
+    if plan.two_times:
+        times = np.stack(
+            [times, [s.model_time if s.model_time_to is None else s.model_time_to for s in plan.stages]], 1
+        )
     return Table(np.stack(rows), np.array(draws, dtype=np.int32), tuple(specs), times)
 
 
