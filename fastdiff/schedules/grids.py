@@ -291,6 +291,8 @@ def _listed(request: GridCall, counts: list[int] | None) -> Array:
             f"spacing {spacing!r} lists integer times; got t_start={start!r}: use t_start={math.floor(start)}"
         )
     _ordered(start, end, schedule)
+    if request.name == "lcm":
+        return _distilled(request, end)
     first = math.floor(end) + 1
     available = int(start) - first + 1
     if steps > available:
@@ -319,8 +321,6 @@ def _subsequence(request: GridCall, counts: list[int] | None, n: int) -> NDArray
         tau = np.maximum.accumulate(tau - index) + index
     elif name == "linspace":
         tau = np.round(np.linspace(0.0, n - 1.0, steps)).astype(np.int64)
-    elif name == "lcm":
-        tau = _distilled(request, n, steps)
     else:
         tau = np.round(n - index * (n / steps)).astype(np.int64)[::-1] - 1
     if steps == 1:
@@ -334,17 +334,25 @@ def _subsequence(request: GridCall, counts: list[int] | None, n: int) -> NDArray
     return tau
 
 
-def _distilled(request: GridCall, n: int, steps: int) -> NDArray[np.int64]:
+def _distilled(request: GridCall, end: float) -> Array:
     """Of the times on which the network was distilled, every so many from the last (Luo et al. 2023, arXiv 2310.04378,
     as its program has it)."""
+    n, steps = int(request.schedule.t_max) + 1, request.steps
     original = request.options.get("original_steps", 50)
-    if isinstance(original, bool) or not isinstance(original, (int, np.integer)) or not steps <= original <= n:
+    if isinstance(original, bool) or not isinstance(original, (int, np.integer)) or not 1 <= original <= n:
         raise ValueError(
-            f"original_steps got {original!r}; expected the number of times on which the network was distilled, from "
-            f"{steps} (the steps) to {n}, such as original_steps=50"
+            f"original_steps got {original!r}; expected the number of times on which the network was distilled, 1 to "
+            f"{n}, such as original_steps=50"
         )
     trained = np.arange(1, original + 1) * (n // original) - 1
-    return trained[::-1][np.floor(np.linspace(0, original, steps, endpoint=False)).astype(np.int64)][::-1]
+    trained = trained[(trained > end) & (trained <= request.start)][::-1]
+    if steps > trained.size:
+        raise ValueError(
+            f"spacing 'lcm' takes {steps} of the {trained.size} times between t_start={request.start!r} and "
+            f"t_end={end!r} on which the network was distilled: use fewer steps, or original_steps above {original}"
+        )
+    taken = trained[np.floor(np.linspace(0, trained.size, steps, endpoint=False)).astype(np.int64)]
+    return np.append(taken.astype(np.float64), end)
 
 
 def _parse_respacing(spacing: str) -> list[int]:
