@@ -79,7 +79,9 @@ def timeless(x: torch.Tensor, t: Any) -> torch.Tensor:
     return torch.tanh(0.7 * x)
 
 
-def theirs(scheduler: Any, network: Callable[..., torch.Tensor], scaled: bool = False, whole: bool = False, **step: Any) -> torch.Tensor:
+def theirs(
+    scheduler: Any, network: Callable[..., torch.Tensor], scaled: bool = False, whole: bool = False, **step: Any
+) -> torch.Tensor:
     x = START * (1 + float(scheduler.sigmas[0]) ** 2) ** 0.5 if scaled else START
     for t in scheduler.timesteps.tolist() if whole else scheduler.timesteps:
         out = network(scheduler.scale_model_input(x, t) if scaled else x, t)
@@ -180,7 +182,13 @@ def test_sa_solver(predictor: int, corrector: int, monkeypatch: pytest.MonkeyPat
     used = [k for k, t in enumerate(scheduler.timesteps.tolist()) if 200 <= t <= 800]
     schedule = fastdiff.schedules.discrete(alphas_cumprod=scheduler.alphas_cumprod)
     got = fastdiff.sample(
-        timed, START, schedule=schedule, spacing=times, dtype=torch.float64, noise=lambda d, like: NOISE[used[d]], **options
+        timed,
+        START,
+        schedule=schedule,
+        spacing=times,
+        dtype=torch.float64,
+        noise=lambda d, like: NOISE[used[d]],
+        **options,
     )
     close(got, want, 1e4)
 
