@@ -35,7 +35,7 @@ NAMES = {
     "CMStochasticIterativeScheduler": "consistency",
     "LTXEulerAncestralRFScheduler": "euler_ancestral",
     "FlowMatchLCMScheduler": "lcm",
-    "FlowMapEulerDiscreteScheduler": "flow_map",
+    "FlowMapEulerDiscreteScheduler": "mean_flow",
     "dpmpp_sde_gpu": "dpmpp_sde",
     "dpmpp_2s_ancestral": "dpmpp_2s_ancestral",
     "dpmpp_3m_sde_gpu": "dpmpp3m_sde",

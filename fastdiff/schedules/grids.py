@@ -59,8 +59,9 @@ def grid(
     `t_end` is given; else "clean".
 
     Spacings that list model times ("uniform", "quadratic", "leading", "linspace", "trailing", "lcm", respacing) take
-    them from the integers in (t_end, t_start], so partial runs have `steps` evaluations too. One step starts at t_start,
-    where the literal rule of some would start at index 0 from pure noise. "quadratic" moves repeated times up by one.
+    them from the integers in (t_end, t_start], so partial runs have `steps` evaluations too. One step starts at
+    t_start, where the literal rule of some would start at index 0 from pure noise. "quadratic" moves repeated times up
+    by one.
     On continuous schedules "uniform" and "trailing" are steps of equal time to the clean end, and "linspace" is equal
     steps from t_start to `t_floor` followed by the clean end.
 

@@ -23,8 +23,8 @@ from fastdiff.solvers import (
     dpm_sde,
     dpm_singlestep,
     er_sde,
-    flow_map,
     heun,
+    mean_flow,
     ode,
     predictor_corrector,
     restart,
@@ -342,7 +342,7 @@ for family in (
     restart,
     predictor_corrector,
     distilled,
-    flow_map,
+    mean_flow,
     ode,
     dpm_adaptive,
 ):

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import types
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -292,13 +293,14 @@ def test_flow_map(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.tanh(x) * (1.0 + t.reshape(-1, 1, 1, 1) - 0.3 * s.reshape(-1, 1, 1, 1))
 
     x = START
-    for t, (now, after) in zip(scheduler.timesteps, zip(sigmas, sigmas[1:], strict=False), strict=True):
+    for t, (now, after) in zip(scheduler.timesteps, pairwise(sigmas), strict=True):
         out = network(x, torch.tensor([now]).float(), torch.tensor([after]).float())
         x = scheduler.step(out, t, x, return_dict=False)[0]
     got = fastdiff.sample(
         network,
         START,
         method="FlowMapEulerDiscreteScheduler",
+        two_times=True,
         schedule="flow",
         prediction="flow",
         spacing=sigmas,
