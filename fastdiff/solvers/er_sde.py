@@ -23,7 +23,7 @@ from fastdiff.solvers.ddim import check_downward
 from fastdiff.solvers.reverse import S_NOISE, check_start
 
 Scale = Callable[[np.ndarray], np.ndarray]
-"""log phi of log r."""
+"""log(phi/r) of log r: what phi has beyond the ODE's."""
 # Gauss and Legendre's nodes on [0, 1]: phi is smooth in log r, and 1/phi to 1e-13 with these over steps of a factor 50.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 _RIEMANN = 200
@@ -31,16 +31,16 @@ _RIEMANN = 200
 
 
 def scale(noise_scaler: str, eta: float) -> Scale:
-    """log phi: "er_sde" is the published phi = r·(exp(r^0.3) + 10), "power" r^(1 + eta)."""
+    """ "er_sde" is the published phi = r·(exp(r^0.3) + 10), "power" r^(1 + eta)."""
     if noise_scaler == "power":
-        return lambda log_r: (1.0 + eta) * log_r
-    return lambda log_r: log_r + np.logaddexp(np.exp(0.3 * log_r), math.log(10.0))
+        return lambda log_r: eta * log_r
+    return lambda log_r: np.logaddexp(np.exp(0.3 * log_r), math.log(10.0))
 
 
-def integrals(log_phi: Scale, high: float, low: float, published: bool) -> tuple[float, float]:
+def integrals(excess: Scale, high: float, low: float, published: bool) -> tuple[float, float]:
     """phi(low)·S and phi(low)·S_1, for r from `low` to `high`: exact to rounding, or the published sums of 200 left
     points."""
-    end = float(log_phi(np.log(low)))
+    end = float(excess(np.log(low))) + math.log(low)
     if published:
         width = (high - low) / _RIEMANN
         r = low + width * np.arange(_RIEMANN)
@@ -50,7 +50,7 @@ def integrals(log_phi: Scale, high: float, low: float, published: bool) -> tuple
         span = math.log(high / low)
         r = low * np.exp(0.5 * span * (_NODES + 1.0))
         weights = 0.5 * span * _WEIGHTS * r
-    inverse = np.exp(end - log_phi(np.log(r))) * weights
+    inverse = np.exp(end - np.log(r) - excess(np.log(r))) * weights
     return float(inverse.sum()), float(((r - high) * inverse).sum())
 
 
@@ -72,7 +72,7 @@ def build(request: Request, *, order: int, noise_scaler: str, eta: float, s_nois
         raise ValueError(f"eta={eta:g} goes with noise_scaler='power', phi = r^(1 + eta); 'er_sde' has no eta")
     if noise_scaler != "power" or eta:
         check_downward(request, "er_sde")
-    log_phi = scale(noise_scaler, eta)
+    excess = scale(noise_scaler, eta)
     points = request.points()
     rows = Recorder()
     for i, (s, t) in enumerate(pairwise(points)):
@@ -81,6 +81,10 @@ def build(request: Request, *, order: int, noise_scaler: str, eta: float, s_nois
         if t.sigma == 0:
             rows.add(s, t, t.alpha * m, step=i, keep=True)
             continue
+        if t.alpha == 0:
+            # Upwards, into pure noise.
+            rows.add(s, t, t.sigma / s.sigma * (x - s.alpha * m), step=i, keep=True)
+            continue
         low = t.sigma / t.alpha
         if s.alpha == 0:
             # phi grows with r: nothing of x is kept. phi = r alone keeps its noise.
@@ -88,13 +92,14 @@ def build(request: Request, *, order: int, noise_scaler: str, eta: float, s_nois
             row, std = keep * x + t.alpha * m, 0.0 if keep else t.sigma
         else:
             high = s.sigma / s.alpha
-            log_ratio = float(log_phi(np.log(low)) - log_phi(np.log(high)))
+            beyond = float(excess(np.log(low)) - excess(np.log(high)))
+            log_ratio = math.log(low / high) + beyond
             row = t.alpha * (math.exp(log_ratio) / s.alpha * x - math.expm1(log_ratio) * m)
             # 1 − (phi_t·r_s/(phi_s·r_t))² without cancellation where steps are short.
-            std = t.sigma * math.sqrt(max(-math.expm1(2.0 * (log_ratio + math.log(high / low))), 0.0))
+            std = t.sigma * math.sqrt(max(-math.expm1(2.0 * beyond), 0.0))
             found = slopes(points, i, min(order, i + 1))
             if found:
-                whole, tilted = integrals(log_phi, high, low, integral == "published")
+                whole, tilted = integrals(excess, high, low, integral == "published")
                 row = row + t.alpha * (low - high + whole) * found[0]
                 if len(found) == 2:
                     row = row + t.alpha * (0.5 * (low - high) ** 2 + tilted) * found[1]

@@ -65,7 +65,7 @@ class Reverse:
         """The coefficient of the k-th term."""
         s, t = self.s, self.t
         if not self.finite:
-            return t.alpha if self.space == "data" else t.sigma - t.alpha * s.sigma / s.alpha
+            return t.alpha - self.decay * s.alpha if self.space == "data" else t.sigma - t.alpha * s.sigma / s.alpha
         if self.space == "noise":
             return -(1.0 + self.eta) * t.sigma * self.h * float(phi(k, self.h))
         return t.alpha * self.stretched * float(phi(k, -self.stretched))
@@ -117,6 +117,9 @@ class Ancestral:
         self.s, self.t = s, t
         if t.sigma == 0:
             self.lam, self.ratio, self.std = math.inf, 0.0, 0.0
+        elif eta == 0:
+            # Upwards alpha may be 0.
+            self.lam, self.ratio, self.std = t.lam, t.sigma / t.alpha if t.alpha else math.inf, 0.0
         elif rule == "variance":
             share = min(1.0, eta**2 * fresh(s, t))
             self.lam = math.inf if share == 1.0 else t.lam - 0.5 * math.log1p(-share)
@@ -126,7 +129,7 @@ class Ancestral:
             sigma = max(t.sigma * (1.0 + eta * (t.sigma / s.sigma - 1.0)), 0.0)
             self.ratio = sigma / (1.0 - sigma)
             self.lam = -math.log(self.ratio) if sigma else math.inf
-            self.std = math.sqrt(max(t.sigma**2 - (t.alpha * self.ratio) ** 2, 0.0)) if eta else 0.0
+            self.std = math.sqrt(max(t.sigma**2 - (t.alpha * self.ratio) ** 2, 0.0))
 
     @property
     def h(self) -> float:
@@ -140,6 +143,8 @@ class Ancestral:
 
     def data(self, x: Row, m: Row) -> Row:
         """The first-order step with m = x0."""
+        if self.t.alpha == 0:
+            return self.t.sigma / self.s.sigma * (x - self.s.alpha * m)
         return self.decay * x - self.t.alpha * math.expm1(-self.h) * m
 
     def noise(self, x: Row, m: Row) -> Row:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.analytic import Array, mixture
+from helpers.analytic import Array, mixture, point
 from helpers.run_plan import network, run
 from test_solver_stochastic import DRAWS, moments, times
 
 from fastdiff.plan import Plan, Stage
 from fastdiff.schedules import flow, resolve
-from fastdiff.solvers import plan
+from fastdiff.solvers import METHODS, ancestral, dpm_sde, plan, seeds
 
 STEPS = (40, 80, 160)
 MIXTURE = mixture([0.3, 0.5, 0.2], [[-1.2, 0.4], [0.8, -0.6], [0.3, 1.5]], [0.25, 0.4, 0.3])
@@ -175,19 +175,76 @@ def test_own_times_of_distilled_networks() -> None:
         plan("lcm", 60)
 
 
+def draw(number: int, like: Array) -> Array:
+    return np.cos(1.0 + number + 3 * np.arange(like.size)).reshape(like.shape)
+
+
 @pytest.mark.parametrize("case", RECORDED, ids=lambda c: c["sampler"] + "".join(c["options"]))
 def test_k_diffusions_results_with_the_same_noise(case: dict[str, Any]) -> None:
     options = dict(case["options"])
     if case["method"] == "dpmpp3m_sde":
         options["solver_type"] = "dpmsolver"
     p = plan(case["method"], 10, "edm", "karras", **options)
-
-    def draw(number: int, like: Array) -> Array:
-        return np.cos(1.0 + number + 3 * np.arange(like.size)).reshape(like.shape)
-
     result = run(p, network(MIXTURE, "x0"), 80.0 * Z, "x0", noise=draw)
     # Rounding, 1e-16 times 80 and the steps.
     assert np.abs(result - np.array(case["result"])).max() < 1e-12
+
+
+# ComfyUI's formulas (comfy/k_diffusion/sampling.py and sa_solver.py of 2026) in float64 on the same problem: the first
+# row of the result.
+COMFYUI: list[tuple[str, str, dict[str, Any], tuple[float, float]]] = [
+    ("er_sde", "edm", {"integral": "published"}, (-0.7472624793590384, 0.3540761950448665)),
+    ("er_sde", "flow", {"integral": "published", "order": 2}, (0.709984748533369, -0.6267570019668758)),
+    (
+        "seeds_2",
+        "edm",
+        {"eta": 0.6, "s_noise": 1.01, "r": 0.3, "solver_type": "phi_2"},
+        (-0.9536100066467433, 0.292387694335381),
+    ),
+    ("seeds_2", "flow", {}, (-1.072332206126585, 0.41553743325116366)),
+    ("seeds_3", "flow", {"eta": 0.6, "s_noise": 1.01}, (-1.0982338544858834, 0.4400458506494121)),
+    ("exp_heun_2_x0_sde", "edm", {}, (0.8953896242736048, -0.6859080768732053)),
+    ("sa_solver", "edm", {}, (3.01157815206676, -2.7219310065643847)),
+    ("sa_solver_pece", "flow", {}, (0.4515287232909889, -0.2694982761599687)),
+    ("res_multistep_ancestral", "edm", {"eta": 0.6, "s_noise": 1.01}, (0.8473830605054913, -0.8446407156051328)),
+    ("euler_ancestral", "flow", {"eta": 0.6, "s_noise": 1.01}, (0.5694324933369257, -0.4656647994986449)),
+    ("dpmpp_2s_ancestral", "flow", {}, (0.5752167629591616, -0.4657143556506623)),
+]
+
+
+@pytest.mark.parametrize(("method", "name", "options", "expected"), COMFYUI)
+def test_comfyuis_results_with_the_same_noise(
+    method: str, name: str, options: dict[str, Any], expected: tuple[float, float]
+) -> None:
+    p = plan(method, 10, name, "karras", t_start=80.0 if name == "edm" else 0.98, **options)
+    start = 80.0 * Z if name == "edm" else Z
+    assert np.abs(run(p, network(MIXTURE, "x0"), start, "x0", noise=draw)[0] - expected).max() < 1e-12
+
+
+QUIET: list[tuple[str, dict[str, Any]]] = [
+    *((m.name, {"eta": 0.0}) for family in (ancestral, dpm_sde, seeds) for m in family.METHODS),
+    ("er_sde", {"noise_scaler": "power", "eta": 0.0}),
+    ("sa_solver", {"tau": 0.0}),
+    ("sa_solver_pece", {"tau": 0.0}),
+    ("tcd", {"gamma": 0.0}),
+    ("mean_flow", {}),
+]
+
+
+@pytest.mark.parametrize("name", ["ddpm", "vp_linear", "edm", "flow"])
+@pytest.mark.parametrize(("method", "options"), QUIET, ids=str)
+def test_without_noise_they_are_exact_on_a_point_mass_both_ways(
+    method: str, options: dict[str, Any], name: str
+) -> None:
+    schedule, mean = resolve(name), np.array([0.7, -1.3])
+    start = 0.99 if name == "flow" and METHODS[method].space == "noise" else None
+    for invert in (False, True):
+        p = plan(method, 7, name, t_start=start, invert=invert, **options)
+        a, b = schedule.at(p.times[0]), schedule.at(p.times[-1])
+        prediction = "x0" if min(a.alpha, b.alpha) == 0 else "eps"
+        x = run(p, network(point([0.7, -1.3]), prediction), a.alpha * mean + a.sigma * Z, prediction)
+        # Rounding, amplified by sigma/alpha = 157 and by steps in noise space.
+        assert not p.stochastic and np.abs(x - b.alpha * mean - b.sigma * Z).max() < 1e-10 * max(1.0, b.sigma)
 
 
 REFUSED = [
