@@ -47,6 +47,7 @@ class _Wide(types.ModuleType):
 FILES = {
     "DPMSolverMultistepScheduler": "dpmsolver_multistep",
     "DPMSolverSDEScheduler": "dpmsolver_sde",
+    "EDMDPMSolverMultistepScheduler": "edm_dpmsolver_multistep",
     "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
     "KDPM2AncestralDiscreteScheduler": "k_dpm_2_ancestral_discrete",
     "LCMScheduler": "lcm",
@@ -261,6 +262,33 @@ def test_consistency(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     # The network is given its time in float32.
     assert (got - x).abs().max() < 1e-6 * x.abs().max()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_edm_multistep(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"algorithm_type": "sde-dpmsolver++", "solver_order": order, "lower_order_final": False}
+    scheduler = made("EDMDPMSolverMultistepScheduler", monkeypatch, **config)
+    scheduler.set_timesteps(STEPS)
+    x = START * float(scheduler.sigmas[0])
+    for t in scheduler.timesteps:
+        x = scheduler.step(timeless(scheduler.scale_model_input(x, t), t), t, x, return_dict=False)[0]
+
+    def f(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Their preconditioning, which belongs to the network here. The sigma of the table, not its float32."""
+        sigma = min(scheduler.sigmas[:-1], key=lambda s: abs(s - t[0]))
+        return scheduler.precondition_outputs(x, timeless(scheduler.precondition_inputs(x, sigma), t), sigma)
+
+    got = fastdiff.sample(
+        f,
+        START * float(scheduler.sigmas[0]),
+        method="dpmpp1_sde" if order == 1 else "dpmpp2m_sde",
+        schedule="edm",
+        prediction="x0",
+        spacing=scheduler.sigmas.tolist(),
+        dtype=torch.float64,
+        noise=lambda draw, like: NOISE[draw],
+    )
+    close(got, x)
 
 
 def test_flow_ancestral(monkeypatch: pytest.MonkeyPatch) -> None:
