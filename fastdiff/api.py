@@ -97,7 +97,9 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         first_sample: global index of row 0, so that a batch can be split anywhere with the same result.
         noise: your own noise, (draw, like) -> tensor of like's shape, instead of the built-in; draw is -1 for the
             prior, else 0, 1, ... in the order in which noise is needed. It counts draws, not steps: a step whose std is
-            0 draws nothing, others may draw twice; `plan.stages[i].draws` says which.
+            0 draws nothing, others may draw twice; `plan.stages[i].draws` says which. Or "brownian": the steps' noise
+            is one Brownian path, so that a seed keeps its sample, up to the error of the steps, at any number of steps;
+            for methods each of whose draws has its span of time (`plan.spanned`).
         guidance: a number s for classifier-free guidance uncond + s·(cond − uncond) (Ho and Salimans 2022, arXiv
             2207.12598), a function of the schedule's time that gives it, or a form of `fastdiff.guidance`:
             `Interval`, `Rescale`, `CFGPlusPlus`, ... `guidance_scale` is another word for a number.

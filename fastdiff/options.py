@@ -56,7 +56,7 @@ class StartOptions(PlaceOptions, total=False):
     shape: Sequence[int] | None
     seed: Seeds
     first_sample: int
-    noise: Noise | None
+    noise: Noise | Literal["brownian"] | None
 
 
 class BeginOptions(StartOptions, total=False):
