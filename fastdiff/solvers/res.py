@@ -7,7 +7,6 @@ methods for semilinear parabolic problems", eqs. 5.3 and 5.8.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -15,9 +14,7 @@ from itertools import pairwise
 from fastdiff.plan import Plan
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.solvers.base import HISTORY, ROW, Draw, Exponential, Method, Option, Recorder, Request, Row
-from fastdiff.solvers.ddim import check_downward
-from fastdiff.solvers.level import at_level
+from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
 from fastdiff.solvers.unipc import update
 
 PAPER = "Zhang et al. 2023, arXiv 2308.02157"
@@ -32,35 +29,6 @@ def build_multistep(request: Request, *, order: int) -> Plan:
         row = update("data", "vary_coeff", ROW["x"], nodes, (ROW["m"], *HISTORY)[: len(nodes)], t, None)
         rows.add(s, t, row, step=i, keep=True)
     return rows.plan("res_multistep", "data", order, request, points, {"order": order})
-
-
-def build_ancestral(request: Request, *, eta: float, s_noise: float) -> Plan:
-    """Each step goes down to a lower level than t's, and noise brings it up to t's.
-
-    The value before extrapolates from the time at which it was taken, s_prev.
-    """
-    check_downward(request, "res_multistep_ancestral")
-    points = request.points()
-    rows = Recorder()
-    for i, (s, t) in enumerate(pairwise(points)):
-        nodes = points[i::-1][:2]
-        low, up = ancestral(request.schedule, s, t, eta)
-        down = update("data", "vary_coeff", ROW["x"], nodes, (ROW["m"], *HISTORY)[: len(nodes)], low, None)
-        row = t.alpha / low.alpha * down + t.alpha * s_noise * up * ROW["za"]
-        rows.add(s, t, row, step=i, keep=True, noise=(Draw(s, t),))
-    options = {"eta": eta, "s_noise": s_noise}
-    return rows.plan("res_multistep_ancestral", "data", 1, request, points, options)
-
-
-def ancestral(schedule: NoiseSchedule, s: Point, t: Point, eta: float) -> tuple[Point, float]:
-    """Where the deterministic part of an ancestral step ends, and the noise that x/alpha then gains: eta times the
-    posterior's, sigma_t/alpha_t·sqrt(1 − exp(−2h)), as in k-diffusion."""
-    end = t.sigma / t.alpha
-    up = min(end, eta * end * math.sqrt(-math.expm1(2.0 * (s.lam - t.lam))))
-    if up == 0:
-        return t, 0.0
-    down = math.sqrt(end**2 - up**2)
-    return (at_level(schedule, down) if down > 0 else schedule.at(schedule.t_clean)), up
 
 
 def between(schedule: NoiseSchedule, s: Point, t: Point, share: float) -> Point:
@@ -145,21 +113,6 @@ METHODS = (
         options={"order": Option(2, "order; the first steps have fewer values", choices=(2, 3))},
         aliases=("res_2m",),
         good_for=("few", "flow", "video"),
-    ),
-    Method(
-        name="res_multistep_ancestral",
-        summary="RES: res_multistep of second order with the noise of an ancestral step",
-        paper=PAPER,
-        order=1,
-        build=build_ancestral,
-        space="data",
-        spacing="karras",
-        stochastic=True,
-        options={
-            "eta": Option(1.0, "noise in units of the posterior's; 0 gives res_multistep", minimum=0.0),
-            "s_noise": Option(1.0, "factor of the noise", minimum=0.0),
-        },
-        good_for=("noise",),
     ),
     Method(
         name="res_2s",
