@@ -19,7 +19,7 @@ from fastdiff.fitting.tune import tune
 from fastdiff.integrations import score_sde as score_sde
 from fastdiff.likelihood import LogLikelihood, log_likelihood
 from fastdiff.ops import backends
-from fastdiff.plan import Plan, Stage
+from fastdiff.plan import Frames, Plan, Stage
 from fastdiff.run.graph import clear_graphs
 from fastdiff.run.noise import randn
 from fastdiff.run.report import Info, Trajectory
@@ -29,6 +29,7 @@ from fastdiff.solvers import methods, plan, register
 
 __all__ = [
     "Dynamic",
+    "Frames",
     "Info",
     "LogLikelihood",
     "Plan",

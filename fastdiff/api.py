@@ -98,6 +98,8 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         noise: your own noise, (draw, like) -> tensor of like's shape, instead of the built-in; draw is -1 for the
             prior, else 0, 1, ... in the order in which noise is needed. It counts draws, not steps: a step whose std is
             0 draws nothing, others may draw twice; `plan.stages[i].draws` says which.
+        frames: a `fastdiff.Frames`: each frame, or token, at a step of its own (docs/frames.md). The model's t is then
+            (B, F), the t of hooks a (B, F) float64 tensor. Methods with a plan.
         guidance: a number s for classifier-free guidance uncond + s·(cond − uncond) (Ho and Salimans 2022, arXiv
             2207.12598), a function of the schedule's time that gives it, or a form of `fastdiff.guidance`:
             `Interval`, `Rescale`, `CFGPlusPlus`, ... `guidance_scale` is another word for a number.

@@ -244,6 +244,7 @@ class Sampler:
                 self.graph,
                 given["progress"],
                 given["out"],
+                given["frames"],
             )
             result, trajectory, info = self.engine.run(job)
         asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
@@ -347,9 +348,9 @@ class Sampler:
 
         Args:
             x: (B, ...) the state at the start; default: drawn from the prior.
-            **options: `shape`, `seed`, `first_sample`, `noise` and `device`, as in `fastdiff.sample`; `guidance`: if
-                given, `state.input` has 2·B rows, and so has the output, the conditional half first; `network_dtype`:
-                of `state.input`, default: the state's.
+            **options: `shape`, `seed`, `first_sample`, `noise`, `frames` and `device`, as in `fastdiff.sample`;
+                `guidance`: if given, `state.input` has 2·B rows, and so has the output, the conditional half first;
+                `network_dtype`: of `state.input`, default: the state's.
 
         Raises:
             ValueError: an adaptive method, whose trial steps may be rejected, and bad arguments.
@@ -373,7 +374,8 @@ class Sampler:
             network.guided = chosen.batched
             binding = Binding(self.prediction or "eps", chosen, clip=self.clip is not None)
             warn_of_other_use(self.plan, binding.prediction, chosen, self._said)
-            return self.engine.state(Job(start, network, network_dtype, binding, self.clip, Hooks()))
+            job = Job(start, network, network_dtype, binding, self.clip, Hooks(), frames=given["frames"])
+            return self.engine.state(job)
 
     def step(self, state: State, output: torch.Tensor) -> State:
         """Take the network's `output` at `state.input`, and go to the next evaluation. Returns `state`, advanced."""

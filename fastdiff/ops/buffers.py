@@ -23,6 +23,9 @@ class Coeffs:
         index: (B,) int32: each sample's index, the second word of the Philox counter.
         lo, hi, scale: (B,) in the state's dtype: bounds of x0 and the factor after clamping. None unless a spec clips.
         rows: (B,) int32: a table row for each sample, instead of one row for the batch; None in the usual case.
+        inner: 0 in the usual case. Else `rows` is (calls, B, F) int32, contiguous: element i of sample b belongs to
+            frame f = (i // inner) % F, which has table row rows[k, b, f] at call k, and draws by that row's numbers as
+            element i of the sample. A coefficient of 0 is then not used at all: what it would multiply may be NaN.
     """
 
     table: torch.Tensor
@@ -33,6 +36,7 @@ class Coeffs:
     hi: torch.Tensor | None = None
     scale: torch.Tensor | None = None
     rows: torch.Tensor | None = None
+    inner: int = 0
 
 
 @dataclass(slots=True)

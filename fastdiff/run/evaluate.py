@@ -181,7 +181,8 @@ class Evaluator:
             return NOTHING if factor is None else Seen(factor)
         values, spec = site.x0
         x0 = torch.empty_like(u)
-        data, row = placed(Coeffs(values, coeffs.draws, coeffs.seeds, coeffs.index, rows=coeffs.rows), site.row, factor)
+        own = Coeffs(values, coeffs.draws, coeffs.seeds, coeffs.index, rows=coeffs.rows, inner=coeffs.inner)
+        data, row = placed(own, site.row, factor)
         self.backend.stage(spec, row, data, Buffers(u=u, first=buf.first, second=buf.second, u_out=x0))
         if hooks.correct_x0 is not None:
             x0 = corrected("correct_x0", hooks.correct_x0(x0, site.t), u)

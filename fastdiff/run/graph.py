@@ -84,7 +84,7 @@ class Entry:
         if stream == self.stream:
             return
         c = self.coeffs
-        buffers = (self.start, self.clock, self.x0, c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale)
+        buffers = (self.start, self.clock, self.x0, c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale, c.rows)
         for buffer in (*buffers, *self.leaves.tensors):
             if buffer is not None:
                 buffer.record_stream(stream)
@@ -229,7 +229,9 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
         start.device,
         r.network_dtype,
         r.direct,
-        program.plan.history,
+        program.history,
+        program.inner,
+        None if program.rows is None else (program.rows.shape, program.values.shape),
         program.raw,
         r.network.guided,
         guidance.fixed,
@@ -307,9 +309,10 @@ def _static(r: Run, leaves: Leaves) -> Run:
     def own(t: torch.Tensor | None) -> torch.Tensor | None:
         return None if t is None else t.clone()
 
-    coeffs = Coeffs(
-        c.table.clone(), c.draws.clone(), c.seeds.clone(), c.index.clone(), own(c.lo), own(c.hi), own(c.scale)
-    )
+    each = (c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale, c.rows)
+    table, draws, seeds, index, lo, hi, scale, rows = map(own, each)
+    assert table is not None and draws is not None and seeds is not None and index is not None
+    coeffs = Coeffs(table, draws, seeds, index, lo, hi, scale, rows, c.inner)
     x0 = None if program.x0 is None else (program.x0[0].clone(), program.x0[1])
     network = r.network.with_kwargs(leaves.fill(leaves.tensors))
     return dataclasses.replace(
@@ -374,6 +377,8 @@ def _fill(entry: Entry, r: Run, start: torch.Tensor) -> None:
         entry.clock.copy_(r.program.clock)
         if entry.x0 is not None and r.program.x0 is not None:
             entry.x0.copy_(r.program.x0[0])
+        if static.rows is not None and c.rows is not None:
+            static.rows.copy_(c.rows)
         entry.sources = sources
     for mine, theirs in ((static.lo, c.lo), (static.hi, c.hi), (static.scale, c.scale)):
         if mine is not None and theirs is not None:

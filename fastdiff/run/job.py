@@ -15,8 +15,16 @@ from fastdiff.bind import Binding, in_range
 from fastdiff.names import warn
 from fastdiff.ops import Backend, Coeffs
 from fastdiff.ops.philox import PRIOR
-from fastdiff.plan import Stage
-from fastdiff.run.arguments import cast_x, check_callables, check_x, prior_noise, resolve_device, resolve_seeds
+from fastdiff.plan import Frames, Stage
+from fastdiff.run.arguments import (
+    cast_x,
+    check_callables,
+    check_frames,
+    check_x,
+    prior_noise,
+    resolve_device,
+    resolve_seeds,
+)
 from fastdiff.run.evaluate import Evaluator, Hooks
 from fastdiff.run.history import Noise
 from fastdiff.run.network import Network
@@ -53,6 +61,7 @@ class Job:
         bounds: of the predicted x0.
         graph: "auto", True or False.
         out: where the result goes, or None.
+        frames: at which steps they are, or None where all advance together.
     """
 
     start: Start
@@ -64,6 +73,7 @@ class Job:
     graph: bool | str = False
     progress: bool = False
     out: torch.Tensor | None = None
+    frames: Frames | None = None
 
     def evaluator(self, coeffs: Coeffs, direct: bool) -> Evaluator:
         """What this run does with the network's outputs; `coeffs` gets the bounds. `direct`: the network is given
@@ -112,6 +122,7 @@ def begin(
     """The back end, x at the start, and every sample's seed and index."""
     noise = arguments["noise"]
     check_callables(noise, None)
+    check_frames(arguments["frames"], arguments, x is not None)
     if x is not None:
         x = check_x(x)
     where = resolve_device(arguments["device"], x, model_device)

@@ -85,7 +85,7 @@ class State:
         # The user's noise and corrections may not be asked for twice, so such a run must never begin again.
         once = r.noise is not None or r.hooks.correct_x0 is not None or r.echo is not None
         own_copies = copies or once or recorded
-        self.past = History(program.plan.history, program.raw, own_copies, addresses, x.dtype, watch)
+        self.past = History(program.history, program.raw, own_copies, addresses, x.dtype, watch)
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves), r.hooks.finite)
         self._write(Buffers(x=x), program.opening, 0, r.coeffs, 0)
         self.x = self.halves[0]
@@ -160,7 +160,7 @@ class State:
             if r.echo is not None:
                 self._correct(move, r.echo)
             if self.hooks.progress is not None and k >= self.quiet:
-                self.hooks.progress(r.program.plan.stages[k].step + 1)
+                self.hooks.progress(r.program.done[k])
         self.k = k + 1
 
     def _correct(self, move: Move, echo: Coeffs) -> None:
@@ -184,7 +184,7 @@ class State:
 
 def run(r: Run, x: torch.Tensor) -> torch.Tensor:
     """Sample from `x` (B, ...), contiguous in the state's dtype, and return a fresh tensor. `x` is not changed."""
-    model, length = r.network.model, r.program.plan.history
+    model, length = r.network.model, r.program.history
     if r.evaluator.recorded:
         return _run(r, x, True, 0)
     copies = recycles(model)

@@ -14,7 +14,7 @@ from fastdiff.ops.buffers import Buffers
 from fastdiff.ops.layout import BLEND, CLIP, LINEAR, RAW, StageSpec
 from fastdiff.plan import H1, SECOND, ZA, M, U, X
 
-ONE, TWO, ALL = 0, 1, 2
+ONE, TWO, ALL, FRAMES = 0, 1, 2, 3
 """Shapes of kernels, as in csrc/cuda/launch.h."""
 SHAPE = (2, 4, 8, 20)
 """640 elements a sample: 160 groups, which are no multiple of what a warp handles."""
@@ -49,12 +49,14 @@ def variants() -> Iterator[Variant]:
             yield Variant(state, torch.bfloat16, state, ALL, entries, True, True, noise)
     for state in (full, torch.float64):
         yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, wide=False)
+        for noise, wide in ((False, True), (True, True), (True, False)):
+            yield Variant(state, torch.bfloat16, state, FRAMES, 6, True, True, noise, wide)
 
 
 def case_for(v: Variant, seed: int) -> Case:
     """A stage that runs that kernel; the seed draws how m is made, what is written, and all numbers."""
     rng = np.random.default_rng(seed)
-    deep = v.shape == ALL
+    deep = v.shape >= ALL
     raw = v.hist != v.state
     convert = RAW if raw else int(rng.choice([LINEAR, CLIP, BLEND]))
     mask = 1 << X | 1 << M | ((1 << v.entries) - 1) << H1 | int(v.noise) << ZA
@@ -67,7 +69,7 @@ def case_for(v: Variant, seed: int) -> Case:
     copies = int(rng.integers(0, 3))
     spec = StageSpec(convert, v.paired, convert != RAW, mask, x_mask, copies, learned)
     shape = SHAPE if v.wide else (2, 3, 7, 5)
-    case = random_case(seed, spec=spec, state=v.state, network=v.net, shape=shape)
+    case = random_case(seed, spec=spec, state=v.state, network=v.net, shape=shape, frames=2 * (v.shape == FRAMES))
     buf = case.buf
     if not deep:
         buf.z = (None, None, None)
