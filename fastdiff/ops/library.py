@@ -19,8 +19,8 @@ from fastdiff.plan import MAX_HISTORY
 
 _STAGE = """(str backend, int[] spec, int k, int inner, Tensor table, Tensor draws, Tensor seeds, Tensor index,
 Tensor? lo, Tensor? hi, Tensor? scale, Tensor? rows, Tensor? x, Tensor? u, Tensor? first, Tensor? second,
-Tensor? h1, Tensor? h2, Tensor? h3, Tensor? h4, Tensor? h5, Tensor? h6, Tensor? za, Tensor? zb, Tensor? zc, Tensor(a!)? u_out,
-Tensor(b!)? x_out, Tensor(c!)? m_out, Tensor(d!)? net_in) -> ()"""
+Tensor? h1, Tensor? h2, Tensor? h3, Tensor? h4, Tensor? h5, Tensor? h6, Tensor? za, Tensor? zb, Tensor? zc,
+Tensor(a!)? u_out, Tensor(b!)? x_out, Tensor(c!)? m_out, Tensor(d!)? net_in) -> ()"""
 _NORMAL = "(str backend, Tensor(a!) out, Tensor seeds, Tensor index, int draw, int stream) -> ()"
 _QUANTILE = "(str backend, Tensor(a!) out, Tensor x0, float q) -> ()"
 _WRITTEN = 4
