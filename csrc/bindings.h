@@ -68,15 +68,16 @@ inline bool known(const StageArgs &a) {
   return a.convert >= CONVERT_NONE && a.convert <= CONVERT_BLEND && (a.u_mask | a.x_mask) >> NREG == 0 &&
          a.copies >= 0 && a.copies <= 2 && a.learned >= 0 && a.learned <= 2 && (a.state == F32 || a.state == F64) &&
          dtype(a.net) && dtype(a.hist) && dtype(a.in) && a.batch >= 0 && a.n >= 0 && a.k >= 0 &&
-         (a.inner ? a.inner > 0 && a.frames > 0 && a.rows && a.n % (a.inner * a.frames) == 0 : true);
+         (a.inner ? a.inner > 0 && a.frames > 0 && a.rows && a.n % (a.inner * a.frames) == 0 : true) &&
+         !(a.squares && (a.inner || !((a.u_mask | a.x_mask) >> RZA & 1u)));
 }
 
-constexpr Py_ssize_t STAGE_ARGUMENTS = 30;
+constexpr Py_ssize_t STAGE_ARGUMENTS = 31;
 
 // (spec, k, batch, n, state, net, hist, in, x, u, first, second, h, z, u_out, x_out, m_out, net_in, table, draws, rows,
-// seeds, index, lo, hi, scale, inner, frames, device, last): `spec` a tuple in the order of StageSpec, `h` and `z`
-// tuples of pointers, where inner is not 0, `rows` holds (calls, batch, frames) numbers, of which those of call k are
-// used; `device` the number of the GPU (0 for the CPU), `last` the thread count or the stream. A stream that the
+// seeds, index, lo, hi, scale, inner, frames, squares, device, last): `spec` a tuple in the order of StageSpec, `h` and
+// `z` tuples of pointers, where inner is not 0, `rows` holds (calls, batch, frames) numbers, of which those of call k
+// are used; `device` the number of the GPU (0 for the CPU), `last` the thread count or the stream. A stream that the
 // structure needs and that is null raises ValueError: a kernel would read address 0.
 inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, long long *device, long long *last) {
   if (count != STAGE_ARGUMENTS) {
@@ -113,7 +114,8 @@ inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, l
   read(18, &a->table), read(19, &a->draws), read(20, &a->rows), read(21, &a->seeds), read(22, &a->index);
   read(23, &a->lo), read(24, &a->hi), read(25, &a->scale);
   ok = ok && integer(args[26], &a->inner) && integer(args[27], &a->frames);
-  if (!ok || !integer(args[28], device) || !integer(args[29], last)) return false;
+  read(28, &a->squares);
+  if (!ok || !integer(args[29], device) || !integer(args[30], last)) return false;
   if (!known(*a)) {
     PyErr_SetString(PyExc_ValueError, "stage: a number of the structure, a dtype or a size is out of range");
     return false;

@@ -59,7 +59,12 @@ struct StageArgs {
   // frame]. A coefficient of 0 is then not used at all, so that a frame never sees what its own row does not read.
   int64_t inner;
   int32_t frames;
+  // Null, or where the sums of za's squares go: one for each CHUNK elements of a sample, in the state's dtype.
+  void *squares;
 };
+
+// Elements in a sum of squares.
+constexpr int CHUNK = 128;
 
 // Runs of `inner` elements with one row of the table, in the whole batch.
 FD_FN int64_t runs(const StageArgs &a) { return a.n / a.inner * a.batch; }

@@ -40,6 +40,7 @@ SECOND = tl.constexpr(9)
 ZA = tl.constexpr(10)
 
 ONE = tl.constexpr(1)  # on the left of << and &, since an int there does not know constexpr in the interpreter
+CHUNK = tl.constexpr(128)  # elements in a sum of squares
 STEP = tl.constexpr(0)  # the Philox stream of the stages' noise
 
 
@@ -186,7 +187,7 @@ def _model_value(
     do_not_specialize_on_alignment=["table", "draws", "seeds", "index", "rows", "lo", "hi", "scale"],
 )
 def stage_kernel(
-    x, u, first, second, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in,
+    x, u, first, second, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in, squares,
     table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k, inner, frames,
     CONVERT: tl.constexpr, GUIDED: tl.constexpr, M_READS_U: tl.constexpr, U_MASK: tl.constexpr, X_MASK: tl.constexpr,
     COPIES: tl.constexpr, LEARNED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, EXCHANGES: tl.constexpr,
@@ -248,6 +249,11 @@ def stage_kernel(
     v5 = _read(h5, offset, inside, (ONE << (H1 + 4)) & MASK, TYPE)
     v6 = _read(h6, offset, inside, (ONE << (H1 + 5)) & MASK, TYPE)
     n1 = _noise(za, offset, inside, tile, number, sample, draws, seeds, index, 0, MASK, TYPE, FRAMED, BLOCK)
+    if squares is not None:
+        parts = tl.sum(tl.reshape(tl.where(inside, n1 * n1, 0.0), (BLOCK // CHUNK, CHUNK)), axis=1)
+        chunks = (n + (CHUNK - 1)) // CHUNK
+        own = tile * (BLOCK // CHUNK) + tl.arange(0, BLOCK // CHUNK)
+        tl.store(squares + sample.to(tl.int64) * chunks + own, parts, mask=own < chunks)
     n2 = _noise(zb, offset, inside, tile, number, sample, draws, seeds, index, 1, MASK, TYPE, FRAMED, BLOCK)
     n3 = _noise(zc, offset, inside, tile, number, sample, draws, seeds, index, 2, MASK, TYPE, FRAMED, BLOCK)
 

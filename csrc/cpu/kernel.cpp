@@ -140,6 +140,21 @@ const T *drawn(T *out, float *normals, int64_t first, int64_t len, Stream s, con
   return out + skipped;
 }
 
+// Of a chunk's elements, or of as many as there are.
+template <class T>
+T sum_of_squares(const T *z, int64_t len) {
+  constexpr int WAYS = 16;
+  T part[WAYS] = {}, total = T(0);
+  if (len >= CHUNK) {
+    for (int64_t i = 0; i < CHUNK; i += WAYS)
+      for (int j = 0; j < WAYS; ++j) part[j] += z[i + j] * z[i + j];
+  } else {
+    for (int64_t i = 0; i < len; ++i) part[i % WAYS] += z[i] * z[i];
+  }
+  for (int j = 0; j < WAYS; ++j) total += part[j];
+  return total;
+}
+
 // Which outputs may be written past the caches: those that no input shares.
 struct PastCache {
   bool u, x, m, in;
@@ -207,6 +222,10 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
       r[RZA + i] = drawn(s.registers[RZA + i], s.normals, first, len, stream, ahead);
       ahead.count = 0;
     }
+  }
+  if (a.squares) {
+    T *const sums = static_cast<T *>(a.squares) + b * ((a.n + CHUNK - 1) / CHUNK) + first / CHUNK;
+    for (int64_t i = 0; i < len; i += CHUNK) sums[i / CHUNK] = sum_of_squares(r[RZA] + i, len - i);
   }
   if (mask >> RX & 1u) r[RX] = static_cast<const T *>(a.x) + at;
   if (reads_u) r[RU] = static_cast<const T *>(a.u) + at;

@@ -20,10 +20,11 @@ constexpr int ANY = 4;
 // Both read so many of the newest history entries, and `second` or not, as their template says.
 //   ALL: any stage whose history is not longer than the template says.
 //   FRAMES: the same with a row for each frame.
-enum Shape { ONE, TWO, ALL, FRAMES };
+//   SUMS: as ALL, and the squares of za are summed.
+enum Shape { ONE, TWO, ALL, FRAMES, SUMS };
 
 // Groups of 4 elements that a thread handles, by shape.
-constexpr int EACH_OF[] = {2, 2, 1, 1};
+constexpr int EACH_OF[] = {2, 2, 1, 1, 1};
 
 // What the kernel of a stage is specialised on, beside the state's dtype: the template arguments of stage_kernel.
 struct Variant {
@@ -91,10 +92,12 @@ inline Variant variant(const StageArgs &a) {
   const bool reads_u = a.m_reads_u || (mask >> RU & 1u), given = a.z[0] || a.z[1] || a.z[2];
   const bool two = a.x_mask || ((mask >> RX & 1u) && reads_u && a.x != a.u) || draws > 1;
   bool exact = wide && a.state == F32 && net != F64 && !given && (!a.copies || a.in == net);
-  exact = exact && !a.inner && entries <= 3 && history == (1u << entries) - 1 && !(a.learned && (entries || two));
+  exact = exact && !a.inner && !a.squares && entries <= 3 && history == (1u << entries) - 1 &&
+          !(a.learned && (entries || two));
   // A history in a 16-bit dtype is one of the network's own outputs: there is no guidance and no v.
   exact = exact && (hist == F32 || (hist == net && entries && !paired));
   if (a.inner) return {ANY, ANY, FRAMES, 6, true, true, noise || !wide, wide};
+  if (a.squares) return {ANY, ANY, SUMS, 6, true, true, true, wide};
   if (!exact) return {ANY, ANY, ALL, a.state == F64 && wide && entries <= 3 ? 3 : 6, true, true, noise || !wide, wide};
   return {net, hist, two ? TWO : ONE, entries, paired, a.learned != 0, noise, true};
 }

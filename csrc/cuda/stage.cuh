@@ -32,6 +32,17 @@ __device__ __forceinline__ void accumulate(T factor, const T (&v)[COUNT], T (&to
   for (int e = 0; e < COUNT; ++e) total[e] = multiply_add(factor, v[e], total[e]);
 }
 
+// The sum over the lanes in `live`, which are the first ones of the warp, in lane 0.
+template <class T>
+__device__ __forceinline__ T warp_sum(T total, unsigned live, int lane) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const T other = __shfl_down_sync(live, total, offset);
+    if (lane + offset < 32 && (live >> (lane + offset) & 1u)) total += other;
+  }
+  return total;
+}
+
 template <class T, int EACH>
 __device__ __forceinline__ void widen(const Raw<T> (&raw)[EACH], int dtype, T (&v)[4 * EACH]) {
 #pragma unroll
@@ -48,11 +59,12 @@ template <class T, int NET, int HIST, int SHAPE, int ENTRIES, bool PAIRED, bool 
 __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARNED>())
     stage_kernel(const StageArgs a, const int64_t groups) {
   constexpr int own = sizeof(T) == 4 ? F32 : F64, EACH = EACH_OF[SHAPE], COUNT = 4 * EACH;
-  constexpr bool FRAMED = SHAPE == FRAMES;
+  constexpr bool FRAMED = SHAPE == FRAMES, SUMMED = SHAPE == SUMS;
   const int net = NET == ANY ? a.net : NET, hist = HIST == ANY ? a.hist : HIST, in = NET == ANY ? a.in : NET;
   // A thread's groups are 32 apart: every access of a warp is to consecutive memory.
   const int lane = threadIdx.x % 32;
   const int64_t group = (int64_t(blockIdx.x) * blockDim.x + (threadIdx.x - lane)) * EACH + lane;
+  const unsigned live = SUMMED ? __ballot_sync(~0u, group < groups) : 0u;
   if (group >= groups) return;
   const uint32_t mask = SHAPE == ONE ? a.u_mask : a.u_mask | a.x_mask;
   const bool reads_u = a.m_reads_u || (mask >> RU & 1u), joint = SHAPE == ONE || a.x == a.u;
@@ -185,6 +197,16 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
             }
           }
         }
+        if constexpr (SUMMED) {
+          if (i == 0) {
+            // A warp's 128 elements are one chunk.
+            T total = T(0);
+#pragma unroll
+            for (int e = 0; e < COUNT; ++e) total = WIDE || e < count ? multiply_add(v[e], v[e], total) : total;
+            total = warp_sum(total, live, lane);
+            if (lane == 0) static_cast<T *>(a.squares)[b * ((groups + 31) / 32) + group / 32] = total;
+          }
+        }
         if (i == 0 && learns) {
 #pragma unroll
           for (int e = 0; e < COUNT; ++e) v[e] *= e_of[e];
@@ -229,6 +251,14 @@ Kernel framed(const Variant &v) {
   const Kernel noisy = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, true, true>;
   const Kernel narrow = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, true, false>;
   return !v.wide ? narrow : v.noise ? noisy : quiet;
+}
+
+// The kernels that sum the squares of the noise.
+template <class T>
+Kernel summed(const Variant &v) {
+  const Kernel wide = stage_kernel<T, ANY, ANY, SUMS, 6, true, true, true, true>;
+  const Kernel narrow = stage_kernel<T, ANY, ANY, SUMS, 6, true, true, true, false>;
+  return v.wide ? wide : narrow;
 }
 
 // The kernels ONE and TWO for a float32 state.

@@ -12,6 +12,10 @@ from fastdiff.ops.layout import NONE, StageSpec
 from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, M
 
 
+CHUNK = 128
+"""Elements in a sum of squares: what a warp of the CUDA kernel handles."""
+
+
 @dataclass(slots=True)
 class Coeffs:
     """Everything that may change between two runs of the same structure; all tensors live on the state's device.
@@ -61,6 +65,8 @@ class Buffers:
         m_out: (B, ...) dtype of `h` (of the state where h is empty): where m is written, or None.
         net_in: (copies·B, ...) network input dtype: in_scale·u', written spec.copies times. None exactly if copies is
             0.
+        squares: (B, ceil(n / CHUNK)) state dtype: where the sums of za's squares go, of each CHUNK elements in order;
+            None in the usual case, and with frames. The spec must read za.
     """
 
     x: torch.Tensor | None = None
@@ -73,6 +79,7 @@ class Buffers:
     x_out: torch.Tensor | None = None
     m_out: torch.Tensor | None = None
     net_in: torch.Tensor | None = None
+    squares: torch.Tensor | None = None
 
 
 def require(spec: StageSpec, coeffs: Coeffs, buf: Buffers) -> None:

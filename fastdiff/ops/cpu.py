@@ -97,6 +97,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         coeffs.scale,
         coeffs.inner,
         rows.shape[2] if coeffs.inner and rows is not None else 0,
+        buf.squares,
         0,
         _threads(),
     )

@@ -93,6 +93,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         coeffs.scale,
         coeffs.inner,
         coeffs.rows.shape[2] if coeffs.inner and coeffs.rows is not None else 0,
+        buf.squares,
         device.index or 0,
         torch.cuda.current_stream(device).cuda_stream,
     )

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from fastdiff.ops.buffers import Buffers, Coeffs, require
+from fastdiff.ops.buffers import CHUNK, Buffers, Coeffs, require
 from fastdiff.ops.layout import (
     BLEND,
     CG,
@@ -30,6 +30,7 @@ from fastdiff.ops.layout import (
 )
 from fastdiff.ops.philox import STEP
 from fastdiff.ops.rank import rank
+from fastdiff.ops.sums import sample_sums
 from fastdiff.plan import H1, MAX_DRAWS, NREG, SECOND, ZA, M, U, X
 
 NAME = "reference"
@@ -80,6 +81,10 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
                     number = number if frame is None else number.index_select(0, frame).reshape(batch, -1)
                     z = noise(shape, coeffs.seeds, coeffs.index, number, STEP).to(dtype)
                 registers[ZA + i] = z
+        if buf.squares is not None:
+            z = registers[ZA]
+            assert z is not None
+            buf.squares.copy_(_squares(z))
 
     m = None
     if spec.convert != NONE:
@@ -154,6 +159,15 @@ def _rows(table: torch.Tensor, k: int, coeffs: Coeffs, batch: int) -> torch.Tens
     if coeffs.rows is None:
         return table.select(0, k).expand(batch, -1)
     return table.index_select(0, coeffs.rows.select(0, k).reshape(-1) if coeffs.inner else coeffs.rows)
+
+
+def _squares(z: torch.Tensor) -> torch.Tensor:
+    """(B, chunks): the sums of the squares of each CHUNK elements."""
+    flat = z.reshape(len(z), -1)
+    chunks = -(-flat.shape[1] // CHUNK)
+    whole = flat.new_zeros(len(z), chunks * CHUNK)
+    whole.narrow(1, 0, flat.shape[1]).copy_(flat)
+    return sample_sums(whole.square_().reshape(-1, CHUNK)).reshape(len(z), chunks)
 
 
 def _frames(coeffs: Coeffs, shape: torch.Size) -> torch.Tensor:

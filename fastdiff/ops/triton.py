@@ -229,7 +229,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         buf.u if s.reads_u and not (s.reads_x and buf.u is buf.x) else None,
         buf.first if s.converts else None,
         buf.second if s.reads_second else None,
-        h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None,
+        h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None, buf.squares,
     )  # fmt: skip
     # Threads hold elements by the width of a stream, and normals by blocks of 4: a barrier keeps loads before stores.
     size = table.element_size()
