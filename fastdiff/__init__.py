@@ -23,6 +23,7 @@ from fastdiff.plan import Frames, Plan, Stage
 from fastdiff.run.graph import clear_graphs
 from fastdiff.run.noise import randn
 from fastdiff.run.report import Info, Trajectory
+from fastdiff.run.rollout import Rollout
 from fastdiff.run.threshold import Dynamic
 from fastdiff.sampler import Sampler
 from fastdiff.solvers import methods, plan, register
@@ -33,6 +34,7 @@ __all__ = [
     "Info",
     "LogLikelihood",
     "Plan",
+    "Rollout",
     "Sampler",
     "Stage",
     "Trajectory",

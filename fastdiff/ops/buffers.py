@@ -11,7 +11,6 @@ import torch
 from fastdiff.ops.layout import NONE, StageSpec
 from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, M
 
-
 CHUNK = 128
 """Elements in a sum of squares: what a warp of the CUDA kernel handles."""
 

@@ -31,6 +31,8 @@ class Run:
         direct: whether the slots themselves are the network's input (same dtype, in_scale = 1).
         noise: the user's own noise, or None.
         echo: the rows that write x instead of u', for an x_t corrected by the user, or None.
+        squares: (stages, B, chunks), where each stage leaves the sums of za's squares, or None.
+        states: gets a copy of the state after each step, or None.
     """
 
     program: Program
@@ -40,6 +42,8 @@ class Run:
     direct: bool
     noise: Noise | None = None
     echo: Coeffs | None = None
+    squares: torch.Tensor | None = None
+    states: list[torch.Tensor] | None = None
 
     @property
     def network(self) -> Network:
@@ -141,6 +145,8 @@ class State:
             buf.z = self.draws(k, move.draws, buf.u)
         if move.x_to is not None:
             buf.x_out = self.halves[move.x_to]
+        if r.squares is not None and move.spec.noises:
+            buf.squares = r.squares.select(0, k)
         coeffs, row = r.coeffs, move.row
         if factor is not None:
             coeffs, row = placed(coeffs, row, factor)
@@ -159,6 +165,8 @@ class State:
         if move.ends:
             if r.echo is not None:
                 self._correct(move, r.echo)
+            if r.states is not None:
+                r.states.append(self.x.clone())
             if self.hooks.progress is not None and k >= self.quiet:
                 self.hooks.progress(r.program.done[k])
         self.k = k + 1

@@ -1,4 +1,4 @@
-"""Steps for reinforcement learning: stochastic steps of a flow whose transitions have a density, with one evaluation each.
+"""Steps for reinforcement learning: stochastic steps of a flow, of one evaluation each, with a density of transitions.
 
 `flow_sde` is the step of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470, eqs. 8 and 9): Euler-Maruyama on the reverse SDE
 with the noise sigma_t = a·sqrt(t/(1 − t)), where x = (1 − t)·x0 + t·eps. `flow_cps` is coefficient-preserving sampling
@@ -14,17 +14,17 @@ from itertools import pairwise
 
 from fastdiff.plan import Plan
 from fastdiff.schedules import Point
-from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import ROW, Draw, Method, Option, Recorder, Request, Row
 from fastdiff.solvers.ddim import check_downward
 
 
-def _sde(s: Point, t: Point, following: Point, eta: float) -> Row:
+def _sde(s: Point, t: Point, eta: float) -> Row:
     """From s to t with m = x0. At t = 1, where the noise would be infinite, it is taken at the next time, as the
     authors' program does."""
     size, after = s.alpha + s.sigma, t.alpha + t.sigma
     now, then = s.sigma / size, t.sigma / after
     data = s.alpha / size
-    std = eta * math.sqrt(now / (data if data > 0 else following.alpha / (following.alpha + following.sigma)))
+    std = eta * math.sqrt(now / (data if data > 0 else t.alpha / after))
     # v = (y − x0)/t of y = x/size; the drift is v + std²/(2t)·(y + (1 − t)·v).
     y, width = ROW["x"] / size, then - now
     v = (y - ROW["m"]) / now
@@ -48,10 +48,8 @@ def _build(request: Request, name: str, eta: float) -> Plan:
     for i, (s, t) in enumerate(pairwise(points)):
         if s.sigma == 0:
             raise ValueError(f"method {name!r} cannot start at t={s.t:g}, where sigma = 0")
-        if name == "flow_sde" and s.alpha == 0 and t.alpha == 0:
-            raise ValueError("method 'flow_sde' needs alpha > 0 at its second time")
-        row = _sde(s, t, t, eta) if name == "flow_sde" else _cps(s, t, eta)
-        rows.add(s, t, row, step=i)
+        row = _sde(s, t, eta) if name == "flow_sde" else _cps(s, t, eta)
+        rows.add(s, t, row, step=i, noise=(Draw(s, t),))
     return rows.plan(name, "data", 1, request, points, {"eta": eta})
 
 
@@ -73,7 +71,9 @@ METHODS = (
         space="data",
         spacing="time_uniform",
         stochastic=True,
-        options={"eta": Option(0.7, "noise level a of sigma_t = a·sqrt(t/(1 − t)); 0 is Euler's ODE step", minimum=0.0)},
+        options={
+            "eta": Option(0.7, "noise level a of sigma_t = a·sqrt(t/(1 − t)); 0 is Euler's ODE step", minimum=0.0)
+        },
         aliases=("flow_grpo",),
     ),
     Method(
@@ -85,9 +85,7 @@ METHODS = (
         space="data",
         spacing="time_uniform",
         stochastic=True,
-        options={
-            "eta": Option(0.7, "noise sin(eta·pi/2) of each next sigma; 0 is ddim", minimum=0.0, maximum=1.0)
-        },
+        options={"eta": Option(0.7, "noise sin(eta·pi/2) of each next sigma; 0 is ddim", minimum=0.0, maximum=1.0)},
         aliases=("cps",),
     ),
 )

@@ -84,6 +84,7 @@ class Case:
             **{name: copy(getattr(self.buf, name)) for name in names},
             h=tuple(copy(h) for h in self.buf.h),
             z=(copy(z[0]), copy(z[1]), copy(z[2])),
+            squares=None if self.buf.squares is None else torch.full_like(self.buf.squares, math.nan),
         )
 
 
@@ -273,6 +274,8 @@ def _expected(case: Case) -> tuple[Buffers, Buffers]:
         for name in OUTPUTS:
             t = getattr(case.buf, name)
             setattr(buf, name, None if t is None else torch.full_like(t, math.nan, dtype=torch.float64))
+        if case.buf.squares is not None:
+            buf.squares = torch.full_like(case.buf.squares, math.nan, dtype=torch.float64)
         if absolute and case.spec.reads_v:
             # e is itself and its terms' sizes are needed, not e of those: v as it is, and the error of e beside it.
             assert buf.first is not None and case.buf.first is not None and wide.table is not None
@@ -346,6 +349,11 @@ def check(backend: ModuleType | Any, case: Case) -> None:
         "x_out": noise_x,
         "net_in": (in_scale * noise_u).repeat(spec.copies, *[1] * (noise_u.ndim - 1)),
     }
+    if buf.squares is not None:
+        assert want.squares is not None
+        # 128 products and as many sums at most; a square is off by twice what the contract allows the normal, times it.
+        allowed = 256 * rounding * want.squares + 2 * NORMAL_TOLERANCE * (128 * want.squares).sqrt()
+        assert bool(((buf.squares.double() - want.squares).abs() <= allowed).all())
     for name in OUTPUTS:
         got = getattr(buf, name)
         if got is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,11 +11,11 @@ import numpy as np
 import torch
 from helpers.stage_cases import Case, random_case
 
-from fastdiff.ops.buffers import Buffers
+from fastdiff.ops.buffers import CHUNK, Buffers
 from fastdiff.ops.layout import BLEND, CLIP, LINEAR, RAW, StageSpec
 from fastdiff.plan import H1, SECOND, ZA, M, U, X
 
-ONE, TWO, ALL, FRAMES = 0, 1, 2, 3
+ONE, TWO, ALL, FRAMES, SUMS = 0, 1, 2, 3, 4
 """Shapes of kernels, as in csrc/cuda/launch.h."""
 SHAPE = (2, 4, 8, 20)
 """640 elements a sample: 160 groups, which are no multiple of what a warp handles."""
@@ -49,6 +50,8 @@ def variants() -> Iterator[Variant]:
             yield Variant(state, torch.bfloat16, state, ALL, entries, True, True, noise)
     for state in (full, torch.float64):
         yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, wide=False)
+        for wide in (True, False):
+            yield Variant(state, torch.bfloat16, state, SUMS, 6, True, True, True, wide)
         for noise, wide in ((False, True), (True, True), (True, False)):
             yield Variant(state, torch.bfloat16, state, FRAMES, 6, True, True, noise, wide)
 
@@ -83,6 +86,10 @@ def case_for(v: Variant, seed: int) -> Case:
     if not raw:
         oldest = case.buf.h[-1] if v.entries else None
         case.buf.m_out = oldest if oldest is not None else torch.empty(shape, dtype=v.hist)
+    if v.shape == SUMS:
+        case.buf.z = (None, *buf.z[1:])
+        n = math.prod(shape[1:])
+        case.buf.squares = torch.full((shape[0], -(-n // CHUNK)), torch.nan, dtype=v.state)
     if copies:
         case.buf.net_in = torch.empty((copies * shape[0], *shape[1:]), dtype=v.net)
     return case
