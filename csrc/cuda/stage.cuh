@@ -204,7 +204,9 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
 #pragma unroll
             for (int e = 0; e < COUNT; ++e) total = WIDE || e < count ? multiply_add(v[e], v[e], total) : total;
             total = warp_sum(total, live, lane);
-            if (lane == 0) static_cast<T *>(a.squares)[b * ((groups + 31) / 32) + group / 32] = total;
+            if (lane == 0)
+              static_cast<T *>(a.squares)[b * int64_t(uint64_t(groups + 31) / 32) + int64_t(uint64_t(group) / 32)] =
+                  total;
           }
         }
         if (i == 0 && learns) {

@@ -56,7 +56,7 @@ def check_rollout(engine: Any, arguments: Any, reduce: Any) -> PlanEngine:
     if not isinstance(engine, PlanEngine) or not _has_densities(engine.plan):
         raise ValueError(
             f"method {engine.name!r} with these options has no density of its transitions: each step must be one "
-            "evaluation and one draw of noise, without a history, as of flow_sde, flow_cps, ddpm, or ddim with eta=1"
+            "evaluation and one draw of noise, without a history, as of grpo, cps, ddpm, or ddim with eta=1"
         )
     for name in ("frames", "correct_x0", "correct_xt", "classifier_grad"):
         if arguments[name] is not None:

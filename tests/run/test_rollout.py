@@ -17,8 +17,8 @@ from fastdiff.plan import ZA
 
 SHAPE = (3, 2, 9, 11)
 METHODS: dict[str, dict[str, Any]] = {
-    "flow_sde": {"schedule": "flow", "prediction": "flow"},
-    "flow_cps": {"schedule": "flow", "prediction": "flow"},
+    "grpo": {"schedule": "flow", "prediction": "flow"},
+    "cps": {"schedule": "flow", "prediction": "flow"},
     "ddpm": {"schedule": "ddpm"},
     "ddim": {"schedule": "ddpm", "eta": 0.5, "clip": (-2.0, 2.0)},
 }
@@ -38,7 +38,7 @@ def by_hand(plan: fastdiff.Plan, net: Net, x: torch.Tensor, k: int) -> tuple[tor
     """Mean and standard deviation of step k, in float64, from the published form in eps or in the velocity."""
     s, y = plan.stages[k], x.double()
     out = net(x, torch.tensor(s.model_time)).double()
-    x0 = y - s.sigma * out if plan.method.startswith("flow") else (y - s.sigma * out) / s.alpha
+    x0 = y - s.sigma * out if plan.method in ("grpo", "cps") else (y - s.sigma * out) / s.alpha
     x0 = x0.clamp(-2, 2) if plan.method == "ddim" else x0
     eps = (y - s.alpha * x0) / s.sigma
     m = {"data": x0, "noise": eps}[plan.space]
@@ -69,7 +69,7 @@ def test_as_torch_distributions(method: str, reduce: str) -> None:
 
 def test_gradients_flow_through_the_network() -> None:
     """d log p/dw of one transition, against the closed form's own gradient."""
-    net, sampler = Net(), fastdiff.Sampler("flow_sde", 4, schedule="flow", prediction="flow")
+    net, sampler = Net(), fastdiff.Sampler("grpo", 4, schedule="flow", prediction="flow")
     _, rollout = sampler.rollout(net, shape=SHAPE, seed=1, reduce="sum")
     with torch.no_grad():
         net.weight += 0.05
@@ -85,7 +85,7 @@ def test_gradients_flow_through_the_network() -> None:
 
 
 def test_guidance_is_replayed() -> None:
-    net, sampler = Net(), fastdiff.Sampler("flow_cps", 4, schedule="flow", prediction="flow")
+    net, sampler = Net(), fastdiff.Sampler("cps", 4, schedule="flow", prediction="flow")
     given = {"guidance": 2.5, "cond": {"y": torch.ones(3)}, "uncond": {"y": torch.zeros(3)}}
     _, rollout = sampler.rollout(net, shape=SHAPE, **given)
     replayed = sampler.log_prob(net, rollout, **given)

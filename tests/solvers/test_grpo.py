@@ -16,7 +16,7 @@ from fastdiff.schedules import flow
 def test_flow_grpo(shift: float) -> None:
     """mean = x·(1 + s²/(2t)·dt) + v·(1 + s²(1 − t)/(2t))·dt and std s·sqrt(−dt), s = a·sqrt(t/(1 − t)); 1 − t of the
     next time where t = 1."""
-    a, plan = 0.7, fastdiff.plan("flow_sde", 6, schedule=flow(shift))
+    a, plan = 0.7, fastdiff.plan("grpo", 6, schedule=flow(shift))
     sigmas = [*(s.sigma for s in plan.stages), 0.0]
     for stage, t, after in zip(plan.stages, sigmas[:-1], sigmas[1:], strict=True):
         dt, s = after - t, a * math.sqrt(t / (1 - (sigmas[1] if t == 1 else t)))
@@ -27,9 +27,9 @@ def test_flow_grpo(shift: float) -> None:
 
 
 @pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
-def test_flow_cps(eta: float) -> None:
+def test_cps(eta: float) -> None:
     """x' = (1 − t')·x0 + sqrt(t'² − std²)·eps + std·z, std = t'·sin(eta·pi/2); x0 = x − t·v, eps = x + (1 − t)·v."""
-    plan = fastdiff.plan("flow_cps", 6, schedule="flow", eta=eta)
+    plan = fastdiff.plan("cps", 6, schedule="flow", eta=eta)
     sigmas = [*(s.sigma for s in plan.stages), 0.0]
     for stage, t, after in zip(plan.stages, sigmas[:-1], sigmas[1:], strict=True):
         std = after * math.sin(eta * math.pi / 2)
@@ -41,19 +41,15 @@ def test_flow_cps(eta: float) -> None:
 
 
 def test_without_noise() -> None:
-    """flow_cps is ddim, on every schedule, and flow_sde is Euler's step of the flow."""
+    """cps is ddim, on every schedule, and grpo is Euler's step of the flow."""
     for schedule in ("ddpm", "flow", "edm"):
-        cps, ddim = (
-            fastdiff.plan(m, 5, schedule=schedule, spacing="time_uniform", eta=0.0) for m in ("flow_cps", "ddim")
-        )
+        cps, ddim = (fastdiff.plan(m, 5, schedule=schedule, spacing="time_uniform", eta=0.0) for m in ("cps", "ddim"))
         for ours, theirs in zip(cps.stages, ddim.stages, strict=True):
             row = np.array(theirs.next_u)
             if ddim.space == "noise":
                 row[X], row[M] = row[X] + row[M] / theirs.sigma, -row[M] * theirs.alpha / theirs.sigma
             assert np.allclose(ours.next_u, row, rtol=1e-9, atol=1e-9)
-    for s, after in zip(
-        fastdiff.plan("flow_sde", 4, schedule="flow", eta=0.0).stages, (0.75, 0.5, 0.25, 0.0), strict=True
-    ):
+    for s, after in zip(fastdiff.plan("grpo", 4, schedule="flow", eta=0.0).stages, (0.75, 0.5, 0.25, 0.0), strict=True):
         step = (after - s.sigma) / s.sigma
         assert np.allclose([s.next_u[X], s.next_u[M]], (1 + step, -step))
 
@@ -66,7 +62,7 @@ def test_the_sde_has_the_law_of_the_data(schedule: str, start: float) -> None:
     """
     s2, errors = 0.6, []
     for steps in (50, 100, 200):
-        plan = fastdiff.plan("flow_sde", steps, schedule=schedule, t_start=start)
+        plan = fastdiff.plan("grpo", steps, schedule=schedule, t_start=start)
         first = plan.stages[0]
         variance = first.alpha**2 * s2 + first.sigma**2
         for stage in plan.stages:
@@ -74,3 +70,15 @@ def test_the_sde_has_the_law_of_the_data(schedule: str, start: float) -> None:
             variance = (stage.next_u[X] + stage.next_u[M] * gain) ** 2 * variance + stage.next_u[ZA] ** 2
         errors.append(abs(variance - s2))
     assert errors[2] < 0.02 and 1.6 < errors[1] / errors[2] < 2.6, errors
+
+
+def test_the_law_of_cps() -> None:
+    """Data N(0, s²): where the network is exact, x0's variance at the end is less than s², whatever the steps."""
+    s2 = 0.6
+    for steps in (10, 100):
+        plan = fastdiff.plan("cps", steps, schedule="flow", eta=0.7)
+        variance = plan.stages[0].sigma ** 2
+        for stage in plan.stages:
+            gain = stage.alpha * s2 / (stage.alpha**2 * s2 + stage.sigma**2)
+            variance = (stage.next_u[X] + stage.next_u[M] * gain) ** 2 * variance + stage.next_u[ZA] ** 2
+        assert variance < 0.95 * s2

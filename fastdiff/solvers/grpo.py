@@ -1,7 +1,7 @@
 """Steps for reinforcement learning: stochastic steps of a flow, of one evaluation each, with a density of transitions.
 
-`flow_sde` is the step of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470, eqs. 8 and 9): Euler-Maruyama on the reverse SDE
-with the noise sigma_t = a·sqrt(t/(1 − t)), where x = (1 − t)·x0 + t·eps. `flow_cps` is coefficient-preserving sampling
+`grpo` is the step of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470, eqs. 8 and 9): Euler-Maruyama on the reverse SDE
+with the noise sigma_t = a·sqrt(t/(1 − t)), where x = (1 − t)·x0 + t·eps. `cps` is coefficient-preserving sampling
 (Wang and Yu 2025, arXiv 2509.05952): the noise takes the place of a part of the predicted eps, so that every state has
 exactly the noise level of its time. For other schedules both are taken at t = sigma/(alpha + sigma), where
 x/(alpha + sigma) is such a flow.
@@ -48,22 +48,22 @@ def _build(request: Request, name: str, eta: float) -> Plan:
     for i, (s, t) in enumerate(pairwise(points)):
         if s.sigma == 0:
             raise ValueError(f"method {name!r} cannot start at t={s.t:g}, where sigma = 0")
-        row = _sde(s, t, eta) if name == "flow_sde" else _cps(s, t, eta)
+        row = _sde(s, t, eta) if name == "grpo" else _cps(s, t, eta)
         rows.add(s, t, row, step=i, noise=(Draw(s, t),))
     return rows.plan(name, "data", 1, request, points, {"eta": eta})
 
 
 def build_sde(request: Request, *, eta: float) -> Plan:
-    return _build(request, "flow_sde", eta)
+    return _build(request, "grpo", eta)
 
 
 def build_cps(request: Request, *, eta: float) -> Plan:
-    return _build(request, "flow_cps", eta)
+    return _build(request, "cps", eta)
 
 
 METHODS = (
     Method(
-        name="flow_sde",
+        name="grpo",
         summary="Flow-GRPO's SDE step, for reinforcement learning",
         paper="Liu et al. 2025, arXiv 2505.05470",
         order=1,
@@ -74,10 +74,10 @@ METHODS = (
         options={
             "eta": Option(0.7, "noise level a of sigma_t = a·sqrt(t/(1 − t)); 0 is Euler's ODE step", minimum=0.0)
         },
-        aliases=("flow_grpo",),
+        aliases=("flow_grpo", "flow_sde"),
     ),
     Method(
-        name="flow_cps",
+        name="cps",
         summary="coefficient-preserving sampling, for reinforcement learning",
         paper="Wang and Yu 2025, arXiv 2509.05952",
         order=1,
@@ -86,6 +86,6 @@ METHODS = (
         spacing="time_uniform",
         stochastic=True,
         options={"eta": Option(0.7, "noise sin(eta·pi/2) of each next sigma; 0 is ddim", minimum=0.0, maximum=1.0)},
-        aliases=("cps",),
+        aliases=("flow_cps",),
     ),
 )
