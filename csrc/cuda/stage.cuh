@@ -37,8 +37,10 @@ template <class T>
 __device__ __forceinline__ T warp_sum(T total, unsigned live, int lane) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
-    const T other = __shfl_down_sync(live, total, offset);
-    if (lane + offset < 32 && (live >> (lane + offset) & 1u)) total += other;
+    // A lane without a partner reads itself: one that does not take part must not be read.
+    const bool paired = lane + offset < 32 && (live >> (lane + offset) & 1u);
+    const T other = __shfl_sync(live, total, paired ? lane + offset : lane);
+    if (paired) total += other;
   }
   return total;
 }
