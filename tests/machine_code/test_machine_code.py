@@ -175,7 +175,7 @@ def test_offsets_beyond_32_bits() -> None:
     given = (StageSpec(NONE, False, False, 1, 0, 0), 0, 1, n, 2, 2, 2, 2, space.address(x) - start)
     nothing: tuple[None, ...] = (None,) * 3
     pointers = (None, None, None, (), nothing, space.address(out) - start, None, None, None, space.address(table))
-    fragment, grid_x, _, threads, arguments = _cuda.stage_launch(*given, *pointers, *(None,) * 7, 0, 0, 0, 0)
+    fragment, grid_x, _, threads, arguments = _cuda.stage_launch(*given, *pointers, *(None,) * 7, 0, 0, None, 0, 0)
     assert threads == 256 and grid_x == n // 2048
     found.machine(fragment, (1, 1), threads, arguments, space, first_block=grid_x - 1).run()
     space.take_back()
