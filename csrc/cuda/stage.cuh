@@ -54,6 +54,7 @@ __device__ __forceinline__ void widen(const Raw<T> (&raw)[EACH], int dtype, T (&
 // Blocks of 256 threads that must fit on a multiprocessor: as many as let no kernel spill.
 template <class T, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED>
 constexpr int resident() {
+  if (SHAPE > ALL) return 1;
   return (SHAPE != ONE || ENTRIES + PAIRED + 2 * LEARNED > 2 ? 2 : 3) * 4 / int(sizeof(T));
 }
 
