@@ -66,10 +66,11 @@ inline const char *missing(const StageArgs &a) {
 inline bool known(const StageArgs &a) {
   const auto dtype = [](int d) { return d >= F16 && d <= F64; };
   return a.convert >= CONVERT_NONE && a.convert <= CONVERT_BLEND && (a.u_mask | a.x_mask) >> NREG == 0 &&
-         a.copies >= 0 && a.copies <= 2 && a.learned >= 0 && a.learned <= 2 && (a.state == F32 || a.state == F64) &&
-         dtype(a.net) && dtype(a.hist) && dtype(a.in) && a.batch >= 0 && a.n >= 0 && a.k >= 0 &&
+         a.copies >= 0 && a.copies <= 2 && a.learned >= 0 && a.learned <= 2 && a.path >= 0 && a.path <= PATH_TERMS &&
+         (a.state == F32 || a.state == F64) && dtype(a.net) && dtype(a.hist) && dtype(a.in) && a.batch >= 0 &&
+         a.n >= 0 && a.k >= 0 &&
          (a.inner ? a.inner > 0 && a.frames > 0 && a.rows && a.n % (a.inner * a.frames) == 0 : true) &&
-         !(a.squares && (a.inner || !((a.u_mask | a.x_mask) >> RZA & 1u)));
+         !(a.squares && (a.inner || !((a.u_mask | a.x_mask) >> RZA & 1u))) && !(a.path && (a.inner || a.squares));
 }
 
 constexpr Py_ssize_t STAGE_ARGUMENTS = 31;
@@ -85,18 +86,19 @@ inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, l
     return false;
   }
   PyObject *const spec = args[0], *const h = args[12], *const z = args[13];
-  if (!PyTuple_Check(spec) || PyTuple_GET_SIZE(spec) != 7 || !PyTuple_Check(h) || PyTuple_GET_SIZE(h) > 6 ||
+  if (!PyTuple_Check(spec) || PyTuple_GET_SIZE(spec) != 8 || !PyTuple_Check(h) || PyTuple_GET_SIZE(h) > 6 ||
       !PyTuple_Check(z) || PyTuple_GET_SIZE(z) != 3) {
-    PyErr_SetString(PyExc_TypeError, "stage: spec, h and z must be tuples of 7, at most 6, and 3 items");
+    PyErr_SetString(PyExc_TypeError, "stage: spec, h and z must be tuples of 8, at most 6, and 3 items");
     return false;
   }
   *a = StageArgs{};
   bool ok = integer(PyTuple_GET_ITEM(spec, 0), &a->convert) && integer(PyTuple_GET_ITEM(spec, 1), &a->guided) &&
             integer(PyTuple_GET_ITEM(spec, 2), &a->m_reads_u) && integer(PyTuple_GET_ITEM(spec, 3), &a->u_mask) &&
             integer(PyTuple_GET_ITEM(spec, 4), &a->x_mask) && integer(PyTuple_GET_ITEM(spec, 5), &a->copies) &&
-            integer(PyTuple_GET_ITEM(spec, 6), &a->learned) && integer(args[1], &a->k) && integer(args[2], &a->batch) &&
-            integer(args[3], &a->n) && integer(args[4], &a->state) && integer(args[5], &a->net) &&
-            integer(args[6], &a->hist) && integer(args[7], &a->in);
+            integer(PyTuple_GET_ITEM(spec, 6), &a->learned) && integer(PyTuple_GET_ITEM(spec, 7), &a->path) &&
+            integer(args[1], &a->k) && integer(args[2], &a->batch) && integer(args[3], &a->n) &&
+            integer(args[4], &a->state) && integer(args[5], &a->net) && integer(args[6], &a->hist) &&
+            integer(args[7], &a->in);
   const auto read = [&](int i, auto **to) {
     void *p = nullptr;
     ok = ok && pointer(args[i], &p);

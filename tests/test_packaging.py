@@ -23,11 +23,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("schedules",),
     ("plan", "prediction"),
     ("plot", "solvers"),
-    ("integrations", "ops"),
+    ("ops",),
     ("guidance",),
     ("bind",),
     ("run",),
-    ("training", "likelihood", "analytic"),
+    ("training", "likelihood", "analytic", "integrations"),
     ("options",),
     ("sampler",),
     ("api", "inversion", "fitting", "generation"),
@@ -51,7 +51,7 @@ NUMPY_ONLY = (
     "plot",
     "solvers",
 )
-NUMPY_ONLY += ("ops.layout", "ops.philox", "ops.rank")
+NUMPY_ONLY += ("ops.brownian", "ops.layout", "ops.philox", "ops.rank")
 
 
 def modules() -> dict[str, Path]:

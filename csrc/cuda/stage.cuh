@@ -51,6 +51,23 @@ __device__ __forceinline__ void widen(const Raw<T> (&raw)[EACH], int dtype, T (&
   for (int g = 0; g < EACH; ++g) widen(raw[g], dtype, v + 4 * g);
 }
 
+// The sum of normals that `path` says, in every back end in this order and by these fused multiply-adds.
+template <int COUNT>
+__device__ __forceinline__ void add_path(int64_t group, Sample sample, const int32_t *path, float (&sum)[COUNT]) {
+#pragma unroll
+  for (int e = 0; e < COUNT; ++e) sum[e] = 0.0f;
+  const int32_t count = __ldg(path);
+#pragma unroll 1
+  for (int32_t j = 0; j < count; ++j) {
+    const uint32_t node = uint32_t(__ldg(path + 1 + 2 * j));
+    const float weight = as_float(uint32_t(__ldg(path + 2 + 2 * j)));
+    float normal[COUNT];
+#pragma unroll
+    for (int g = 0; g < COUNT / 4; ++g) draw_four(group + 32 * g, sample, node, TAG_PATH, normal + 4 * g);
+    accumulate(weight, normal, sum);
+  }
+}
+
 // Blocks of 256 threads that must fit on a multiprocessor: as many as let no kernel spill.
 template <class T, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED>
 constexpr int resident() {
@@ -58,7 +75,8 @@ constexpr int resident() {
   return (SHAPE != ONE || ENTRIES + PAIRED + 2 * LEARNED > 2 ? 2 : 3) * 4 / int(sizeof(T));
 }
 
-template <class T, int NET, int HIST, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED, bool NOISE, bool WIDE>
+template <class T, int NET, int HIST, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED, bool NOISE, bool PATH,
+          bool WIDE>
 __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARNED>())
     stage_kernel(const StageArgs a, const int64_t groups) {
   constexpr int own = sizeof(T) == 4 ? F32 : F64, EACH = EACH_OF[SHAPE], COUNT = 4 * EACH;
@@ -190,13 +208,20 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
           for (int g = 0; g < EACH; ++g) given[g] = fetch<T, WIDE>(a.z[i], own, at + 128 * g, count);
           widen(given, own, v);
         } else {
-          const uint32_t draw = uint32_t(a.draws[row_number * 3 + i]);
+          if constexpr (PATH) {
+            float sum[COUNT];
+            add_path(group, sample, a.draws + (row_number * 3 + i) * PATH_WIDTH, sum);
 #pragma unroll
-          for (int g = 0; g < EACH; ++g) {
-            if constexpr (FRAMED) {
-              draw_from<WIDE>(at - b * a.n, sample, draw, 0, v);
-            } else {
-              draw_four(group + 32 * g, sample, draw, 0, v + 4 * g);
+            for (int e = 0; e < COUNT; ++e) v[e] = T(sum[e]);
+          } else {
+            const uint32_t draw = uint32_t(a.draws[row_number * 3 + i]);
+#pragma unroll
+            for (int g = 0; g < EACH; ++g) {
+              if constexpr (FRAMED) {
+                draw_from<WIDE>(at - b * a.n, sample, draw, TAG_STEP, v);
+              } else {
+                draw_four(group + 32 * g, sample, draw, TAG_STEP, v + 4 * g);
+              }
             }
           }
         }
@@ -242,27 +267,27 @@ Kernel chosen(bool flag, F f) {
 
 template <int NET, int HIST, int SHAPE, bool PAIRED, bool NOISE>
 Kernel with_entries(int entries) {
-  constexpr Kernel none = stage_kernel<float, NET, F32, SHAPE, 0, PAIRED, false, NOISE, true>;
-  constexpr Kernel kernels[] = {none, stage_kernel<float, NET, HIST, SHAPE, 1, PAIRED, false, NOISE, true>,
-                                stage_kernel<float, NET, HIST, SHAPE, 2, PAIRED, false, NOISE, true>,
-                                stage_kernel<float, NET, HIST, SHAPE, 3, PAIRED, false, NOISE, true>};
+  constexpr Kernel none = stage_kernel<float, NET, F32, SHAPE, 0, PAIRED, false, NOISE, false, true>;
+  constexpr Kernel kernels[] = {none, stage_kernel<float, NET, HIST, SHAPE, 1, PAIRED, false, NOISE, false, true>,
+                                stage_kernel<float, NET, HIST, SHAPE, 2, PAIRED, false, NOISE, false, true>,
+                                stage_kernel<float, NET, HIST, SHAPE, 3, PAIRED, false, NOISE, false, true>};
   return kernels[entries];
 }
 
 // The kernels with a row for each frame.
 template <class T>
 Kernel framed(const Variant &v) {
-  const Kernel quiet = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, false, true>;
-  const Kernel noisy = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, true, true>;
-  const Kernel narrow = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, true, false>;
+  const Kernel quiet = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, false, false, true>;
+  const Kernel noisy = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, true, false, true>;
+  const Kernel narrow = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, true, false, false>;
   return !v.wide ? narrow : v.noise ? noisy : quiet;
 }
 
 // The kernels that sum the squares of the noise.
 template <class T>
 Kernel summed(const Variant &v) {
-  const Kernel wide = stage_kernel<T, ANY, ANY, SUMS, 6, true, true, true, true>;
-  const Kernel narrow = stage_kernel<T, ANY, ANY, SUMS, 6, true, true, true, false>;
+  const Kernel wide = stage_kernel<T, ANY, ANY, SUMS, 6, true, true, true, false, true>;
+  const Kernel narrow = stage_kernel<T, ANY, ANY, SUMS, 6, true, true, true, false, false>;
   return v.wide ? wide : narrow;
 }
 
@@ -276,7 +301,7 @@ Kernel exact(const Variant &v) {
                             : with_entries<NET, NET, TWO, false, NOISE>(v.entries);
     return chosen(v.paired, [&](auto paired) -> Kernel {
       constexpr bool PAIRED = decltype(paired)::value;
-      if (v.learned) return stage_kernel<float, NET, F32, ONE, 0, PAIRED, true, NOISE, true>;
+      if (v.learned) return stage_kernel<float, NET, F32, ONE, 0, PAIRED, true, NOISE, false, true>;
       return v.shape == ONE ? with_entries<NET, F32, ONE, PAIRED, NOISE>(v.entries)
                             : with_entries<NET, F32, TWO, PAIRED, NOISE>(v.entries);
     });

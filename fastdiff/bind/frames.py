@@ -193,6 +193,7 @@ def program_of_frames(
     copies: int,
     rows: int,
     observed: bool,
+    path: bool,
     dtype: torch.dtype,
     network_dtype: torch.dtype,
     device: torch.device,
@@ -202,6 +203,7 @@ def program_of_frames(
     Raises:
         ValueError: as `program`, and what does not go with frames at times of their own.
     """
+    assert not path, "refused by check_frames"
     _check(plan, binding, frames, shape)
     batch, count = shape[0], shape[frames.axis]
     matrix = frames.matrix(batch, count, plan.nfe)

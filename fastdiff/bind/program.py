@@ -99,7 +99,7 @@ class Program:
         moves: the stages, as the loop runs them.
         opening: structure of row 0, which writes x into its slot and the network's first input.
         values: (stages + 1, WIDTH) coefficients in the state's dtype.
-        draws: (stages + 1, 3) int32.
+        draws: int32, (stages + 1, 3), or as `path_table` (bind/table.py).
         clock: (stages, rows of network input): the model's times.
         x0: coefficients and structures of the predicted x0, or None where it is not needed.
         raw: whether the model value is the network's raw output, so that outputs themselves may be the history.
@@ -143,6 +143,7 @@ def program(
     copies: int,
     rows: int,
     observed: bool,
+    path: bool,
     dtype: torch.dtype,
     network_dtype: torch.dtype,
     device: torch.device,
@@ -153,11 +154,12 @@ def program(
         copies: as in `fastdiff.bind.table.bind`.
         rows: rows of the network's input, each with its time.
         observed: whether the predicted x0 is asked for, which needs rows of its own.
+        path: whether the draws are increments of one Brownian path.
 
     Raises:
         ValueError: as `bind`, and coefficients that `dtype` cannot hold.
     """
-    table = bind(plan, binding, copies=copies)
+    table = bind(plan, binding, copies=copies, path=path)
     check_growth(plan, dtype)
 
     def put(array: np.ndarray) -> torch.Tensor:

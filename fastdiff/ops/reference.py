@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from fastdiff.ops.brownian import PATH, PATH_WIDTH
 from fastdiff.ops.buffers import CHUNK, Buffers, Coeffs, require
 from fastdiff.ops.layout import (
     BLEND,
@@ -77,9 +78,8 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
             if spec.reads_z(i):
                 z = buf.z[i]
                 if z is None:
-                    number = draws.select(1, i)
-                    number = number if frame is None else number.index_select(0, frame).reshape(batch, -1)
-                    z = noise(shape, coeffs.seeds, coeffs.index, number, STEP).to(dtype)
+                    own = draws if frame is None else draws.index_select(0, frame).reshape(batch, -1, MAX_DRAWS)
+                    z = drawn(spec, shape, coeffs, own, i).to(dtype)
                 registers[ZA + i] = z
         if buf.squares is not None:
             z = registers[ZA]
@@ -176,6 +176,20 @@ def _frames(coeffs: Coeffs, shape: torch.Size) -> torch.Tensor:
     count, device = coeffs.rows.shape[2], coeffs.rows.device
     each = torch.arange(math.prod(shape[1:]), device=device) // coeffs.inner % count
     return (torch.arange(shape[0], device=device).reshape(-1, 1) * count + each).reshape(-1)
+
+
+def drawn(spec: StageSpec, shape: torch.Size, coeffs: Coeffs, draws: torch.Tensor, i: int) -> torch.Tensor:
+    """float32 (B, ...): draw `i`, from each sample's row of the draws; or with draws (B, n, 3) each element's."""
+    if not spec.path:
+        return noise(shape, coeffs.seeds, coeffs.index, draws.select(-1, i), STEP)
+    words = draws.narrow(1, i * PATH_WIDTH + 1, 2 * spec.path)
+    column = (-1,) + (1,) * (len(shape) - 1)
+    total = torch.zeros(shape, dtype=torch.float64, device=draws.device)
+    for j in range(spec.path):
+        # What pads the sum has weight 0.
+        weight = words.select(1, 2 * j + 1).contiguous().view(torch.float32).double().reshape(column)
+        total += weight * noise(shape, coeffs.seeds, coeffs.index, words.select(1, 2 * j), PATH)
+    return total.float()
 
 
 def _mulhilo(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,6 +20,7 @@ from fastdiff.run.network import sample_shape
 from fastdiff.run.threshold import Dynamic
 from fastdiff.values import flag, shown
 
+BROWNIAN = "brownian"
 STATE_DTYPES = (torch.float32, torch.float64)
 
 
@@ -119,12 +120,19 @@ def check_flags(arguments: Mapping[str, Any]) -> None:
             flag(name, arguments[name])
 
 
+def is_path(noise: Any) -> bool:
+    """Whether the noise is one Brownian path. Raises ValueError for any other word."""
+    if isinstance(noise, str) and noise != BROWNIAN:
+        raise ValueError(unknown("noise", noise, [BROWNIAN]))
+    return isinstance(noise, str)
+
+
 def check_callables(noise: Any, callback: Any) -> None:
     """The two functions that a run calls."""
     if noise is None and callback is None:
         return
     calls = (
-        ("noise", noise, "noise(draw, like) -> tensor of like's shape"),
+        ("noise", None if is_path(noise) else noise, "noise(draw, like) -> tensor of like's shape"),
         ("callback", callback, "callback(stage, time, x, x0)"),
     )
     for name, value, call in calls:

@@ -11,7 +11,7 @@ import torch
 from fastdiff.ops import Coeffs, symbolic
 from fastdiff.prediction import check_previous
 from fastdiff.run.adaptive import Driver
-from fastdiff.run.arguments import need_values
+from fastdiff.run.arguments import is_path, need_values
 from fastdiff.run.corrections import check_calls
 from fastdiff.run.job import Job
 from fastdiff.run.report import Info, Trajectory, progress_bar
@@ -58,6 +58,11 @@ class AdaptiveEngine:
                 f"frames needs a method with a plan: method {name!r} chooses its steps while it runs, for whole samples"
             )
         check_calls(arguments["correct_x0"], arguments["correct_xt"])
+        if is_path(arguments["noise"]):
+            raise ValueError(
+                f"noise='brownian' does not go with method {name!r}: it solves an ODE and draws nothing; use a method "
+                "that draws noise, such as dpmpp2m_sde, or leave noise out"
+            )
         if form is not None and form != "score":
             raise ValueError(
                 f"classifier_form={form!r}: method {name!r} is an ODE, and takes classifier_grad in the form 'score' "

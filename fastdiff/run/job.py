@@ -21,6 +21,7 @@ from fastdiff.run.arguments import (
     check_callables,
     check_frames,
     check_x,
+    is_path,
     prior_noise,
     resolve_device,
     resolve_seeds,
@@ -43,6 +44,7 @@ class Start:
         x: (B, ...) contiguous, in the state's dtype, on its device.
         seeds, index: (B,) int64 and (B,) int32, on the device.
         noise: the user's own, or None.
+        path: whether draws are increments of one Brownian path.
     """
 
     backend: Backend
@@ -50,6 +52,7 @@ class Start:
     seeds: torch.Tensor
     index: torch.Tensor
     noise: Noise | None
+    path: bool = False
 
 
 @dataclass(slots=True)
@@ -120,16 +123,17 @@ def begin(
     network_dtype: torch.dtype | None,
 ) -> Start:
     """The back end, x at the start, and every sample's seed and index."""
-    noise = arguments["noise"]
+    noise, path = arguments["noise"], is_path(arguments["noise"])
     check_callables(noise, None)
     check_frames(arguments["frames"], arguments, x is not None)
+    noise = None if path else noise
     if x is not None:
         x = check_x(x)
     where = resolve_device(arguments["device"], x, model_device)
     seeds, index = resolve_seeds(arguments["seed"], arguments["first_sample"], size[0], where)
     module = ops.select(backend, where, dtype, network_dtype or dtype)
     if x is not None:
-        return Start(module, cast_x(x, where, dtype), seeds, index, noise)
+        return Start(module, cast_x(x, where, dtype), seeds, index, noise, path)
     first = engine.first
     if first.alpha > first.sigma:
         warn(
@@ -143,7 +147,7 @@ def begin(
     else:
         module.normal_(start, seeds, index, 0, PRIOR)
     start *= float(in_range(np.array(engine.prior_std), dtype, "the prior's standard deviation"))
-    return Start(module, start, seeds, index, noise)
+    return Start(module, start, seeds, index, noise, path)
 
 
 @contextlib.contextmanager

@@ -94,6 +94,7 @@ class PlanEngine:
             copies=2 if guided else int(not direct),
             rows=len(start.x) * (1 + guided),
             observed=job.observed,
+            path=start.path,
             network_dtype=job.network_dtype,
             device=start.x.device,
         )

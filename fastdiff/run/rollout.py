@@ -74,6 +74,8 @@ def _has_densities(plan: Plan) -> bool:
 
 
 def _check_job(job: Job) -> None:
+    if job.start.path:
+        raise ValueError("noise='brownian' has no transitions of its own: leave it out")
     if isinstance(job.bounds, Dynamic) or job.binding.guidance.rescales:
         what = "clip='dynamic'" if isinstance(job.bounds, Dynamic) else "guidance with rescale"
         raise ValueError(f"{what} takes values of the whole sample, which log_prob does not replay: leave it out")

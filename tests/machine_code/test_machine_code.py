@@ -63,7 +63,7 @@ def test_every_stage_kernel(arch: str, unit: str) -> None:
         ran = backend.ran
         kinds = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
         dtypes = "Li4ELi4E" if v.shape >= ALL else f"Li{kinds[v.net]}ELi{kinds[v.hist]}E"
-        flags = "".join(f"Lb{int(flag)}E" for flag in (v.paired, v.learned, v.noise, v.wide))
+        flags = "".join(f"Lb{int(flag)}E" for flag in (v.paired, v.learned, v.noise, v.path, v.wide))
         expected = f"stage_kernelI{'d' if v.state == torch.float64 else 'f'}{dtypes}Li{v.shape}ELi{v.entries}E{flags}E"
         assert ran == [expected], v
         assert len(found.used) == len(before) + 1 or found.name(expected) in before

@@ -69,6 +69,7 @@ def test_triton_and_cuda_give_the_same_bits(tmp_path_factory: pytest.TempPathFac
         Variant(F32, BF16, F32, ONE, 0, False, True, True),
         Variant(F32, F16, F32, TWO, 3, True, False, False),
         Variant(F32, F32, F32, ALL, 6, True, True, True),
+        Variant(F32, F32, F32, ALL, 6, True, True, True, True),
     )
     for seed, v in enumerate(stages):
         case = case_for(v, seed)

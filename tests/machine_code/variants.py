@@ -32,6 +32,7 @@ class Variant(NamedTuple):
     paired: bool
     learned: bool
     noise: bool
+    path: bool = False
     wide: bool = True
 
 
@@ -50,10 +51,11 @@ def variants() -> Iterator[Variant]:
             yield Variant(state, torch.bfloat16, state, ALL, entries, True, True, noise)
     for state in (full, torch.float64):
         yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, wide=False)
-        for wide in (True, False):
-            yield Variant(state, torch.bfloat16, state, SUMS, 6, True, True, True, wide)
+        for wide in flags:
+            yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, True, wide)
+            yield Variant(state, torch.bfloat16, state, SUMS, 6, True, True, True, False, wide)
         for noise, wide in ((False, True), (True, True), (True, False)):
-            yield Variant(state, torch.bfloat16, state, FRAMES, 6, True, True, noise, wide)
+            yield Variant(state, torch.bfloat16, state, FRAMES, 6, True, True, noise, False, wide)
 
 
 def case_for(v: Variant, seed: int) -> Case:
@@ -70,7 +72,7 @@ def case_for(v: Variant, seed: int) -> Case:
         x_mask = mask & ~(1 << M)
     learned = (2 if v.paired and rng.random() < 0.5 else 1) if v.learned else 0
     copies = int(rng.integers(0, 3))
-    spec = StageSpec(convert, v.paired, convert != RAW, mask, x_mask, copies, learned)
+    spec = StageSpec(convert, v.paired, convert != RAW, mask, x_mask, copies, learned, 3 * v.path)
     shape = SHAPE if v.wide else (2, 3, 7, 5)
     case = random_case(seed, spec=spec, state=v.state, network=v.net, shape=shape, frames=2 * (v.shape == FRAMES))
     buf = case.buf
