@@ -156,6 +156,11 @@ def _check(plan: Plan, binding: Binding, frames: Frames, shape: Sequence[int]) -
             f"method {plan.method!r} with these options takes norms over each whole sample, which do not go with "
             "frames at times of their own: take another method"
         )
+    if plan.two_times:
+        raise ValueError(
+            f"method {plan.method!r} with two_times=True gives the network two times, and with frames each has one: "
+            "leave one of them out"
+        )
     if plan.learned_variance and frames.axis == 1:
         raise ValueError(
             "a learned variance doubles the channels, axis 1 of x, which cannot be the axis of frames: lay x out as "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, M
 
 CHUNK = 128
 """Elements in a sum of squares: what a warp of the CUDA kernel handles."""
+Launch = Callable[..., None]
+"""One stage of a run by addresses: (spec, k, x, u, first, second, h, u_out, x_out, m_out, net_in), `h` a list, 0 for
+what is not given. Shapes and dtypes are as the stages of the run share them; all noise is drawn by the kernel."""
 
 
 @dataclass(slots=True)

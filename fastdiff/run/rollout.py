@@ -70,7 +70,7 @@ def _has_densities(plan: Plan) -> bool:
     return plan.stochastic and all(
         s.evaluate and s.next_u == s.next_x and s.draws[1:] == (-1, -1) and not (s.langevin_norm or s.learned_variance)
         for s in plan.stages
-    ) and plan.history == 0  # fmt: skip
+    ) and plan.history == 0 and not plan.two_times  # fmt: skip
 
 
 def _check_job(job: Job) -> None:

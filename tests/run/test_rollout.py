@@ -135,6 +135,7 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "correct_x0 changes transitions in a way that log_prob cannot replay",
     ),
     ("ddpm", {}, {"return_trajectory": True}, "a rollout holds the states itself"),
+    ("ddpm", {}, {"noise": "brownian"}, "noise='brownian' has no transitions of its own"),
     ("ddpm", {"clip": "dynamic"}, {}, "clip='dynamic' takes values of the whole sample"),
 ]
 
