@@ -206,7 +206,8 @@ class Evaluator:
                 factor = self._factor(buf.first, buf.second, site, coeffs)
         elif self.gradient is not None:
             # Of two times the classifier is given that of x.
-            clock = site.clock if site.clock.ndim == 1 else site.clock[0]
+            # Two times are of the whole batch: the first is where the network is evaluated.
+            clock = site.clock[0] if self.network.two_times else site.clock
             buf.first, buf.second = with_gradient(self.gradient, u, clock.clone(), out)
             if self.hooks.finite:
                 require_finite(buf.second, site, len(u), self.state_dtype, "classifier_grad")

@@ -283,6 +283,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "guidance with rescale takes the spread",
     ),
+    ({"method": "mean_flow", "two_times": True}, ValueError, "with two_times=True gives the network two times"),
     ({"frames": Frames(9)}, ValueError, r"axis=9, but x has shape \(2, 3, 5, 2, 3\)"),
     ({"frames": Frames(2, context=2)}, ValueError, "some frames are no pure noise at the start: pass x"),
     (
