@@ -30,6 +30,7 @@ PUBLIC = {
             "backends",
             "clear_graphs",
             "fit",
+            "generate",
             "guidance",
             "log_likelihood",
             "losses",
