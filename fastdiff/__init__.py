@@ -14,6 +14,7 @@ from fastdiff import interrupts as interrupts
 from fastdiff import analytic, guidance, losses, schedules
 from fastdiff._version import __version__
 from fastdiff.api import sample
+from fastdiff.engine import Engine, Request
 from fastdiff.fitting.fit import fit
 from fastdiff.fitting.tune import tune
 from fastdiff.integrations import score_sde as score_sde
@@ -29,9 +30,11 @@ from fastdiff.solvers import methods, plan, register
 
 __all__ = [
     "Dynamic",
+    "Engine",
     "Info",
     "LogLikelihood",
     "Plan",
+    "Request",
     "Sampler",
     "Stage",
     "Trajectory",

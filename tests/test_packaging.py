@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("training", "likelihood", "analytic"),
     ("options",),
     ("sampler",),
-    ("api", "inversion", "fitting"),
+    ("api", "inversion", "fitting", "engine"),
     ("losses",),
     ("__init__",),
     ("demo",),
