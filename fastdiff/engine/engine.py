@@ -12,42 +12,31 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
-from fastdiff import guidance as forms
 from fastdiff import ops
-from fastdiff.bind import Binding, clock_dtype
+from fastdiff.bind import clock_dtype
 from fastdiff.engine import conditions
 from fastdiff.engine.aio import Driver
 from fastdiff.engine.batch import Batch
+from fastdiff.engine.desk import Desk, Terms
 from fastdiff.engine.floor import Floor, Stats
 from fastdiff.engine.graphs import Graphs
-from fastdiff.engine.joint import Joint, joint
-from fastdiff.engine.kept import Kept, same
 from fastdiff.engine.options import SUBMIT_DEFAULTS, SubmitOptions
 from fastdiff.engine.request import Closed, Preview, QueueFull, Request
-from fastdiff.engine.run import Run, needs_own_stage
+from fastdiff.engine.run import Run
 from fastdiff.engine.table import Rows
 from fastdiff.names import short
-from fastdiff.options import RUN_DEFAULTS, shows
+from fastdiff.options import Prediction, shows
 from fastdiff.plan import MAX_HISTORY
 from fastdiff.run import graph as graphs
 from fastdiff.run.arguments import (
-    cast_x,
-    check_callables,
-    check_halves,
     check_run,
     check_shape,
-    check_x,
     default_schedule,
     resolve_device,
-    resolve_seeds,
     warn_of_training,
 )
-from fastdiff.run.corrections import check_corrections
-from fastdiff.run.fitted import warn_of_other_use
 from fastdiff.run.job import sampling_mode
 from fastdiff.run.network import check_kwargs, placement, sample_shape, stated
-from fastdiff.run.planned import PlanEngine
-from fastdiff.sampler import Sampler
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.values import flag, whole
 
@@ -95,7 +84,7 @@ class Engine:
         slots: int = 32,
         shape: Sequence[int] | None = None,
         schedule: str | NoiseSchedule | None = None,
-        prediction: str | None = None,
+        prediction: Prediction | None = None,
         dtype: torch.dtype = torch.float32,
         backend: str | None = None,
         device: torch.device | str | None = None,
@@ -125,22 +114,18 @@ class Engine:
         self.shape, self.slots, self.dtype = size, slots, dtype
         self.prediction = prediction or stated(model, "prediction")
         said = stated(model, "schedule") if schedule is None else schedule
-        self._said = None if said is None else resolve(said)
-        self.schedule = resolve(default_schedule(self.prediction)) if self._said is None else self._said
+        self.schedule = resolve(default_schedule(self.prediction) if said is None else said)
         warn_of_training(model)
         self.queue = whole("queue", queue, 1, 2**31, "queue=1024")
         found, network_dtype = placement(model)
         self.device = resolve_device(device, None, found)
         module = ops.select(backend, self.device, dtype, network_dtype or dtype)
-        self._network_dtype, self._history = network_dtype or dtype, history
+        given = network_dtype or dtype
         captured = self._captures(graph)
         sizes = _buckets(buckets, slots)
-        self.uncond = conditions.checked("uncond", uncond, self.device, collate is None)
         with sampling_mode():
-            table = Rows(
-                whole("rows", rows, 2, 2**24, "rows=16384"), dtype, clock_dtype(self._network_dtype), self.device
-            )
-            batch = Batch(slots, size, dtype, self._network_dtype, table, module, sizes[-1], history, ring=not captured)
+            table = Rows(whole("rows", rows, 2, 2**24, "rows=16384"), dtype, clock_dtype(given), self.device)
+            batch = Batch(slots, size, dtype, given, table, module, sizes[-1], history, ring=not captured)
         self._floor = Floor(
             model,
             model_kwargs or {},
@@ -154,8 +139,23 @@ class Engine:
             graph is True,
             self._forget,
         )
-        self._stacks = collate is None
-        self._samplers, self._joints = Kept(), Kept()
+        self._desk = Desk(
+            Terms(
+                size,
+                dtype,
+                given,
+                self.device,
+                self.schedule,
+                None if said is None else self.schedule,
+                self.prediction,
+                conditions.checked("uncond", uncond, self.device, collate is None),
+                collate is None,
+                history,
+                learned_variance,
+                table.capacity,
+                sizes[-1],
+            )
+        )
         # Held through a tick; and for what other threads may change meanwhile.
         self._turn, self._door = threading.Lock(), threading.RLock()
         self._ticking: int | None = None
@@ -211,7 +211,7 @@ class Engine:
             QueueFull: as many wait as the queue holds.
             Closed: the engine was closed.
         """
-        run = self._prepared(method, steps, dict(options))
+        run = self._desk.run(self, method, steps, dict(options))
         with self._door:
             if self._closed:
                 raise Closed("the engine is closed and takes no more requests: make a new one")
@@ -225,121 +225,14 @@ class Engine:
             self._known[run.request] = run
         return run.request
 
-    def _prepared(self, method: Any, steps: int | None, options: dict[str, Any]) -> Run:
-        own = {k: options.pop(k) if k in options else v for k, v in SUBMIT_DEFAULTS.items()}
-        sampler = self._sampler(method, steps, options)
-        engine = sampler.engine
-        if not isinstance(engine, PlanEngine):
-            raise ValueError(
-                f"method {engine.name!r} is adaptive: it chooses each step from the error of the last, which the host "
-                "must read, so that it cannot go in step with others: use fastdiff.sample(model, "
-                f"method={engine.name!r}), or a method with a plan, such as dpm3"
-            )
-        check_callables(own["noise"], own["on_preview"])
-        check_corrections(engine.plan, own["correct_x0"], own["correct_xt"])
-        if not engine.plan.nfe:
-            raise ValueError(f"the plan of {engine.name!r} never evaluates the network: there is nothing to run")
-        if own["x"] is not None:
-            own["x"] = self._start(own["x"])
-        # Their errors belong to this call.
-        resolve_seeds(own["seed"], own["first_sample"], 1, torch.device("cpu"))
-        cond = conditions.checked("cond", own["cond"], self.device, self._stacks)
-        uncond = conditions.checked("uncond", own["uncond"], self.device, self._stacks)
-        bound = self._bound(sampler, own["guidance"], cond, uncond or self.uncond, own["correct_x0"] is not None)
-        learned = engine.plan.learned_variance
-        if learned and not self._floor.learned:
-            raise ValueError(
-                f"method {engine.name!r} reads a learned variance, twice the channels, which this engine's network "
-                "does not give: Engine(..., learned_variance=True)"
-            )
-        size = len(bound.values) * 2
-        if size >= self._floor.batch.table.capacity:
-            raise ValueError(
-                f"a plan of {len(bound.plan.stages)} stages takes up to {size} rows of the table, which has "
-                f"{self._floor.batch.table.capacity}: Engine(..., rows={4 * size})"
-            )
-        if bound.binding.guidance.batched and self._floor.buckets[-1] < 2:
-            raise ValueError("a guided request needs two rows of the network's input: Engine(..., buckets=...) of 2")
-        priority = whole("priority", own["priority"], -(2**31), 2**31, "priority=0")
-        watch = own["on_preview"]
-        request = Request(self, engine.name, engine.plan.nfe, own["seed"], own["guidance"], watch)
-        given = cond if cond is not None else self.uncond
-        return Run(
-            request,
-            sampler,
-            engine,
-            bound,
-            sampler.clip,
-            needs_own_stage(bound, sampler.clip, own, self._history),
-            given or {},
-            uncond or self.uncond,
-            own,
-            flag("previews", own["previews"]) or watch is not None,
-            (-priority, next(self._numbers)),
-            0,
-            conditions.likeness(given or {}),
-        )
-
-    def _start(self, x: Any) -> torch.Tensor:
-        """A given start as a batch of one."""
-        x = check_x(x)
-        if tuple(x.shape) == self.shape:
-            x = x[None]
-        if tuple(x.shape) != (1, *self.shape):
-            raise ValueError(f"x has shape {tuple(x.shape)}; expected {self.shape}, the engine's")
-        return cast_x(x, self.device, self.dtype)
-
-    def _sampler(self, method: Any, steps: int | None, options: dict[str, Any]) -> Sampler:
-        """A sampler of these arguments, kept for the next request with the same ones."""
-        for name in ("schedule", "prediction", "dtype", "backend", "graph", "device", "model_kwargs"):
-            if name in options:
-                raise TypeError(f"{name} is the engine's, for all requests: Engine(..., {name}=...)")
-        if options.get("plan") is None:
-            options = {**options, "schedule": self.schedule}
-        key = same({"method": method, "steps": steps, **options})
-
-        def made() -> Sampler:
-            return Sampler(
-                method,
-                steps,
-                prediction=self.prediction,
-                dtype=self.dtype,
-                graph=False,
-                **options,  # type: ignore[arg-type]
-            )
-
-        return self._samplers.get(key, made)
-
-    def _bound(self, sampler: Sampler, guidance: Any, cond: Any, uncond: Any, corrected: bool) -> Joint:
-        """The rows of a request with this guidance."""
-        plan = sampler.plan
-        chosen = forms.choose({**RUN_DEFAULTS, "guidance": guidance}, plan.method)
-        if chosen.batched:
-            check_halves(True, None, cond, uncond)
-        chosen.check(plan, plan.method)
-        binding = Binding(
-            sampler.prediction or self.prediction or "eps", chosen, clip=sampler.clip is not None, corrected=corrected
-        )
-        warn_of_other_use(plan, binding.prediction, chosen, self._said)
-        key = same({"plan": sampler, "guidance": chosen.key, "corrected": corrected})
-        return self._joints.get(key, lambda: joint(plan, binding, self.dtype, self._network_dtype))
-
     def rebind(self, request: Request, guidance: Any) -> None:
         """What `request.guidance = ...` calls."""
         with self._door:
             run = self._known.get(request)
             if run is None:
                 raise ValueError(f"{request!r} is over: its guidance cannot change any more")
-            sampler, own = run.sampler, run.arguments
-            bound = self._bound(sampler, guidance, run.cond, run.uncond, own["correct_x0"] is not None)
-            why = run.alone or needs_own_stage(bound, sampler.clip, own, self._history)
-            if why is not None:
-                raise ValueError(
-                    f"a request with {why} runs its stages by itself, and keeps its guidance: cancel it, and submit "
-                    "another"
-                )
-            grown = bound.binding.guidance.batched - run.guided
-            if grown > self._floor.room:
+            bound = self._desk.rebound(run, guidance)
+            if bound.binding.guidance.batched - run.guided > self._floor.room:
                 raise ValueError("there is no room for another unconditional half: Engine(..., buckets=...) with more")
             run.next = bound
 
@@ -447,7 +340,7 @@ class Engine:
     ) -> AsyncIterator[Preview]:
         """`submit`, and the `Preview` of every evaluation; the last one's x0 is the sample. Leaving the loop cancels
         the request."""
-        async for preview in self._driver.stream(self.submit, method, steps, options):
+        async for preview in self._driver.stream(self.submit, method, steps, dict(options)):
             yield preview
 
 

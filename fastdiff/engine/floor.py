@@ -109,15 +109,15 @@ class Floor:
             self._release(self.running[slot])
         before = len(self.running)
         for slot in [*holes, *range(before, self.slots)]:
-            run = self._entered(slot, following)
-            if run is None:
+            entered = self._entered(slot, following)
+            if entered is None:
                 break
             changed = True
             if slot < before:
-                self.running[slot] = run
+                self.running[slot] = entered
                 holes.remove(slot)
             else:
-                self.running.append(run)
+                self.running.append(entered)
         for hole in reversed(holes):
             changed = True
             self._close(hole)

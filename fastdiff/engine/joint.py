@@ -121,7 +121,8 @@ def _row(plan: Plan, table: Table, k: int, row: np.ndarray, ages: tuple[int, ...
 def _ages(plan: Plan) -> tuple[list[tuple[int, ...]], int]:
     """For each row, how many evaluations ago h1, h2, … were made, newest first; and the greatest that is read."""
     kept: list[int] = []
-    done, most, ages = 0, 0, [()] * (len(plan.stages) + 1)
+    done, most = 0, 0
+    ages: list[tuple[int, ...]] = [()] * (len(plan.stages) + 1)
     for k, s in enumerate(plan.stages):
         ages[k + 1] = tuple(done - at for at in reversed(kept))[:MAX_HISTORY]
         read = [i for i in range(SECOND - H1) if s.next_u[H1 + i] or s.next_x[H1 + i]]
