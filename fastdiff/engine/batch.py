@@ -160,7 +160,7 @@ class Batch:
         if shape.before:
             self.before[:n].copy_(self.u[:n])
         buf = self._buffers(n, out, spec, shape.history)
-        if spec.x_mask:
+        if spec.u_mask:
             self.backend.stage(spec, 0, coeffs, buf)
         if shape.history:
             self._turn(shape.history, n)
@@ -184,7 +184,7 @@ class Batch:
         buf = Buffers(x=x, u=u, first=out[:n], h=tuple(h[:n] for h in self.values[:history]))
         if spec.guided:
             buf.second = out.index_select(0, self.partner[:n])
-        buf.u_out, buf.x_out, buf.net_in = u, x, self.given[:n]
+        buf.u_out, buf.x_out, buf.net_in = u, x if spec.x_mask else None, self.given[:n]
         if history:
             # The oldest value may be overwritten: every element is read before it is written.
             buf.m_out = self.values[history - 1][:n] if self.fresh is None else self.fresh[:n]

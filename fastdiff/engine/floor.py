@@ -20,6 +20,9 @@ from fastdiff.names import warn
 from fastdiff.run.job import begin
 from fastdiff.run.network import Network
 
+_LOOKS = 8
+"""Ticks between two looks at all states."""
+
 
 class Stats(NamedTuple):
     """What an engine did so far.
@@ -266,12 +269,20 @@ class Floor:
         return self.batch.tick(shape, self.network)
 
     def _judge(self) -> None:
-        """Look for states that are not finite, without waiting for the device."""
-        runs, u = list(self.running), self.batch.u[: len(self.running)]
+        """Look for states that are not finite, without waiting for the device: of those that are done, and now and then
+        of all, since a NaN stays."""
+        slots = range(len(self.running))
+        if not self.finite or self.ticks % _LOOKS:
+            slots = [slot for slot in slots if self.running[slot].result is not None]
+        if not slots:
+            return
+        runs = [self.running[slot] for slot in slots]
         if not self.finite:
             self.verdicts.append(Verdict(runs, torch.ones(len(runs), dtype=torch.bool), None))
             return
-        good = u.flatten(1).sum(1).isfinite()
+        # A sum of finite values that overflows has left the range of any sample.
+        u = self.batch.u
+        good = (torch.stack([u[s].sum() for s in slots]) if len(slots) < 4 else u.flatten(1).sum(1)[slots]).isfinite()
         event = None
         if good.device.type == "cuda":
             event, seen = torch.cuda.Event(), torch.empty(good.shape, dtype=torch.bool, pin_memory=True)
@@ -289,7 +300,7 @@ class Floor:
                 event.synchronize()
             self.verdicts.popleft()
             for run, fine in zip(runs, good.tolist(), strict=True):
-                if not fine and not run.request.done():
+                if not fine and not run.request.ended:
                     run.request.fail(
                         FloatingPointError(
                             f"a sample of method {run.request.method!r} is NaN or Inf after evaluation {run.at} of "

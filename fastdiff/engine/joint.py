@@ -82,9 +82,10 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
     table = bind(plan, binding, copies=1)
     check_growth(plan, dtype)
     ages, most = _ages(plan)
+    apart = _apart(plan)
     values, specs = np.zeros_like(table.values), []
     for k, row in enumerate(table.values):
-        values[k] = _row(plan, table, k, row, ages[k])
+        values[k] = _row(plan, table, k, row, ages[k], apart)
         spec = table.specs[k]
         u_mask, x_mask = (mask_of(values[k, at : at + NREG]) for at in (NEXT_U, NEXT_X))
         specs.append(spec._replace(u_mask=u_mask, x_mask=x_mask, copies=1))
@@ -100,10 +101,15 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
     return Joint(plan, binding, values, table.draws, clock, tuple(specs), (seen, tuple(found)), most)
 
 
-def _row(plan: Plan, table: Table, k: int, row: np.ndarray, ages: tuple[int, ...]) -> np.ndarray:
-    """Row `k`, with x' written out, the conversion in both forms, and the history by evaluations."""
+def _row(plan: Plan, table: Table, k: int, row: np.ndarray, ages: tuple[int, ...], apart: bool) -> np.ndarray:
+    """Row `k`, with x' written out or without any x, the conversion in both forms, and the history by evaluations."""
     made, spec = row.copy(), table.specs[k]
-    if k == 0 or plan.stages[k - 1].next_u == plan.stages[k - 1].next_x:
+    if not apart:
+        made[NEXT_X : NEXT_X + NREG] = 0.0
+        if k:
+            made[NEXT_U + U] += made[NEXT_U + X]
+            made[NEXT_U + X] = 0.0
+    elif k == 0 or plan.stages[k - 1].next_u == plan.stages[k - 1].next_x:
         made[NEXT_X : NEXT_X + NREG] = made[NEXT_U : NEXT_U + NREG]
     for at in (NEXT_U, NEXT_X):
         old = made[at + H1 : at + SECOND].copy()
@@ -116,6 +122,14 @@ def _row(plan: Plan, table: Table, k: int, row: np.ndarray, ages: tuple[int, ...
         # As a clip without bounds: clamp(cu·u + cg·g)·1 is m.
         made[PU], made[PG], made[QX] = made[CU], made[CG], 1.0
     return made
+
+
+def _apart(plan: Plan) -> bool:
+    """Whether x is ever another state than u; if not, u stands for both."""
+    if any(s.next_u != s.next_x for s in plan.stages):
+        return True
+    # Two terms are added one after the other, which one coefficient would not repeat to the last bit.
+    return any(s.next_u[X] and s.next_u[U] for s in plan.stages)
 
 
 def _ages(plan: Plan) -> tuple[list[tuple[int, ...]], int]:

@@ -65,6 +65,7 @@ class Request:
         seed: as it was given.
         waited: ticks that began while it was in the queue.
         preview: the latest `Preview`, or None; only where previews were asked for.
+        count: evaluations done. ended: whether it is done, failed or cancelled.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class Request:
         self.method, self.nfe, self.seed, self.waited = method, nfe, seed, 0
         self.preview: Preview | None = None
         self._owner, self._watch, self._guidance = owner, watch, guidance
-        self._done, self._running = 0, False
+        self.count, self.ended = 0, False
+        self._running = False
         self._future: Future[torch.Tensor] = Future()
+        self._future.add_done_callback(self._end)
 
     def __repr__(self) -> str:
-        return f"Request({self.method!r}, {self.status}, {self._done} of {self.nfe} evaluations)"
+        return f"Request({self.method!r}, {self.status}, {self.count} of {self.nfe} evaluations)"
 
     @property
     def status(self) -> str:
@@ -90,7 +93,7 @@ class Request:
 
     @property
     def progress(self) -> Progress:
-        return Progress(self._done, self.nfe)
+        return Progress(self.count, self.nfe)
 
     @property
     def guidance(self) -> Any:
@@ -149,9 +152,6 @@ class Request:
     def began(self, waited: int) -> None:
         self._running, self.waited = True, waited
 
-    def advanced(self, done: int) -> None:
-        self._done = done
-
     def shown(self, preview: Preview) -> None:
         """A preview arrived; raises what the caller's own function raises."""
         self.preview = preview
@@ -166,6 +166,9 @@ class Request:
     def fail(self, error: BaseException) -> None:
         with contextlib.suppress(InvalidStateError):
             self._future.set_exception(error)
+
+    def _end(self, future: Future[torch.Tensor]) -> None:
+        self.ended = True
 
     def _wait(self, seconds: float) -> None:
         ends = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -85,7 +86,12 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether its slot is free: its sample is made, it failed, or was cancelled."""
-        return self.result is not None or self.request.done()
+        return self.result is not None or self.request.ended
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether nothing is to be done for it between two ticks."""
+        return self.alone is None and not self.previews and self.joint.plan.nfe == len(self.joint.plan.stages)
 
     @property
     def guided(self) -> bool:
@@ -142,8 +148,11 @@ class Run:
 
     def advance(self, batch: Batch, slot: int) -> None:
         """After a tick: what is left of the stage, and the predicted x0. May raise what the caller's functions do."""
-        self.at += 1
-        self.request.advanced(self.at)
+        self.at = self.request.count = self.at + 1
+        if self.plain:
+            if self.at == self.request.nfe:
+                self.result = batch.u[slot].clone()
+            return
         if self.alone is None:
             row = self.joint.evaluated[self.at - 1]
             if self.previews:
