@@ -197,7 +197,9 @@ class Floor:
             self.shape = Shape(min(size, self.slots), size, self._learned(widest(history)), history, False, True)
         if not self.shape.whole:
             put(batch.source[:size], np.array(source + [0] * (size - len(source))))
-            put(batch.partner[:n], np.array(partners))
+            # Idle slots read a row too, which must be there.
+            partners += range(n, self.shape.stage)
+            put(batch.partner[: len(partners)], np.array(partners))
         return None
 
     def _learned(self, spec: Any) -> Any:

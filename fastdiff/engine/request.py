@@ -77,7 +77,6 @@ class Request:
         self.count, self.ended = 0, False
         self._running = False
         self._future: Future[torch.Tensor] = Future()
-        self._future.add_done_callback(self._end)
 
     def __repr__(self) -> str:
         return f"Request({self.method!r}, {self.status}, {self.count} of {self.nfe} evaluations)"
@@ -140,6 +139,7 @@ class Request:
         """Give it up: False if it is done already. Its slot is free at the next tick."""
         given_up = self._future.cancel()
         if given_up:
+            self.ended = True
             self._owner.recall(self)
         return given_up
 
@@ -162,12 +162,11 @@ class Request:
         # Cancelled at this moment: its owner was told so.
         with contextlib.suppress(InvalidStateError):
             self._future.set_result(x)
+        self.ended = True
 
     def fail(self, error: BaseException) -> None:
         with contextlib.suppress(InvalidStateError):
             self._future.set_exception(error)
-
-    def _end(self, future: Future[torch.Tensor]) -> None:
         self.ended = True
 
     def _wait(self, seconds: float) -> None:
