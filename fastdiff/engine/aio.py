@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -57,30 +57,17 @@ class Driver:
             raise
         return _result(request)
 
-    async def stream(
-        self, submit: Callable[..., Request], method: Any, steps: int | None, options: dict[str, Any]
-    ) -> AsyncIterator[Preview]:
+    async def follow(self, request: Request) -> AsyncGenerator[Preview, None]:
         """Previews as they come; the last one is the sample."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Preview | None]()
-        own = options.pop("on_preview", None)
-
-        def watch(preview: Preview) -> None:
-            if own is not None:
-                own(preview)
-            loop.call_soon_threadsafe(arrived.put_nowait, preview)
-
-        request = submit(method, steps, on_preview=watch, **options)
+        request.watch(lambda preview: loop.call_soon_threadsafe(arrived.put_nowait, preview))
         self._tell(request, lambda: arrived.put_nowait(None))
         self.wake()
-        last = None
         try:
             while (preview := await arrived.get()) is not None:
-                if last is not None:
-                    yield last
-                last = preview
-            x = _result(request)
-            assert last is not None
-            yield last._replace(x0=x)
+                if preview.done < preview.nfe:
+                    yield preview
+            yield Preview(request.nfe, request.nfe, request.ends, _result(request))
         finally:
             if request.cancel():
                 self.wake()

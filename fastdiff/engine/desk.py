@@ -113,7 +113,9 @@ class Desk:
             raise ValueError("a guided request needs two rows of the network's input: Engine(..., buckets=...) of 2")
         priority = whole("priority", own["priority"], -(2**31), 2**31, "priority=0")
         watch = own["on_preview"]
-        request = Request(owner, engine.name, engine.plan.nfe, own["seed"], own["guidance"], watch)
+        request = Request(
+            owner, engine.name, engine.plan.nfe, engine.plan.times[-1], own["seed"], own["guidance"], watch
+        )
         given = cond if cond is not None else terms.uncond
         return Run(
             request,

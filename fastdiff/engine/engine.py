@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -337,11 +338,23 @@ class Engine:
 
     async def stream(
         self, method: Any = "dpm3", steps: int | None = None, **options: Unpack[SubmitOptions]
-    ) -> AsyncIterator[Preview]:
-        """`submit`, and the `Preview` of every evaluation; the last one's x0 is the sample. Leaving the loop cancels
-        the request."""
-        async for preview in self._driver.stream(self.submit, method, steps, dict(options)):
-            yield preview
+    ) -> AsyncGenerator[Preview, None]:
+        """`submit` with previews, and `follow`."""
+        given: Any = {**options, "previews": True}
+        async with contextlib.aclosing(self.follow(self.submit(method, steps, **given))) as previews:
+            async for preview in previews:
+                yield preview
+
+    async def follow(self, request: Request) -> AsyncGenerator[Preview, None]:
+        """The `Preview` of each evaluation of a request that was submitted with `previews=True`; the last one's x0 is
+        the sample, at the time where the run ends. Leaving the loop cancels the request.
+
+        Raises:
+            Exception: what ended the request; RuntimeError where it was cancelled.
+        """
+        async with contextlib.aclosing(self._driver.follow(request)) as previews:
+            async for preview in previews:
+                yield preview
 
 
 def _buckets(given: Sequence[int] | None, slots: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -273,7 +273,7 @@ class Floor:
     def _judge(self) -> None:
         """Look for states that are not finite, without waiting for the device: of those that are done, and now and then
         of all, since a NaN stays."""
-        slots = range(len(self.running))
+        slots: Sequence[int] = range(len(self.running))
         if not self.finite or self.ticks % _LOOKS:
             slots = [slot for slot in slots if self.running[slot].result is not None]
         if not slots:

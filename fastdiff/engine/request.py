@@ -62,6 +62,7 @@ class Request:
     Attributes:
         method: the name of its method.
         nfe: how often its network is evaluated.
+        ends: the schedule's time at which its run ends.
         seed: as it was given.
         waited: ticks that began while it was in the queue.
         preview: the latest `Preview`, or None; only where previews were asked for.
@@ -69,11 +70,19 @@ class Request:
     """
 
     def __init__(
-        self, owner: Owner, method: str, nfe: int, seed: int, guidance: Any, watch: Callable[[Preview], object] | None
+        self,
+        owner: Owner,
+        method: str,
+        nfe: int,
+        ends: float,
+        seed: int,
+        guidance: Any,
+        watch: Callable[[Preview], object] | None,
     ) -> None:
-        self.method, self.nfe, self.seed, self.waited = method, nfe, seed, 0
+        self.method, self.nfe, self.ends, self.seed, self.waited = method, nfe, ends, seed, 0
         self.preview: Preview | None = None
-        self._owner, self._watch, self._guidance = owner, watch, guidance
+        self._owner, self._guidance = owner, guidance
+        self._watches = [] if watch is None else [watch]
         self.count, self.ended = 0, False
         self._running = False
         self._future: Future[torch.Tensor] = Future()
@@ -143,6 +152,11 @@ class Request:
             self._owner.recall(self)
         return given_up
 
+    def watch(self, call: Callable[[Preview], object]) -> None:
+        """`call(preview)` with each from now on, in the thread of the tick; what it raises ends the request. Only where
+        previews were asked for."""
+        self._watches.append(call)
+
     def add_done_callback(self, call: Callable[[Request], object]) -> None:
         """`call(request)` when it is done, failed or cancelled, in the thread where that happens; at once if it is."""
         self._future.add_done_callback(lambda future: call(self))
@@ -155,8 +169,8 @@ class Request:
     def shown(self, preview: Preview) -> None:
         """A preview arrived; raises what the caller's own function raises."""
         self.preview = preview
-        if self._watch is not None:
-            self._watch(preview)
+        for watch in self._watches:
+            watch(preview)
 
     def finish(self, x: torch.Tensor) -> None:
         # Cancelled at this moment: its owner was told so.

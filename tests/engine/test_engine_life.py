@@ -382,7 +382,7 @@ def test_a_request_that_is_cancelled_while_a_task_waits_for_it() -> None:
         e.submit("ddpm", 900)
         waiting = asyncio.create_task(e.generate("ddpm", 900, on_preview=lambda p: known[0].cancel()))
         await asyncio.sleep(0)
-        known.extend(r for r in e._known if r.method == "ddpm" and r._watch is not None)
+        known.extend(r for r in e._known if r.method == "ddpm" and r._watches)
         with pytest.raises(RuntimeError, match="was cancelled while it was waited for"):
             await waiting
         e.close(cancel=True)
