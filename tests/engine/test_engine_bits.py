@@ -10,7 +10,9 @@ import torch
 from helpers.methods import ADAPTIVE, TABLES
 
 import fastdiff
-from fastdiff import guidance
+from fastdiff import guidance, ops
+from fastdiff.ops.layout import NEXT_U, NEXT_X, NONE, WIDTH, StageSpec
+from fastdiff.plan import H1, U
 
 SHAPE = (2, 5, 6)
 
@@ -199,6 +201,24 @@ def test_guidance_changes_from_the_next_evaluation_on(changed: Any) -> None:
         state = sampler.step(state, g)
     assert torch.equal(request.result(), state.x[0])
     assert torch.equal(other.result(), alone("dpm3", 6, {}, given))
+
+
+def test_the_cpu_kernel_reads_what_a_row_uses() -> None:
+    """A NaN in a register without a coefficient stays out, and an x' without coefficients is not written."""
+    found = ops.load("cpu")
+    if not found.available()[0]:
+        pytest.skip(f"no back end 'cpu': {found.available()[1]}")
+    table = torch.zeros(2, WIDTH)
+    table[0, NEXT_U + U] = 2.0
+    table[1, [NEXT_U + U, NEXT_U + H1, NEXT_X + U]] = 1.0
+    rows, zeros = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    coeffs = ops.Coeffs(table, torch.zeros(2, 3, dtype=torch.int32), zeros.long(), zeros, rows=rows)
+    spec = StageSpec(NONE, False, False, 1 << U | 1 << H1, 1 << U, 0)
+    u, h, x = torch.ones(2, 5), torch.full((2, 5), float("nan")), torch.full((2, 5), 7.0)
+    out = torch.empty(2, 5)
+    found.stage(spec, 0, coeffs, ops.Buffers(x=x, u=u, h=(h,), u_out=out, x_out=x))
+    assert torch.equal(out[0], torch.full((5,), 2.0)) and out[1].isnan().all()
+    assert torch.equal(x, torch.tensor([[7.0], [1.0]]).expand(2, 5))
 
 
 def test_adaptive_methods_are_refused_with_the_reason() -> None:

@@ -60,7 +60,7 @@ def main() -> None:
     )
     page.run("[...document.querySelectorAll('.card.running:not(.done) button')].at(-1).click()")
     page.until("document.querySelectorAll('.card.cancelled').length === 1")
-    page.wait(300)
+    page.wait(1200)
     page.view.grab().save(sys.argv[2])
     page.until(
         "document.querySelectorAll('.card').length === 13"
