@@ -1,14 +1,15 @@
 """`python -m benchmarks.engine`: what many requests in one batch cost. Writes benchmarks/results/engine.json.
 
-On one thread, the default, seconds are of this process's processor time, so that other work on the machine does not
-count as ours; what it takes from the caches and the memory does. With --threads N they are the clock's, for a machine
-that has nothing else to do. All variants take turns in every round.
+On one thread, seconds are of this process's processor time, so that other work on the machine does not count as ours;
+what it takes from the caches and the memory does. On several they are the clock's, and the least over the rounds is
+what a machine with nothing else to do would show. All variants take turns in every round.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import random
 import time
 import tracemalloc
@@ -97,6 +98,7 @@ def mixtures(rounds: int) -> report.Data:
                 found[name].append(now() - start)
     alike = {name: mean(f(found[m]) for m in MIX) for name, f in (("median", median), ("least", min))}
     return {
+        "threads": torch.get_num_threads(),
         "slots": SLOTS,
         "shape": SHAPE,
         "median_seconds": {name: median(v) for name, v in found.items()},
@@ -174,7 +176,7 @@ def arrivals(seed: int, slots: int, load: float, guided: bool) -> report.Data:
 
 
 def batch_dependence(count: int) -> report.Data:
-    """How far the digits' samples are from runs alone, by the network's own rounding: it depends on its batch's size."""
+    """How far the digits' samples are from runs alone: the network's own rounding depends on the size of its batch."""
     model, label = load_model(), {"y": torch.tensor([3])}
     engine = fastdiff.Engine(model, slots=16, shape=(1, 8, 8), schedule="ddpm")
     requests = [engine.submit(ONE_A_STEP[i % len(ONE_A_STEP)], 4 + i % 9, seed=i, cond=label) for i in range(count)]
@@ -213,20 +215,22 @@ def memory(count: int) -> report.Data:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engine.json"))
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    data: report.Data = {"format": report.FORMAT, "machine": report.machine(), "threads": args.threads}
-    data["mixtures"] = mixtures(args.rounds)
+    data: report.Data = {"format": report.FORMAT, "machine": report.machine()}
+    data["mixtures"] = []
+    for threads in sorted({1, os.cpu_count() or 1}, reverse=True):
+        torch.set_num_threads(threads)
+        data["mixtures"].append(mixtures(args.rounds))
     data["arrivals"] = [arrivals(seed, 32, load, True) for load in (1.5, 3.0) for seed in range(3)]
     data["batch_dependence"] = batch_dependence(48)
     data["memory"] = memory(args.requests)
     report.save(data, args.out)
-    found = data["mixtures"]
-    print(f"mixed over alike {found['mixed_over_alike']}, diffusers over mixed {found['diffusers_over_mixed']}")
+    for found in data["mixtures"]:
+        print(f"{found['threads']} threads:", end=" ")
+        print(f"mixed over alike {found['mixed_over_alike']}, diffusers over mixed {found['diffusers_over_mixed']}")
     for run in data["arrivals"]:
         told = f"{run['over_ideal']:.3f} of the ideal, {run['over_its_own_network_calls']:.3f} of its own network calls"
         print(f"load {run['load']}: {told}, {run['mean_waited_ticks']:.2f} ticks waited")

@@ -16,7 +16,10 @@ Collate = Callable[[Sequence[Tree]], Tree]
 
 def stack(trees: Sequence[Tree]) -> dict[str, Any]:
     """Tensors with a first dimension of 1 are joined along it; what is no tensor must be the same in all."""
-    leaves, spec = tree_flatten(dict(trees[0]))
+    first = trees[0]
+    if all(isinstance(v, torch.Tensor) for v in first.values()):
+        return {key: torch.cat([tree[key] for tree in trees]) for key in first}
+    leaves, spec = tree_flatten(dict(first))
     columns = [[leaf] for leaf in leaves]
     for tree in trees[1:]:
         for column, leaf in zip(columns, tree_flatten(dict(tree))[0], strict=True):

@@ -169,6 +169,8 @@ class Desk:
         chosen = forms.choose({**RUN_DEFAULTS, "guidance": guidance}, plan.method)
         if chosen.batched:
             check_halves(True, None, cond, uncond)
+            if terms.stacks and conditions.likeness(cond) != conditions.likeness(uncond):
+                raise ValueError(conditions.unlike("uncond", uncond, cond))
         chosen.check(plan, plan.method)
         binding = Binding(
             sampler.prediction or terms.prediction or "eps", chosen, clip=sampler.clip is not None, corrected=corrected

@@ -214,6 +214,11 @@ SUBMITTED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seed": "a"}, TypeError, "seed='a': expected an integer"),
     ({"x": torch.zeros(3, 3)}, ValueError, r"x has shape \(3, 3\); expected \(1, 4, 4\), the engine's"),
     ({"guidance": 3.0}, ValueError, "classifier-free guidance needs guidance, cond and uncond"),
+    (
+        {"guidance": 2.0, "cond": {"y": torch.zeros(1)}, "uncond": {"y": torch.zeros(1, 2)}},
+        ValueError,
+        r"uncond has y: \(1, 2\) torch.float32, and the conditions of this engine have y: \(1,\)",
+    ),
     ({"cond": [1]}, TypeError, r"cond must be a dict of keyword arguments of the network"),
     ({"cond": {"y": torch.zeros(2)}}, ValueError, r"cond\['y'\] has shape \(2,\); expected the first dimension 1"),
     ({"priority": 0.5}, TypeError, "priority=0.5: expected an integer"),
