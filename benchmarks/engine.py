@@ -203,7 +203,7 @@ def memory(count: int) -> report.Data:
             engine.run()
             gc.collect()
             held[i] = tracemalloc.get_traced_memory()[0]
-        while len(engine._waiting) > 8:
+        while engine.waiting > 8:
             engine.step()
         engine.submit(METHODS[i % len(METHODS)], 2 + i % 4, seed=i)  # type: ignore[arg-type]
     engine.run()

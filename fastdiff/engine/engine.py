@@ -187,6 +187,11 @@ class Engine:
         return self._floor.stats
 
     @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
         return not (self._waiting or self._floor.running or self._floor.verdicts)
@@ -233,7 +238,8 @@ class Engine:
             if run is None:
                 raise ValueError(f"{request!r} is over: its guidance cannot change any more")
             bound = self._desk.rebound(run, guidance)
-            if bound.binding.guidance.batched - run.guided > self._floor.room:
+            width = 1 + bound.binding.guidance.batched
+            if width > self._floor.buckets[-1] or (run in self._floor.running and width - run.width > self._floor.room):
                 raise ValueError("there is no room for another unconditional half: Engine(..., buckets=...) with more")
             run.next = bound
 

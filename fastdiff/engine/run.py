@@ -99,8 +99,8 @@ class Run:
 
     @property
     def width(self) -> int:
-        """Rows of the network's input."""
-        return 1 + self.guided
+        """Rows of the network's input, now or with the guidance that is to come."""
+        return 1 + (self.guided or (self.next is not None and self.next.binding.guidance.batched))
 
     @property
     def size(self) -> int:

@@ -266,6 +266,9 @@ def test_guidance_that_cannot_change() -> None:
     e.step()
     with pytest.raises(ValueError, match="no room for another unconditional half"):
         labelled.guidance = 2.0
+    narrow = engine(buckets=(1,), uncond=labels["uncond"]).submit(cond=labels["cond"])
+    with pytest.raises(ValueError, match="no room for another unconditional half"):
+        narrow.guidance = 2.0
     with pytest.raises(ValueError, match="needs two rows of the network's input"):
         engine(buckets=(1,)).submit(guidance=2.0, **labels)
 
