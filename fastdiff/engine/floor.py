@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,10 +142,12 @@ class Floor:
                 start = begin(run.engine, run.arguments["x"], size, given, *dtypes, None, self.batch.given.dtype)
                 run.enter(self.batch, slot, start, self.model, self.batch.given.dtype)
                 return run
-            except Exception as error:
+            except BaseException as error:
                 self.batch.numbers[0, slot].fill_(IDLE)
                 run.request.fail(error)
                 self._release(run)
+                if not isinstance(error, Exception):
+                    raise
         return None
 
     def _close(self, hole: int) -> None:
@@ -273,9 +275,8 @@ class Floor:
     def _judge(self) -> None:
         """Look for states that are not finite, without waiting for the device: of those that are done, and now and then
         of all, since a NaN stays."""
-        slots: Sequence[int] = range(len(self.running))
-        if not self.finite or self.ticks % _LOOKS:
-            slots = [slot for slot in slots if self.running[slot].result is not None]
+        every = self.finite and self.ticks % _LOOKS == 0
+        slots = [slot for slot, run in enumerate(self.running) if every or run.result is not None]
         if not slots:
             return
         runs = [self.running[slot] for slot in slots]
@@ -284,7 +285,8 @@ class Floor:
             return
         # A sum of finite values that overflows has left the range of any sample.
         u = self.batch.u
-        good = (torch.stack([u[s].sum() for s in slots]) if len(slots) < 4 else u.flatten(1).sum(1)[slots]).isfinite()
+        sums = u[: len(slots)].flatten(1).sum(1) if every else torch.stack([u[slot].sum() for slot in slots])
+        good = sums.isfinite()
         event = None
         if good.device.type == "cuda":
             event, seen = torch.cuda.Event(), torch.empty(good.shape, dtype=torch.bool, pin_memory=True)
@@ -316,7 +318,8 @@ class Floor:
     def abandon(self, error: BaseException) -> None:
         """End all that run, for a reason that is none of theirs."""
         for run in self.running:
-            run.request.fail(error)
+            if run.result is None:
+                run.request.fail(error)
             self._release(run)
         self.running.clear()
         self.batch.numbers[0].fill_(IDLE)

@@ -397,3 +397,29 @@ def test_a_request_that_is_cancelled_while_a_task_waits_for_it() -> None:
 
     known: list[fastdiff.Request] = []
     asyncio.run(main())
+
+
+def test_an_interrupt_ends_those_in_flight_and_is_raised() -> None:
+    armed = [False]
+
+    def stopped(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if armed[0]:
+            raise KeyboardInterrupt
+        return model(x, t)
+
+    def noise(draw: int, like: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    e = engine(stopped)
+    running = e.submit(steps=9)
+    e.step()
+    armed[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        e.step()
+    armed[0] = False
+    entering = e.submit("ddpm", 4, noise=noise)
+    with pytest.raises(KeyboardInterrupt):
+        e.step()
+    for request in (running, entering):
+        assert isinstance(request.exception(), KeyboardInterrupt)
+    assert torch.equal(e.submit(seed=2, steps=4).result(), sampled(2))
