@@ -97,8 +97,8 @@ def _recorded(made: Any, body: Callable[[], torch.Tensor]) -> torch.Tensor:
         out: torch.Tensor = made.capture(body)
         return out
     except Exception as error:
-        told = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
-        raise Uncaptured(f"the network cannot be captured in a CUDA graph [{told}]") from error
+        told = "".join(str(error).strip().splitlines()[:1])
+        raise Uncaptured(f"the network cannot be captured in a CUDA graph [{type(error).__name__}: {told}]") from error
 
 
 def leaves_of(kwargs: dict[str, Any]) -> graph.Leaves:

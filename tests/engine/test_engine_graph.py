@@ -115,6 +115,21 @@ def test_what_cannot_be_captured(capture: type[FakeCapture]) -> None:
         broken.submit().result()
 
 
+class Restless(Net):
+    """Gives its weight other memory whenever it runs."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.weight.data = self.weight.data.clone()
+        self.kept = [*getattr(self, "kept", []), self.weight.data]
+        return super().forward(x, t, y)
+
+
+def test_weights_that_never_stay(capture: type[FakeCapture]) -> None:
+    engine = fastdiff.Engine(Restless(), slots=1, shape=SHAPE, schedule="ddpm", graph=True)
+    with pytest.raises(RuntimeError, match="gives its parameters or buffers other memory whenever it runs"):
+        engine.submit("ddim", 3, cond=labelled(0.0)).result()
+
+
 REHEARSED = """
 import json, sys
 sys.path.insert(0, {tests!r})

@@ -7,6 +7,7 @@ import gc
 import threading
 import tracemalloc
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 import fastdiff
 from fastdiff import guidance
 from fastdiff.engine import Closed, Preview, QueueFull
+from fastdiff.plan import IDENTITY
 
 SHAPE = (1, 4, 4)
 
@@ -249,6 +251,13 @@ ENGINES: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_bad_engines_say_what_is_right(options: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         engine(**options)
+
+
+def test_a_plan_without_a_network_is_refused() -> None:
+    made = fastdiff.plan("ddim", 1)
+    stage = replace(made.stages[0], evaluate=False, next_u=IDENTITY, next_x=IDENTITY)
+    with pytest.raises(ValueError, match="never evaluates the network"):
+        engine().submit(plan=replace(made, stages=(stage,)))
 
 
 def test_guidance_that_cannot_change() -> None:
