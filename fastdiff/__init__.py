@@ -17,6 +17,7 @@ from fastdiff.api import sample
 from fastdiff.engine import Engine, Request
 from fastdiff.fitting.fit import fit
 from fastdiff.fitting.tune import tune
+from fastdiff.generation import generate
 from fastdiff.integrations import score_sde as score_sde
 from fastdiff.likelihood import LogLikelihood, log_likelihood
 from fastdiff.ops import backends
@@ -43,6 +44,7 @@ __all__ = [
     "backends",
     "clear_graphs",
     "fit",
+    "generate",
     "guidance",
     "log_likelihood",
     "losses",

@@ -1,4 +1,4 @@
-"""The command `fastdiff`: demo, methods, plan, fit, tune, doctor."""
+"""The command `fastdiff`: demo, methods, plan, fit, tune, generate, doctor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff._version import __version__
+from fastdiff.command_line import from_text, options_from_text
 from fastdiff.fitting.command import add_commands
+from fastdiff.generation.command import add_command
 
 ENVIRONMENT = {
     "FASTDIFF_SIMD": "instruction set of the cpu back end: portable, avx2 or avx512 (default: the widest that runs)",
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     methods.set_defaults(run=_methods)
 
     plan = commands.add_parser("plan", help="print, draw or save a method's table")
-    plan.add_argument("method")
+    plan.add_argument("method", nargs="?", help="default: chosen from schedule and steps, and printed")
     plan.add_argument("--steps", type=_steps, default=None, help="default: what the spacing says, else 10")
     plan.add_argument("--schedule", default="ddpm", help="a schedule's name (default: ddpm)")
     plan.add_argument("--spacing", default=None, help="a time grid's name, or times separated by spaces")
@@ -106,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
 
     add_commands(commands)
+    add_command(commands)
 
     doctor = commands.add_parser("doctor", help="versions, back ends and why they run or do not, threads, GPU")
     doctor.set_defaults(run=_doctor)
@@ -175,31 +178,13 @@ def _methods(chosen: argparse.Namespace) -> None:
         print(_wrap(f"  {name}={option.default!r}{choices}: {option.doc}", 4))
 
 
-def _value(text: str) -> Any:
-    """A command-line value: a truth value, a number, or the text itself."""
-    named = {"true": True, "false": False}
-    if text.lower() in named:
-        return named[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
 def _plan(chosen: argparse.Namespace) -> None:
     from fastdiff.solvers import plan
 
-    options = {}
-    for pair in chosen.option:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--option {pair!r}: expected NAME=VALUE, such as --option eta=0.5")
-        options[name] = _value(text)
+    options = options_from_text(chosen.option)
     spacing: Any = chosen.spacing
     if spacing is not None:
-        values = [_value(word) for word in spacing.split()]
+        values = [from_text(word) for word in spacing.split()]
         if len(values) > 1 and all(isinstance(v, int | float) for v in values):
             spacing = values
     made = plan(chosen.method, chosen.steps, chosen.schedule, spacing, chosen.t_start, chosen.t_end, **options)
@@ -222,7 +207,7 @@ def report() -> str:
     import numpy
     import torch
 
-    from fastdiff.ops import backends
+    from fastdiff.ops import backends, speed
 
     lines = [
         f"fastdiff {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
@@ -237,6 +222,14 @@ def report() -> str:
         lines.append("GPU: none that torch can use")
     lines.append("back ends, in the order of preference:")
     lines += [f"  {name:<10} {'yes' if ok else 'no ':<4} {why}" for name, (ok, why) in backends().items()]
+    table = speed.known()
+    lines.append(f"backend=None takes on a GPU ({table['how']}):")
+    chips = {chip: chip for chip in table["chips"]}
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        like = [speed.chip_of(torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in range(count)]
+        chips = {f"GPU {i}, taken for {chip}": chip for i, chip in enumerate(like)}
+    lines += [f"  {where}: {speed.summary(chip)}" for where, chip in chips.items()]
     lines.append("environment variables:")
     lines += [f"  {name}={os.environ.get(name, '')!r}: {doc}" for name, doc in ENVIRONMENT.items()]
     return "\n".join(lines)

@@ -19,18 +19,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastdiff"
 # Floors of the house, from the ground up. A module may import from its own floor's names and from those below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "interrupts", "names", "files", "values", "_triton"),
+    ("_version", "command_line", "interrupts", "names", "files", "values", "_triton"),
     ("schedules",),
     ("plan", "prediction"),
     ("plot", "solvers"),
-    ("integrations", "ops"),
+    ("ops",),
     ("guidance",),
     ("bind",),
     ("run",),
-    ("training", "likelihood", "analytic"),
+    ("training", "likelihood", "analytic", "integrations"),
     ("options",),
     ("sampler",),
-    ("api", "inversion", "fitting", "engine"),
+    ("api", "inversion", "fitting", "generation", "engine"),
     ("losses",),
     ("__init__",),
     ("demo",),
@@ -51,7 +51,7 @@ NUMPY_ONLY = (
     "plot",
     "solvers",
 )
-NUMPY_ONLY += ("ops.layout", "ops.philox", "ops.rank")
+NUMPY_ONLY += ("ops.brownian", "ops.layout", "ops.philox", "ops.rank")
 
 
 def modules() -> dict[str, Path]:

@@ -39,6 +39,10 @@ class Move(NamedTuple):
     ends: bool
 
 
+Launched = tuple[StageSpec, int, int, int, int, int | None, int, bool, bool, bool]
+"""Of a move: (spec, row, x, u, u_to, x_to, copies, evaluate, keep, whether it is the last), unpacked at once."""
+
+
 def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
     """Where every stage finds and leaves x and u, with two slots and no copies.
 
@@ -99,7 +103,7 @@ class Program:
         moves: the stages, as the loop runs them.
         opening: structure of row 0, which writes x into its slot and the network's first input.
         values: (stages + 1, WIDTH) coefficients in the state's dtype.
-        draws: (stages + 1, 3) int32.
+        draws: int32, (stages + 1, 3), or as `path_table` (bind/table.py).
         clock: (stages, rows of network input): the model's times.
         x0: coefficients and structures of the predicted x0, or None where it is not needed.
         raw: whether the model value is the network's raw output, so that outputs themselves may be the history.
@@ -113,6 +117,17 @@ class Program:
     clock: torch.Tensor
     x0: tuple[torch.Tensor, tuple[StageSpec, ...]] | None
     raw: bool
+
+    @cached_property
+    def launches(self) -> tuple[Launched, ...] | None:
+        """The stages as `Launched`; None where one of them is more than a launch."""
+        if any(m.langevin_norm for m in self.moves):
+            return None
+        last = len(self.moves) - 1
+        return tuple(
+            (m.spec, m.row, m.x, m.u, m.u_to, m.x_to, m.spec.copies, m.evaluate, m.keep, k == last)
+            for k, m in enumerate(self.moves)
+        )
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -132,6 +147,7 @@ def program(
     copies: int,
     rows: int,
     observed: bool,
+    path: bool,
     dtype: torch.dtype,
     network_dtype: torch.dtype,
     device: torch.device,
@@ -142,11 +158,12 @@ def program(
         copies: as in `fastdiff.bind.table.bind`.
         rows: rows of the network's input, each with its time.
         observed: whether the predicted x0 is asked for, which needs rows of its own.
+        path: whether the draws are increments of one Brownian path.
 
     Raises:
         ValueError: as `bind`, and coefficients that `dtype` cannot hold.
     """
-    table = bind(plan, binding, copies=copies)
+    table = bind(plan, binding, copies=copies, path=path)
     check_growth(plan, dtype)
 
     def put(array: np.ndarray) -> torch.Tensor:

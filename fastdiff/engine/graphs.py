@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten
 
 from fastdiff.engine.batch import Batch, Shape
 from fastdiff.run import graph
+from fastdiff.run.entry import Leaves, leaves_of
 from fastdiff.run.network import Network
 from fastdiff.run.weights import Weights
 
@@ -29,7 +29,7 @@ class Entry:
 
     graph: Any
     out: torch.Tensor
-    leaves: graph.Leaves
+    leaves: Leaves
     version: int
     weights: Weights
 
@@ -69,7 +69,7 @@ class Graphs:
             entry.graph.replay()
         return entry.out
 
-    def _capture(self, batch: Batch, shape: Shape, network: Network, found: graph.Leaves, version: int) -> Entry:
+    def _capture(self, batch: Batch, shape: Shape, network: Network, found: Leaves, version: int) -> Entry:
         leaves = found._replace(tensors=[t.clone() for t in found.tensors])
         static = network.with_kwargs(leaves.fill(leaves.tensors))
         body = functools.partial(batch.tick, shape, static)
@@ -99,10 +99,3 @@ def _recorded(made: Any, body: Callable[[], torch.Tensor]) -> torch.Tensor:
     except Exception as error:
         told = "".join(str(error).strip().splitlines()[:1])
         raise Uncaptured(f"the network cannot be captured in a CUDA graph [{type(error).__name__}: {told}]") from error
-
-
-def leaves_of(kwargs: dict[str, Any]) -> graph.Leaves:
-    """The tensors among keyword arguments, and all else."""
-    values, spec = tree_flatten(kwargs)
-    tensors = [v for v in values if isinstance(v, torch.Tensor)]
-    return graph.Leaves(tensors, tuple(graph.SLOT if isinstance(v, torch.Tensor) else v for v in values), spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,7 +33,7 @@ class SubmitOptions(MethodOptions, total=False):
     priority: int
     previews: bool
     on_preview: Callable[[Preview], object] | None
-    noise: Noise | None
+    noise: Noise | Literal["brownian"] | None
     correct_x0: CorrectX0 | None
     correct_xt: CorrectXt | None
 

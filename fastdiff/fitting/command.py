@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastdiff.command_line import EXAMPLE, network
 from fastdiff.fitting.options import FIT_DEFAULTS, TUNE_DEFAULTS
-
-EXAMPLE = "mynetworks:digits, where mynetworks.py has def digits(): return model, {'shape': (64, 3, 32, 32)}"
 
 
 def add_commands(commands: Any) -> None:
@@ -32,34 +30,10 @@ def add_commands(commands: Any) -> None:
         command.add_argument("--plot", type=Path, default=None, help="draw errors here")
     fit.add_argument("--out", type=Path, required=True, help="plan.json; of several steps a folder for 3.json, 5.json")
     fit.add_argument("--polish", action="store_true", help="go on with gradients")
+    fit.add_argument("--optimizer", choices=["lbfgs", "adam"], default="lbfgs", help="of --polish (default: lbfgs)")
     fit.add_argument("--checkpoint", type=Path, default=None, help="a .safetensors file to go on from")
     fit.set_defaults(run=_fit)
     tune.set_defaults(run=_tune)
-
-
-def network(source: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The model, and options of `fit`, that MODULE:FUNCTION returns.
-
-    Raises:
-        ValueError: another form, no such module or function, or what it returns is no model.
-    """
-    module, colon, name = source.partition(":")
-    if not colon or not module or not name.isidentifier():
-        raise ValueError(f"{source!r}: expected MODULE:FUNCTION, such as {EXAMPLE}")
-    # As python -m does: a module beside the user, who names it.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"{source!r}: {error}; expected MODULE:FUNCTION, such as {EXAMPLE}") from None
-    made = found()
-    model, options = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
-    if not callable(model) or not isinstance(options, dict):
-        raise ValueError(
-            f"{source} returned {type(made).__name__}; expected a model, or (model, dict of options of fastdiff.fit)"
-        )
-    return model, options
 
 
 def _for_tune(options: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +60,6 @@ def _asked(chosen: argparse.Namespace) -> tuple[Callable[..., Any], dict[str, An
 def _fit(chosen: argparse.Namespace) -> None:
     from fastdiff.fitting.fit import fit
     from fastdiff.fitting.picture import against_methods
-    from fastdiff.fitting.tune import tune
 
     model, options = _asked(chosen)
     several = len(chosen.steps) > 1
@@ -97,7 +70,7 @@ def _fit(chosen: argparse.Namespace) -> None:
     checkpoint = None if chosen.checkpoint is None else str(chosen.checkpoint)
     plans = []
     for steps in chosen.steps:
-        made = fit(model, steps, polish=chosen.polish, checkpoint=checkpoint, **options)
+        made = fit(model, steps, polish=chosen.polish, optimizer=chosen.optimizer, checkpoint=checkpoint, **options)
         path = chosen.out / f"{steps}.json" if several else chosen.out
         made.save(path)
         plans.append(made)
@@ -107,7 +80,7 @@ def _fit(chosen: argparse.Namespace) -> None:
             f"fitted: median {after['median']:.2g}, RMS {after['rms']:.2g}; saved {path}"
         )
     if chosen.plot:
-        against_methods([tune(model, steps, **_for_tune(options)) for steps in chosen.steps], plans, chosen.plot)
+        against_methods([], plans, chosen.plot)
         print(f"drew {chosen.plot}")
 
 

@@ -89,6 +89,10 @@ def _unwrap(out: Any) -> torch.Tensor:
     )
 
 
+def _tensor(out: Any) -> torch.Tensor:
+    return admitted("the model's output", out if isinstance(out, torch.Tensor) else _unwrap(out))
+
+
 def check_kwargs(model_kwargs: Any) -> None:
     """TypeError for what cannot be given to a model as keyword arguments."""
     if model_kwargs is None or (isinstance(model_kwargs, Mapping) and all(isinstance(k, str) for k in model_kwargs)):
@@ -193,8 +197,12 @@ class Network:
         return other
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.check(self.call(x, t), x)
+
+    def call(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The tensor in the model's output, not checked yet."""
         out = self.model(x, timestep=t, **self.kwargs) if self.named else self.model(x, t, **self.kwargs)
-        return self.check(out, x)
+        return out if type(out) is torch.Tensor else _tensor(out)
 
     def check(self, out: Any, x: torch.Tensor) -> torch.Tensor:
         """The tensor in a model's output, of x's device, and of its shape, with twice the channels if `learned`.
@@ -202,7 +210,7 @@ class Network:
         Raises TypeError or ValueError for anything else.
         """
         if type(out) is not torch.Tensor:
-            out = admitted("the model's output", out if isinstance(out, torch.Tensor) else _unwrap(out))
+            out = _tensor(out)
         if self.learned and x.ndim < 2:
             raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
         want = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned else x.shape

@@ -1,6 +1,6 @@
 """Solvers: papers turned into rows, one file a family, and the registry of their names."""
 
-from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import HISTORY, ROW, Draw, Exponential, Method, Option, Recorder, Request, Row
 from fastdiff.solvers.ddim import step_variances
 from fastdiff.solvers.registry import (
     ABSENT,
@@ -8,6 +8,7 @@ from fastdiff.solvers.registry import (
     GRID_OPTIONS,
     METHODS,
     adaptive,
+    chosen,
     find,
     implied,
     methods,
@@ -25,6 +26,7 @@ __all__ = [
     "HISTORY",
     "METHODS",
     "ROW",
+    "Draw",
     "Exponential",
     "Method",
     "Option",
@@ -32,6 +34,7 @@ __all__ = [
     "Request",
     "Row",
     "adaptive",
+    "chosen",
     "find",
     "implied",
     "methods",

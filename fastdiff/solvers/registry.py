@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from fastdiff.names import unknown, warn
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.schedules.grids import SPACINGS, end_time
+from fastdiff.schedules.grids import SPACINGS, end_time, grid
 from fastdiff.solvers import (
     analytic,
     ddim,
@@ -35,6 +35,8 @@ ALIASES: dict[str, str] = {}
 """Canonical names by alias, as `key_of` writes it."""
 GRID_OPTIONS = ("rho", "steps_offset", "final")
 DEFAULT_STEPS = 10
+FEW_STEPS = 10
+"""Up to so many steps second order is the default on VP schedules, above it third (docs/solvers.md has the table)."""
 
 
 def key_of(name: str) -> str:
@@ -136,6 +138,51 @@ def find(name: str | Method) -> Method:
                 )
         raise ValueError(message)
     return METHODS[key]
+
+
+def default(
+    steps: int | None,
+    schedule: NoiseSchedule,
+    spacing: str | Sequence[float] | None,
+    t_start: float | None,
+    t_end: float | None,
+) -> tuple[Method, dict[str, Any]]:
+    """The method of a call that names none, and options of it; docs/solvers.md has the errors that it was chosen by.
+
+    - Where alpha is 0 at the start, as in flow matching, "dpmpp2m": a noise-prediction method cannot start there.
+    - On VE and EDM schedules "dpm3" of full order, whose last time is `t_floor`: a step to sigma = 0 is of first order.
+    - Else "dpm2" up to `FEW_STEPS` steps, and "dpm3" above.
+    """
+    first, count = t_start, steps
+    if spacing is not None and not (isinstance(spacing, str) and spacing in SPACINGS):
+        named = spacing if isinstance(spacing, str) else own_times(spacing)
+        times = grid(named, schedule, steps, t_start, t_end)
+        first, count = float(times[0]), len(times) - 1
+    first = end_time("t_start", first, schedule.t_max, schedule)
+    if schedule.kind == "flow" or schedule.lam(first) == -math.inf:
+        return METHODS["dpmpp2m"], {}
+    if schedule.kind in ("ve", "edm"):
+        options: dict[str, Any] = {"lower_order_final": False}
+        if spacing is None and t_end is None and not schedule.discrete:
+            options["final"] = "t_min"
+        return METHODS["dpm3"], options
+    many = isinstance(count, int | np.integer) and count > FEW_STEPS
+    return METHODS["dpm3" if many else "dpm2"], {}
+
+
+def chosen(name: str | Method | None, asked: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """The method of that name, or the default for `asked`; and the options that the default brings.
+
+    Args:
+        asked: "steps", "schedule", "spacing", "t_start" and "t_end" of a call, where they are given.
+
+    Raises:
+        ValueError, TypeError: as `find`, `resolve` and `grid`.
+    """
+    if name is not None:
+        return find(name), {}
+    schedule = resolve("ddpm" if asked.get("schedule") is None else asked["schedule"])
+    return default(asked.get("steps"), schedule, asked.get("spacing"), asked.get("t_start"), asked.get("t_end"))
 
 
 def implied(name: Any, schedule: Any, prediction: str | None) -> str | None:
@@ -269,7 +316,7 @@ def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) ->
 
 
 def plan(
-    method: str | Method = "dpm3",
+    method: str | Method | None = None,
     steps: int | None = None,
     schedule: str | NoiseSchedule = "ddpm",
     spacing: str | Sequence[float] | None = None,
@@ -282,7 +329,7 @@ def plan(
     """The table of a solver.
 
     Args:
-        method: a name or alias of `methods()`.
+        method: a name or alias of `methods()`; default: chosen from schedule and steps, as `fastdiff.sample` says.
         steps: number of steps, at least 1 (singlestep methods: of network evaluations). Default: what own times or a
             respacing string say, else 10.
         schedule: a `NoiseSchedule` or a name, such as "ddpm".
@@ -298,32 +345,35 @@ def plan(
         ValueError: unknown names, steps < 1, times outside the schedule or not strictly monotone, unknown options.
         TypeError: values of the wrong type.
     """
-    chosen = find(method)
+    own, brought = chosen(
+        method, {"steps": steps, "schedule": schedule, "spacing": spacing, "t_start": t_start, "t_end": t_end}
+    )
+    options = {**brought, **options}
     flag("invert", invert)
-    if chosen.adaptive:
+    if own.adaptive:
         raise ValueError(
-            f"method {chosen.name!r} is adaptive and has no plan: its steps are chosen while it runs; "
-            f"fastdiff.sample(model, method={chosen.name!r}, return_info=True) tells them"
+            f"method {own.name!r} is adaptive and has no plan: its steps are chosen while it runs; "
+            f"fastdiff.sample(model, method={own.name!r}, return_info=True) tells them"
         )
     resolved = resolve(schedule)
     warn_of_unit_times(resolved, t_start, t_end)
     if spacing is None:
-        spacing = default_spacing(chosen.spacing, resolved, t_start)
+        spacing = default_spacing(own.spacing, resolved, t_start)
     named = spacing if isinstance(spacing, str) else own_times(spacing)
     if steps is None and named in SPACINGS:
         steps = DEFAULT_STEPS
-    grid_options = {k: options.pop(k) for k in GRID_OPTIONS if k in options and k not in chosen.options}
-    filled = chosen.check_options(options, METHODS.values())
+    grid_options = {k: options.pop(k) for k in GRID_OPTIONS if k in options and k not in own.options}
+    filled = own.check_options(options, METHODS.values())
     request = Request(resolved, steps, named, t_start, t_end, grid_options)
-    made = chosen.build(request, **filled)
+    made = own.build(request, **filled)
     if not invert:
         return made
     if "denoise_to_zero" in filled:
         filled["denoise_to_zero"] = False
     # Both: a last step to sigma = 0 draws nothing downwards, whatever the options, and is a noisy one upwards.
-    up = made if made.stochastic else chosen.build(dataclasses.replace(request, upward=True), **filled)
+    up = made if made.stochastic else own.build(dataclasses.replace(request, upward=True), **filled)
     if up.stochastic:
-        raise DrawsNoise(chosen.name)
+        raise DrawsNoise(own.name)
     return up
 
 

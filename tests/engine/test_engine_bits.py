@@ -52,6 +52,7 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("ddim", 4, {**GUIDED, "guidance": guidance.Rescale(5.0, 0.7)}),
     ("ddpm", 4, {**GUIDED, "guidance": 2.0, "clip": (-1.0, 1.0)}),
     ("ddpm", 4, {"noise": lambda draw, like: torch.full_like(like, 0.25 * (draw + 2)), "cond": labelled(0.0)}),
+    ("dpmpp2m_sde", 4, {"noise": "brownian", "cond": labelled(0.0)}),
     ("dpmpp1", 4, {"correct_x0": lambda x0, t: x0.clamp(-0.5, 0.5), "cond": labelled(0.0)}),
     ("dpm2", 4, {"x": torch.linspace(-2, 2, 60).reshape(1, *SHAPE), "cond": labelled(0.0)}),
     ("ddpm", 4, {"seed": 2**63 + 5, "cond": labelled(0.0)}),

@@ -357,8 +357,8 @@ def test_memory_does_not_grow() -> None:
     gc.collect()
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    # Per request that would be kept: a Request and its Run take more than 1 kB.
-    assert grown < 20_000, grown
+    # A Request and its Run take more than 1 kB, and there were 120: half of what they would take if they stayed.
+    assert grown < 60_000, grown
     assert not e._known and e.idle
 
 

@@ -35,6 +35,19 @@ def test_every_method_captures_and_replays(fake, net, method: str) -> None:
     assert (fake.captures, fake.replays) == (1, 2)
 
 
+def test_a_path_of_noise_is_a_value(fake, net) -> None:
+    for build, call in (
+        ({}, {}),
+        ({"spacing": "trailing"}, {}),
+        ({"eta": 0.5}, {"seed": 5}),
+        ({}, {"seed": [4, 5, 6]}),
+    ):
+        options = {"eta": 1.0, "schedule": "vp_linear", **build}
+        ours, eager = pair(net, method="ddim", build=options, shape=SHAPE, noise="brownian", **call)
+        assert torch.equal(ours, eager)
+    assert (fake.captures, fake.replays) == (1, 4)
+
+
 def test_every_value_may_change_between_replays(fake, net) -> None:
     """Seed, first_sample, x, schedule, times, eta, guidance weight, conditioning, bounds: none is captured."""
     ones = torch.ones(3)
