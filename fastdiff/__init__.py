@@ -11,7 +11,7 @@ from __future__ import annotations
 from fastdiff import interrupts as interrupts
 
 # isort: split
-from fastdiff import analytic, guidance, losses, schedules
+from fastdiff import analytic, engine, guidance, losses, schedules
 from fastdiff._version import __version__
 from fastdiff.api import sample
 from fastdiff.engine import Engine, Request
@@ -43,6 +43,7 @@ __all__ = [
     "analytic",
     "backends",
     "clear_graphs",
+    "engine",
     "fit",
     "generate",
     "guidance",
