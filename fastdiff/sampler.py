@@ -229,8 +229,10 @@ class Sampler:
                 network_dtype,
             )
             check_out(given["out"], start.x)
-            learned = isinstance(self.engine, PlanEngine) and self.engine.plan.learned_variance
-            network = Network(model, len(start.x), given["model_kwargs"], given["cond"], given["uncond"], learned)
+            own = self.engine.plan if isinstance(self.engine, PlanEngine) else None
+            learned, two_times = own is not None and own.learned_variance, own is not None and own.two_times
+            halves = given["cond"], given["uncond"]
+            network = Network(model, len(start.x), given["model_kwargs"], *halves, learned, two_times)
             hooks = Hooks(
                 callback=given["callback"],
                 trajectory=[] if given["return_trajectory"] else None,

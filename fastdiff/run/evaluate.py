@@ -205,7 +205,9 @@ class Evaluator:
             if self.rescales:
                 factor = self._factor(buf.first, buf.second, site, coeffs)
         elif self.gradient is not None:
-            buf.first, buf.second = with_gradient(self.gradient, u, site.clock.clone(), out)
+            # Of two times the classifier is given that of x.
+            clock = site.clock if site.clock.ndim == 1 else site.clock[0]
+            buf.first, buf.second = with_gradient(self.gradient, u, clock.clone(), out)
             if self.hooks.finite:
                 require_finite(buf.second, site, len(u), self.state_dtype, "classifier_grad")
         hooks = self.hooks

@@ -64,7 +64,7 @@ class State:
     Attributes:
         k: the stage whose network evaluation is due; the number of stages when all is done.
         input: what the network is to be given, (B, ...) or (2·B, ...) under batched guidance, in its own dtype.
-        time: the model's time for `input`, one per row.
+        time: the model's time for `input`, one per row; (2, rows) where it is given two (`Plan.two_times`).
         x: the latest state; the result at the end.
     """
 
