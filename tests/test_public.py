@@ -43,7 +43,20 @@ PUBLIC = {
     },
     "fastdiff.schedules": {
         *("SCHEDULES", "SMLD", "VE", "Discrete", "NoiseSchedule", "Point", "SubVP", "VPLinear", "cosine", "ddpm"),
-        *("discrete", "edm", "flow", "resolve", "scaled_linear", "smld", "subvp", "ve", "vp_cosine", "vp_linear"),
+        *(
+            "discrete",
+            "dynamic_shift",
+            "edm",
+            "flow",
+            "gits_times",
+            "resolve",
+            "scaled_linear",
+            "smld",
+            "subvp",
+            "ve",
+            "vp_cosine",
+            "vp_linear",
+        ),
     },
     "fastdiff.guidance": {
         *("UNGUIDED", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "ClassifierMean", "ClassifierScore"),

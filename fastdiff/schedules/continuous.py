@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fastdiff.schedules.base import Array, NoiseSchedule, positive, vp_log_alpha, vp_parts
+from fastdiff.values import number
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -261,7 +262,33 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, *, time_scale: float 
     return EDM(sigma_min, sigma_max, time_scale=time_scale)
 
 
-def flow(shift: float = 1.0, *, time_scale: float = 1.0) -> Flow:
-    """Flow matching; `shift` as in SD3, applied once. SD3's network takes `time_scale=1000`; Flux's is given s
-    itself."""
-    return Flow(shift, time_scale=time_scale)
+def flow(shift: float | None = None, *, mu: float | None = None, time_scale: float = 1.0) -> Flow:
+    """Flow matching; `shift` as in SD3, applied once. SD3's network takes `time_scale=1000`; Flux's is given s itself.
+
+    `mu`, in place of shift, is its logarithm, as Flux's pipelines have it ("dynamic shifting"): flow(mu=m) is
+    flow(exp(m)).
+    """
+    if mu is None:
+        return Flow(1.0 if shift is None else shift, time_scale=time_scale)
+    if shift is not None:
+        raise ValueError(f"shift={shift!r} and mu={mu!r} say the same thing twice: flow(mu={mu!r}) is flow(exp(mu))")
+    return Flow(math.exp(number("mu", mu, "1.15")), time_scale=time_scale)
+
+
+def dynamic_shift(
+    tokens: int, *, base_tokens: int = 256, max_tokens: int = 4096, base_mu: float = 0.5, max_mu: float = 1.15
+) -> float:
+    """The shift for an image of so many tokens: exp(mu), mu on the straight line through (base_tokens, base_mu) and
+    (max_tokens, max_mu); the defaults are Flux's.
+
+    For example: schedules.flow(schedules.dynamic_shift(height // 16 * (width // 16))).
+
+    Raises:
+        ValueError: numbers of tokens that are not positive, or two equal ones.
+    """
+    count, low, high = (
+        positive(n, v) for n, v in (("tokens", tokens), ("base_tokens", base_tokens), ("max_tokens", max_tokens))
+    )
+    if low == high:
+        raise ValueError(f"base_tokens and max_tokens are both {base_tokens!r}; expected two points of a line")
+    return math.exp(base_mu + (max_mu - base_mu) * (count - low) / (high - low))
