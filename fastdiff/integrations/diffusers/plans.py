@@ -1,0 +1,320 @@
+"""The plan of each scheduler class: from its config's keys to a method of ours with its options, or to rows.
+
+Rows are made here where diffusers lowers the order of single steps by rules of its own (DPM-Solver and UniPC).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from fastdiff import solvers
+from fastdiff.integrations.diffusers.grids import Grid, merged
+from fastdiff.plan import IDENTITY, Plan, Stage
+from fastdiff.plan.phi import phi
+from fastdiff.schedules import NoiseSchedule, Point
+from fastdiff.solvers.base import HISTORY, ROW, Exponential, Recorder, Request, Row
+from fastdiff.solvers.unipc import update
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `step` is given besides tensors, which the plan depends on."""
+
+    eta: float | None = None
+    use_clipped_model_output: bool = False
+    s_noise: float = 1.0
+    order: int | None = None
+
+
+Build = Callable[[Config, Grid, int, Options], Plan]
+"""(config, grid, the step that the run begins with, options) -> the plan of the rest of the run."""
+
+
+def named(method: str, options: Callable[[Config, Options], dict[str, Any]] | None = None) -> Build:
+    """One of our methods, on the grid's times."""
+
+    def build(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
+        given = {} if options is None else options(config, asked)
+        times = merged(grid.times[begin:])
+        if len(times) < 2:
+            return still(grid, grid.times[begin:])
+        plan = solvers.plan(method, schedule=grid.schedule, spacing=times, **given)
+        return whole(plan, grid.times[begin:])
+
+    return build
+
+
+def rowwise(fill: Callable[[Recorder, list[Point], Config, int], str]) -> Build:
+    """Rows that `fill` writes for the points of the grid; it returns their space and takes the number of steps that
+    the whole run has."""
+
+    def build(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
+        times = merged(grid.times[begin:])
+        if len(times) < 2:
+            return still(grid, grid.times[begin:])
+        points = [grid.schedule.at(t) for t in times]
+        rows = Recorder()
+        space = fill(rows, points, config, len(grid.network))
+        request = Request(grid.schedule, spacing=times)
+        plan = rows.plan("diffusers", space, 1, request, points, {})
+        return whole(plan, grid.times[begin:])
+
+    return build
+
+
+def whole(plan: Plan, times: Sequence[float]) -> Plan:
+    """The plan with a stage that changes nothing for each step of length 0, which divided differences cannot have."""
+    repeated = [i for i, (a, b) in enumerate(pairwise(times)) if a == b]
+    if not repeated:
+        return plan
+    if plan.nfe != plan.steps:
+        raise ValueError(
+            f"sigmas {repeated[0]} and {repeated[0] + 1} of the run are equal, and its method takes several evaluations a "
+            "step: leave one of them out"
+        )
+    stages, made = list(plan.stages), []
+    for i, (a, b) in enumerate(pairwise(times)):
+        if a != b:
+            made.append(replace(stages.pop(0), step=i))
+        else:
+            # The step number of what follows: two steps of a plan may not begin at one time.
+            made.append(replace(_still(plan, stages, made), step=i + 1))
+    return replace(plan, stages=tuple(made))
+
+
+def _still(plan: Plan, ahead: Sequence[Stage], behind: Sequence[Stage]) -> Stage:
+    at = ahead[0] if ahead else behind[-1]
+    t = at.t if ahead else at.t_next
+    return replace(
+        at,
+        t=t,
+        t_next=t,
+        next_u=tuple(ROW["u"].tolist()) if ahead else IDENTITY,
+        next_x=IDENTITY,
+        keep=False,
+        draws=(-1, -1, -1),
+        learned_variance=(),
+        **({} if ahead else _place(plan, t)),
+    )
+
+
+def _place(plan: Plan, t: float) -> dict[str, float]:
+    p = NoiseSchedule.from_dict(plan.schedule).at(t)
+    return {"model_time": p.model_time, "alpha": p.alpha, "sigma": p.sigma}
+
+
+def still(grid: Grid, times: Sequence[float]) -> Plan:
+    """The plan of steps of length 0 alone, one for each of the times but the last."""
+    p = grid.schedule.at(times[0])
+    beyond = float(np.nextafter(p.t, -math.inf))
+    row = Stage(p.t, p.model_time, p.alpha, p.sigma, IDENTITY, IDENTITY, p.t)
+    stages = [row] * (len(times) - 1)
+    # A plan's times differ, and its last stage leads to the last of them.
+    stages[-1] = replace(row, t_next=beyond)
+    return Plan("diffusers", "data", 1, (p.t, beyond), tuple(stages))
+
+
+ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
+
+
+def check_algorithm(config: Config) -> tuple[str, str]:
+    """`algorithm_type` and `solver_type`, with the names of other classes that diffusers takes for its own."""
+    kind = {"deis": "dpmsolver++"}.get(config["algorithm_type"], config["algorithm_type"])
+    if kind not in ALGORITHMS:
+        raise ValueError(f"algorithm_type={kind!r}: expected one of {', '.join(ALGORITHMS)}")
+    form = config["solver_type"]
+    if form in ("logrho", "bh1", "bh2"):
+        form = "midpoint"
+    if form not in ("midpoint", "heun"):
+        raise ValueError(f"solver_type={form!r}: expected 'midpoint' or 'heun'")
+    return kind, form
+
+
+def space_of(algorithm: str) -> str:
+    return "data" if algorithm.endswith("++") else "noise"
+
+
+def advance(algorithm: str, form: str, s: Point, t: Point, x: Row, d: Sequence[Row]) -> Row:
+    """DPM-Solver's update from s to t by d[0], the model value, and d[k], differences that stand for h^k times its k-th
+    derivative (divided ones for k = 2 in multistep, as published).
+
+    Lu et al. 2022b (arXiv 2211.01095), eqs. 4.1 and 5.2 and App. B, with and without noise.
+    """
+    step = Exponential(space_of(algorithm), s, t)
+    if not algorithm.startswith("sde"):
+        if len(d) == 1 or not step.finite:
+            return step.first(x, d[0])
+        if len(d) == 2 and form == "midpoint":
+            return step.midpoint(x, d[0], d[1])
+        return step.taylor(x, *d)
+    h, noise = step.h, ROW["za"]
+    if not step.finite:
+        if t.sigma == 0:
+            return t.alpha * d[0]
+        return t.alpha * d[0] + t.sigma * noise
+    if algorithm == "sde-dpmsolver++":
+        y = 2.0 * h
+        row = t.sigma / s.sigma * math.exp(-h) * x - t.alpha * math.expm1(-y) * d[0]
+        if len(d) == 2 and form == "midpoint":
+            row = row - 0.5 * t.alpha * math.expm1(-y) * d[1]
+        elif len(d) > 1:
+            row = row + t.alpha * y * float(phi(2, -y)) * d[1]
+        if len(d) > 2:
+            # Here diffusers has the sign of phi_2 turned, and a term that stays as h goes to 0.
+            row = row + t.alpha * y * float(phi(3, -y)) * d[2]
+        return np.asarray(row + t.sigma * math.sqrt(-math.expm1(-2.0 * h)) * noise)
+    row = t.alpha / s.alpha * x - 2.0 * t.sigma * math.expm1(h) * d[0]
+    if len(d) > 1:
+        slope = math.expm1(h) if form == "midpoint" else 2.0 * h * float(phi(2, h))
+        row = row - t.sigma * slope * d[1]
+    return np.asarray(row + t.sigma * math.sqrt(math.expm1(2.0 * h)) * noise)
+
+
+def differences(nodes: Sequence[Point], values: Sequence[Row], t: Point) -> list[Row]:
+    """The model value at nodes[0] and its differences on the way to t, nodes and values newest first."""
+    if len(nodes) == 1:
+        return [values[0]]
+    h = t.lam - nodes[0].lam
+    r0 = (nodes[0].lam - nodes[1].lam) / h
+    d1_0 = (values[0] - values[1]) / r0
+    if len(nodes) == 2:
+        return [values[0], d1_0]
+    r1 = (nodes[1].lam - nodes[2].lam) / h
+    d1_1 = (values[1] - values[2]) / r1
+    return [values[0], d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1), (d1_0 - d1_1) / (r0 + r1)]
+
+
+def dpm_multistep(rows: Recorder, points: list[Point], config: Config, total: int) -> str:
+    """DPM-Solver and DPM-Solver++, multistep: diffusers lowers the last orders with less than 15 steps."""
+    algorithm, form = check_algorithm(config)
+    order, steps = int(config["solver_order"]), len(points) - 1
+    if order not in (1, 2, 3) or (order == 3 and algorithm == "sde-dpmsolver"):
+        raise ValueError(f"solver_order={order} of algorithm_type={algorithm!r}: expected 1 or 2, or 3 of the others")
+    lower = config["lower_order_final"] and total < 15
+    last_of_first = config["euler_at_final"] or lower or config.get("final_sigmas_type") == "zero"
+    values = (ROW["m"], *HISTORY)
+    for i in range(steps):
+        n = min(order, i + 1)
+        if i == steps - 1 and last_of_first:
+            n = 1
+        elif i == steps - 2 and lower:
+            n = min(n, 2)
+        t = points[i + 1]
+        # No difference exists with a node that is infinitely far, at alpha = 0, or on the way to sigma = 0.
+        nodes = points[i::-1][:n]
+        while len(nodes) > 1 and not (math.isfinite(nodes[-1].lam) and math.isfinite(t.lam)):
+            nodes = nodes[:-1]
+        row = advance(algorithm, form, points[i], t, ROW["x"], differences(nodes, values[: len(nodes)], t))
+        rows.add(points[i], t, row, step=i, keep=True)
+    return space_of(algorithm)
+
+
+def orders(config: Config, steps: int) -> list[int]:
+    """Which order each evaluation of DPM-Solver's singlestep form ends, as diffusers splits them: a group of k is
+    1, 2, ..., k."""
+    order = int(config["solver_order"])
+    if order not in (1, 2, 3):
+        raise ValueError(f"solver_order={order}: expected 1, 2 or 3")
+    zero = config["final_sigmas_type"] == "zero"
+    # It sets lower_order_final itself where the steps do not go round, and where the run ends at 0.
+    lower = config["lower_order_final"] or steps % order != 0 or zero
+    group = list(range(1, order + 1))
+    if order == 1:
+        return [1] * steps
+    full, rest = divmod(steps, order)
+    if not lower:
+        return group * full
+    if rest:
+        return group * full + group[:rest]
+    return group * (full - 1) + ([1, 1] if order == 2 else [1, 2, 1])
+
+
+def dpm_singlestep(rows: Recorder, points: list[Point], config: Config, total: int) -> str:
+    """DPM-Solver and DPM-Solver++, singlestep: each group of evaluations starts from the same state."""
+    algorithm, form = check_algorithm(config)
+    if algorithm == "sde-dpmsolver":
+        raise ValueError("algorithm_type='sde-dpmsolver' is none of DPMSolverSinglestepScheduler's")
+    steps = len(points) - 1
+    planned = orders(config, total)[total - steps :]
+    if config["final_sigmas_type"] == "zero":
+        planned[-1] = 1
+    x, m = ROW["x"], ROW["m"]
+    for i in range(steps):
+        n = min(planned[i], i + 1)
+        begun = i if n == 1 else i - n + 1
+        s, t = points[begun], points[i + 1]
+        if n > 1 and not (math.isfinite(s.lam) and math.isfinite(t.lam)):
+            raise ValueError("a step of order 2 or 3 cannot start at alpha = 0: use DPMSolverMultistepScheduler")
+        h = t.lam - s.lam
+        if n == 1:
+            d = [m]
+        elif n == 2:
+            r = (points[i].lam - s.lam) / h
+            d = [ROW["h1"], (m - ROW["h1"]) / r]
+        else:
+            r0, r1 = (points[i].lam - s.lam) / h, (points[i - 1].lam - s.lam) / h
+            d1_0, d1_1 = (ROW["h1"] - ROW["h2"]) / r1, (m - ROW["h2"]) / r0
+            d = [ROW["h2"], d1_1]
+            if form == "heun":
+                d = [ROW["h2"], (r0 * d1_0 - r1 * d1_1) / (r0 - r1), 2.0 * (d1_1 - d1_0) / (r0 - r1)]
+        # With three nodes, "midpoint" is the Taylor form with one difference.
+        row = advance(algorithm, "heun" if n == 3 else form, s, t, x, d)
+        more = i + 1 < steps and min(planned[i + 1], i + 2) > n
+        rows.add(points[i], t, row, x if more else None, step=i, keep=True)
+    return space_of(algorithm)
+
+
+def unipc(rows: Recorder, points: list[Point], config: Config, total: int) -> str:
+    """UniPC with its own warm-up and its list of steps without corrector."""
+    order, steps = int(config["solver_order"]), len(points) - 1
+    form = "bh2" if config["solver_type"] in ("midpoint", "heun", "logrho") else config["solver_type"]
+    if form not in ("bh1", "bh2"):
+        raise ValueError(f"solver_type={form!r}: expected 'bh1' or 'bh2'")
+    if not 1 <= order <= len(HISTORY):
+        raise ValueError(f"solver_order={order}: expected 1 to {len(HISTORY)}")
+    if config["solver_p"] is not None:
+        raise ValueError("solver_p: another scheduler as predictor is not here; leave it None")
+    space = "data" if config["predict_x0"] else "noise"
+    without = {int(i) - (total - steps) for i in config["disable_corrector"] or ()}
+
+    def order_of(i: int) -> int:
+        return min(order, i + 1, steps - i) if config["lower_order_final"] else min(order, i + 1)
+
+    for i in range(steps):
+        base = ROW["x"]
+        if i > 0 and i - 1 in without:
+            base = ROW["u"]
+        elif i > 0:
+            p = order_of(i - 1)
+            base = update(space, form, base, points[i - 1 :: -1][:p], HISTORY[:p], points[i], ROW["m"])
+        p = order_of(i)
+        predicted = update(space, form, base, points[i::-1][:p], (ROW["m"], *HISTORY)[:p], points[i + 1], None)
+        rows.add(points[i], points[i + 1], predicted, None if i == steps - 1 else base, step=i, keep=True)
+    return space
+
+
+def ddim_inverse(rows: Recorder, points: list[Point], config: Config, total: int) -> str:
+    """DDIM's map towards noise (Song et al. 2021, arXiv 2010.02502, section 4.3)."""
+    if config["clip_sample"]:
+        raise ValueError(
+            "clip_sample=True of DDIMInverseScheduler: a step that clips cannot be gone back; give clip_sample=False"
+        )
+    for i, (s, t) in enumerate(pairwise(points)):
+        rows.add(s, t, Exponential("noise", s, t).first(ROW["x"], ROW["m"]), step=i)
+    return "noise"
+
+
+def renoised(rows: Recorder, points: list[Point], config: Config, total: int) -> str:
+    """The predicted x0 with fresh noise of the next level: FlowMatchEuler's stochastic_sampling, FlowMatchLCM."""
+    for i, (s, t) in enumerate(pairwise(points)):
+        row = t.alpha * ROW["m"] + t.sigma * ROW["za"]
+        rows.add(s, t, row, step=i)
+    return "data"
