@@ -107,6 +107,11 @@ def sigma_clock(sigmas: Array) -> Callable[[float], float]:
     return lambda sigma: float(np.interp(math.log(max(sigma, 1e-10)), logs, index))
 
 
+def cut(times: Array) -> Array:
+    """Integers below, as tensors of integers have it; a whole number is not missed by the rounding of a logarithm."""
+    return np.floor(times + 1e-6)
+
+
 def karras(high: float, low: float, steps: int, rho: float = 7.0) -> Array:
     """Karras et al. 2022, arXiv 2206.00364, eq. 5."""
     a, b = high ** (1.0 / rho), low ** (1.0 / rho)
@@ -294,7 +299,7 @@ def multistep(config: Config, asked: Asked) -> Grid:
         sigmas = shifted(_shift(config, asked), (1.0 - np.linspace(1, 1 / scale, steps + 1))[::-1][:-1])
         end = 0.0 if zero else sigmas[-1] if repeats else all_sigmas[0]
         whole = np.append(sigmas, end)
-        return in_flow(whole, np.trunc(sigmas * scale), scale, whole)
+        return in_flow(whole, cut(sigmas * scale), scale, whole)
     clock = sigma_clock(all_sigmas)
     if curve is not None:
         if config.get("use_flow_sigmas"):
@@ -302,8 +307,7 @@ def multistep(config: Config, asked: Asked) -> Grid:
         cosine = config["_class"].startswith("DPMSolverMultistep") and config["beta_schedule"] == "squaredcos_cap_v2"
         rounds = (config.get("use_karras_sigmas") or config.get("use_lu_lambdas")) and not cosine
         times = np.array([clock(s) for s in curve])
-        # Else they are cut to integers, as tensors are.
-        times = times.round() if rounds else np.trunc(times)
+        times = times.round() if rounds else cut(times)
         end = 0.0 if zero else curve[-1] if repeats else all_sigmas[0]
         return variance_preserving(np.append(curve, end), times, clock)
     times = spaced(config, steps, inner=True) if asked.timesteps is None else np.asarray(asked.timesteps).astype(float)
@@ -327,9 +331,9 @@ def unipc(config: Config, asked: Asked) -> Grid:
         sigmas = curve / (curve + 1.0) if matching else curve
         whole = np.append(sigmas, 0.0 if zero else sigmas[-1])
         if matching:
-            return in_flow(whole, np.trunc(sigmas * scale), scale, whole)
+            return in_flow(whole, cut(sigmas * scale), scale, whole)
         times = np.array([clock(s) for s in curve])
-        times = times.round() if config["use_karras_sigmas"] else np.trunc(times)
+        times = times.round() if config["use_karras_sigmas"] else cut(times)
         return variance_preserving(whole, times, clock)
     if matching:
         given = asked.sigmas
@@ -338,7 +342,7 @@ def unipc(config: Config, asked: Asked) -> Grid:
         if abs(sigmas[0] - 1.0) < 1e-6:
             sigmas[0] -= 1e-6
         whole = np.append(sigmas, 0.0 if zero else sigmas[-1])
-        return in_flow(whole, np.trunc(sigmas * scale), scale, whole)
+        return in_flow(whole, cut(sigmas * scale), scale, whole)
     times = spaced(config, steps, inner=True)
     sigmas = np.interp(times, np.arange(len(all_sigmas)), all_sigmas)
     return variance_preserving(np.append(sigmas, 0.0 if zero else all_sigmas[0]), times, clock)

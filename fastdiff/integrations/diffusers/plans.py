@@ -52,22 +52,45 @@ def named(method: str, options: Callable[[Config, Options], dict[str, Any]] | No
     return build
 
 
-def rowwise(fill: Callable[[Recorder, list[Point], Config, int], str]) -> Build:
-    """Rows that `fill` writes for the points of the grid; it returns their space and takes the number of steps that
-    the whole run has."""
+def rowwise(fill: Callable[[Rows, list[Point], Config, int], str]) -> Build:
+    """Rows that `fill` writes for the points of the grid, equal neighbours included; it returns their space, and takes
+    the number of steps that the whole run has."""
 
     def build(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
         times = merged(grid.times[begin:])
         if len(times) < 2:
             return still(grid, grid.times[begin:])
+        rows = Rows()
+        space = fill(rows, [grid.schedule.at(t) for t in grid.times[begin:]], config, len(grid.network))
         points = [grid.schedule.at(t) for t in times]
-        rows = Recorder()
-        space = fill(rows, points, config, len(grid.network))
-        request = Request(grid.schedule, spacing=times)
-        plan = rows.plan("diffusers", space, 1, request, points, {})
-        return whole(plan, grid.times[begin:])
+        return rows.plan("diffusers", space, 1, Request(grid.schedule, spacing=times), points, {})
 
     return build
+
+
+class Rows(Recorder):
+    """A recorder of steps that may have length 0: these share the number of the step after, since two steps of a plan
+    may not begin at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step, self.last = -1, math.nan
+
+    def put(self, at: Point, to: Point, next_u: Row, next_x: Row | None = None, keep: bool = True) -> None:
+        """The stage of one step."""
+        if at.t != self.last:
+            self.step, self.last = self.step + 1, at.t
+        self.add(at, to, next_u, next_x, step=self.step, keep=keep)
+
+
+def distinct(nodes: Sequence[Point], values: Sequence[Row], count: int) -> tuple[list[Point], list[Row]]:
+    """The newest `count` nodes with their values, without those at the level of a newer one, and those at alpha = 0,
+    which are infinitely far: no divided difference exists with them."""
+    pairs = list(zip(nodes, values, strict=False))[:count]
+    kept = [
+        (n, v) for i, (n, v) in enumerate(pairs) if i == 0 or (math.isfinite(n.lam) and n.lam != pairs[i - 1][0].lam)
+    ]
+    return [n for n, _ in kept], [v for _, v in kept]
 
 
 def whole(plan: Plan, times: Sequence[float]) -> Plan:
@@ -142,7 +165,16 @@ def space_of(algorithm: str) -> str:
     return "data" if algorithm.endswith("++") else "noise"
 
 
-def advance(algorithm: str, form: str, s: Point, t: Point, x: Row, d: Sequence[Row]) -> Row:
+def advance(
+    algorithm: str, form: str, s: Point, t: Point, x: Row, nodes: Sequence[Point], values: Sequence[Row]
+) -> Row:
+    """A multistep update from s = nodes[0] to t; nodes and values newest first, their number is the order."""
+    if s.lam == t.lam:
+        return x
+    return combined(algorithm, form, s, t, x, differences(nodes, values, t))
+
+
+def combined(algorithm: str, form: str, s: Point, t: Point, x: Row, d: Sequence[Row]) -> Row:
     """DPM-Solver's update from s to t by d[0], the model value, and d[k], differences that stand for h^k times its k-th
     derivative (divided ones for k = 2 in multistep, as published).
 
@@ -192,7 +224,7 @@ def differences(nodes: Sequence[Point], values: Sequence[Row], t: Point) -> list
     return [values[0], d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1), (d1_0 - d1_1) / (r0 + r1)]
 
 
-def dpm_multistep(rows: Recorder, points: list[Point], config: Config, total: int) -> str:
+def dpm_multistep(rows: Rows, points: list[Point], config: Config, total: int) -> str:
     """DPM-Solver and DPM-Solver++, multistep: diffusers lowers the last orders with less than 15 steps."""
     algorithm, form = check_algorithm(config)
     order, steps = int(config["solver_order"]), len(points) - 1
@@ -208,12 +240,8 @@ def dpm_multistep(rows: Recorder, points: list[Point], config: Config, total: in
         elif i == steps - 2 and lower:
             n = min(n, 2)
         t = points[i + 1]
-        # No difference exists with a node that is infinitely far, at alpha = 0, or on the way to sigma = 0.
-        nodes = points[i::-1][:n]
-        while len(nodes) > 1 and not (math.isfinite(nodes[-1].lam) and math.isfinite(t.lam)):
-            nodes = nodes[:-1]
-        row = advance(algorithm, form, points[i], t, ROW["x"], differences(nodes, values[: len(nodes)], t))
-        rows.add(points[i], t, row, step=i, keep=True)
+        nodes, known = distinct(points[i::-1], values, n if math.isfinite(t.lam) else 1)
+        rows.put(points[i], t, advance(algorithm, form, points[i], t, ROW["x"], nodes, known))
     return space_of(algorithm)
 
 
@@ -237,7 +265,7 @@ def orders(config: Config, steps: int) -> list[int]:
     return group * (full - 1) + ([1, 1] if order == 2 else [1, 2, 1])
 
 
-def dpm_singlestep(rows: Recorder, points: list[Point], config: Config, total: int) -> str:
+def dpm_singlestep(rows: Rows, points: list[Point], config: Config, total: int) -> str:
     """DPM-Solver and DPM-Solver++, singlestep: each group of evaluations starts from the same state."""
     algorithm, form = check_algorithm(config)
     if algorithm == "sde-dpmsolver":
@@ -249,8 +277,13 @@ def dpm_singlestep(rows: Recorder, points: list[Point], config: Config, total: i
     x, m = ROW["x"], ROW["m"]
     for i in range(steps):
         n = min(planned[i], i + 1)
-        begun = i if n == 1 else i - n + 1
+        begun = i - n + 1
         s, t = points[begun], points[i + 1]
+        if t.lam == points[i].lam:
+            if n > 1:
+                raise ValueError(f"sigmas {i} and {i + 1} of the run are equal within a step of order {n}: leave one out")
+            rows.put(points[i], t, x)
+            continue
         if n > 1 and not (math.isfinite(s.lam) and math.isfinite(t.lam)):
             raise ValueError("a step of order 2 or 3 cannot start at alpha = 0: use DPMSolverMultistepScheduler")
         h = t.lam - s.lam
@@ -266,13 +299,13 @@ def dpm_singlestep(rows: Recorder, points: list[Point], config: Config, total: i
             if form == "heun":
                 d = [ROW["h2"], (r0 * d1_0 - r1 * d1_1) / (r0 - r1), 2.0 * (d1_1 - d1_0) / (r0 - r1)]
         # With three nodes, "midpoint" is the Taylor form with one difference.
-        row = advance(algorithm, "heun" if n == 3 else form, s, t, x, d)
+        row = combined(algorithm, "heun" if n == 3 else form, s, t, x, d)
         more = i + 1 < steps and min(planned[i + 1], i + 2) > n
-        rows.add(points[i], t, row, x if more else None, step=i, keep=True)
+        rows.put(points[i], t, row, x if more else None)
     return space_of(algorithm)
 
 
-def unipc(rows: Recorder, points: list[Point], config: Config, total: int) -> str:
+def unipc(rows: Rows, points: list[Point], config: Config, total: int) -> str:
     """UniPC with its own warm-up and its list of steps without corrector."""
     order, steps = int(config["solver_order"]), len(points) - 1
     form = "bh2" if config["solver_type"] in ("midpoint", "heun", "logrho") else config["solver_type"]
@@ -288,33 +321,36 @@ def unipc(rows: Recorder, points: list[Point], config: Config, total: int) -> st
     def order_of(i: int) -> int:
         return min(order, i + 1, steps - i) if config["lower_order_final"] else min(order, i + 1)
 
+    def step(x: Row, i: int, values: Sequence[Row], corrected: Row | None) -> Row:
+        if points[i].lam == points[i + 1].lam:
+            return x
+        nodes, known = distinct(points[i::-1], values, order_of(i))
+        return update(space, form, x, nodes, known, points[i + 1], corrected)
+
     for i in range(steps):
         base = ROW["x"]
         if i > 0 and i - 1 in without:
             base = ROW["u"]
         elif i > 0:
-            p = order_of(i - 1)
-            base = update(space, form, base, points[i - 1 :: -1][:p], HISTORY[:p], points[i], ROW["m"])
-        p = order_of(i)
-        predicted = update(space, form, base, points[i::-1][:p], (ROW["m"], *HISTORY)[:p], points[i + 1], None)
-        rows.add(points[i], points[i + 1], predicted, None if i == steps - 1 else base, step=i, keep=True)
+            base = step(base, i - 1, HISTORY, ROW["m"])
+        predicted = step(base, i, (ROW["m"], *HISTORY), None)
+        rows.put(points[i], points[i + 1], predicted, None if i == steps - 1 else base)
     return space
 
 
-def ddim_inverse(rows: Recorder, points: list[Point], config: Config, total: int) -> str:
+def ddim_inverse(rows: Rows, points: list[Point], config: Config, total: int) -> str:
     """DDIM's map towards noise (Song et al. 2021, arXiv 2010.02502, section 4.3)."""
     if config["clip_sample"]:
         raise ValueError(
             "clip_sample=True of DDIMInverseScheduler: a step that clips cannot be gone back; give clip_sample=False"
         )
-    for i, (s, t) in enumerate(pairwise(points)):
-        rows.add(s, t, Exponential("noise", s, t).first(ROW["x"], ROW["m"]), step=i)
+    for s, t in pairwise(points):
+        rows.put(s, t, Exponential("noise", s, t).first(ROW["x"], ROW["m"]), keep=False)
     return "noise"
 
 
-def renoised(rows: Recorder, points: list[Point], config: Config, total: int) -> str:
+def renoised(rows: Rows, points: list[Point], config: Config, total: int) -> str:
     """The predicted x0 with fresh noise of the next level: FlowMatchEuler's stochastic_sampling, FlowMatchLCM."""
-    for i, (s, t) in enumerate(pairwise(points)):
-        row = t.alpha * ROW["m"] + t.sigma * ROW["za"]
-        rows.add(s, t, row, step=i)
+    for s, t in pairwise(points):
+        rows.put(s, t, t.alpha * ROW["m"] + t.sigma * ROW["za"], keep=False)
     return "data"
