@@ -22,9 +22,10 @@ from fastdiff.options import (
     parted,
     shows,
 )
-from fastdiff.run.network import stated
+from fastdiff.run.network import check_model, stated
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.sampler import Sampler
+from fastdiff.schedules import told
 
 Model = Callable[..., Any]
 
@@ -85,7 +86,8 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         steps: at least 1; default: what `spacing` says, else 10. Singlestep methods count network evaluations.
             Adaptive methods ("ode", "dpm_adaptive") take none: they choose their steps by rtol and atol.
         method: a name of `fastdiff.methods()`; names of diffusers, k-diffusion and ComfyUI are aliases.
-        schedule: a `NoiseSchedule` or its name; default: `model.schedule`, else "ddpm".
+        schedule: a `NoiseSchedule` or its name, or a scheduler of diffusers, `pipe.scheduler`, whose config says the
+            schedule and the prediction; default: `model.schedule`, else "ddpm".
         prediction: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the mean of the next,
             cleaner state of the steps taken. Default: `model.prediction`, else "eps".
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
@@ -131,16 +133,19 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             neither can be captured into a CUDA graph. Not with adaptive methods; with "unipc" and its corrector,
             give split=True.
         out: (B, ...) tensor of dtype `dtype`, contiguous, on the device: written and returned instead of a fresh one.
+        output_dtype: of the result: "network" (its parameters' dtype), or a dtype such as torch.bfloat16; default: the
+            state's.
         plan: a `Plan` of your own, instead of method, steps, schedule, spacing, t_start, t_end and options.
         Others: options of the method and the spacing (`fastdiff.methods()` lists them).
 
     Returns:
-        (B, ...) tensor of dtype `dtype`: the sample at `t_end`; with `return_trajectory`, also a `Trajectory`.
+        (B, ...) tensor of dtype `dtype`, or `output_dtype`: the sample at `t_end`; with `return_trajectory`, also a `Trajectory`.
 
     Raises:
         ValueError, TypeError: bad arguments or model outputs; the message says what was got and what would be right.
         RuntimeError: a named back end that cannot run, or a model that changes its input in place.
     """
+    check_model(model)
     run, made = {}, {}
     for name, value in options.items():
         if name in RUN_DEFAULTS:
@@ -153,4 +158,8 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         noted = stated(model, "schedule")
         if noted is not None:
             made["schedule"] = noted
+    if "schedule" in made:
+        made["schedule"], said = told(made["schedule"], made.get("prediction"))
+        if said is not None:
+            made["prediction"] = said
     return _sampler(made)(model, x, **run)

@@ -37,6 +37,7 @@ from fastdiff.run.arguments import (
     check_flags,
     check_halves,
     check_out,
+    check_output_dtype,
     check_run,
     check_x,
     default_schedule,
@@ -52,7 +53,7 @@ from fastdiff.run.loop import State
 from fastdiff.run.network import DTYPES, Network, placement, stated
 from fastdiff.run.planned import PlanEngine
 from fastdiff.run.report import Info, Trajectory
-from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.schedules import NoiseSchedule, resolve, told
 from fastdiff.solvers import Method
 from fastdiff.solvers.method_names import MethodName
 
@@ -81,6 +82,7 @@ class Sampler:
         chosen = None if own is not None else solvers.find(method)
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
+        given["schedule"], given["prediction"] = told(given["schedule"], given["prediction"])
         self.clip = check_clip(given["clip"], given["dtype"])
         self.prediction: str | None = given["prediction"]
         if own is None:
@@ -215,6 +217,7 @@ class Sampler:
                 network_dtype,
             )
             check_out(given["out"], start.x)
+            output_dtype = check_output_dtype(given["output_dtype"], network_dtype, self.dtype, given["out"])
             learned = isinstance(self.engine, PlanEngine) and self.engine.plan.learned_variance
             network = Network(model, len(start.x), given["model_kwargs"], given["cond"], given["uncond"], learned)
             hooks = Hooks(
@@ -246,6 +249,7 @@ class Sampler:
                 given["out"],
             )
             result, trajectory, info = self.engine.run(job)
+            result = result.to(output_dtype)
         asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
         more = [extra for extra in asked if extra is not None]
         return (result, *more) if more else result

@@ -3,7 +3,7 @@
 from fastdiff.schedules.base import NoiseSchedule, Point
 from fastdiff.schedules.continuous import VE, SubVP, VPLinear, edm, flow, preconditioned, subvp, ve, vp_cosine, vp_linear
 from fastdiff.schedules.discrete import Discrete, cosine, ddpm, discrete, scaled_linear
-from fastdiff.schedules.registry import SCHEDULES, resolve
+from fastdiff.schedules.registry import SCHEDULES, resolve, told
 from fastdiff.schedules.smld import SMLD, smld
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "scaled_linear",
     "smld",
     "subvp",
+    "told",
     "ve",
     "vp_cosine",
     "vp_linear",

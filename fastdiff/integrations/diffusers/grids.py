@@ -183,13 +183,21 @@ def variance_preserving(
     """The grid of sigmas that are sigma/alpha, times data_std."""
     largest, least = max(sigmas), min([s for s in sigmas if s > 0])
     schedule = preconditioned(least if least < largest else 0.5 * least, largest, data_std)
-    values = tuple(float(s) for s in sigmas)
+    values = snapped(sigmas)
     return Grid(schedule, values, tuple(map(float, network)), values, clock, data_std, exploding)
+
+
+def snapped(sigmas: Sequence[float]) -> tuple[float, ...]:
+    """The sigmas, neighbours that float32 hardly tells apart made equal: a step that changes nothing."""
+    made = [float(sigmas[0])]
+    for s in sigmas[1:]:
+        made.append(made[-1] if abs(s - made[-1]) <= 2.0**-22 * made[-1] else float(s))
+    return tuple(made)
 
 
 def in_flow(sigmas: Sequence[float], network: Sequence[float], scale: float, shown: Sequence[float]) -> Grid:
     """The grid of noise levels of flow matching; `shown`: what diffusers calls sigmas."""
-    values = tuple(float(s) for s in sigmas)
+    values = snapped(sigmas)
     return Grid(flow(), values, tuple(map(float, network)), tuple(map(float, shown)), lambda s: s * scale)
 
 
@@ -299,7 +307,7 @@ def multistep(config: Config, asked: Asked) -> Grid:
         sigmas = shifted(_shift(config, asked), (1.0 - np.linspace(1, 1 / scale, steps + 1))[::-1][:-1])
         end = 0.0 if zero else sigmas[-1] if repeats else all_sigmas[0]
         whole = np.append(sigmas, end)
-        return in_flow(whole, cut(sigmas * scale), scale, whole)
+        return in_flow(whole, np.trunc(sigmas * scale), scale, whole)
     clock = sigma_clock(all_sigmas)
     if curve is not None:
         if config.get("use_flow_sigmas"):
@@ -331,7 +339,7 @@ def unipc(config: Config, asked: Asked) -> Grid:
         sigmas = curve / (curve + 1.0) if matching else curve
         whole = np.append(sigmas, 0.0 if zero else sigmas[-1])
         if matching:
-            return in_flow(whole, cut(sigmas * scale), scale, whole)
+            return in_flow(whole, np.trunc(sigmas * scale), scale, whole)
         times = np.array([clock(s) for s in curve])
         times = times.round() if config["use_karras_sigmas"] else cut(times)
         return variance_preserving(whole, times, clock)
@@ -342,7 +350,7 @@ def unipc(config: Config, asked: Asked) -> Grid:
         if abs(sigmas[0] - 1.0) < 1e-6:
             sigmas[0] -= 1e-6
         whole = np.append(sigmas, 0.0 if zero else sigmas[-1])
-        return in_flow(whole, cut(sigmas * scale), scale, whole)
+        return in_flow(whole, np.trunc(sigmas * scale), scale, whole)
     times = spaced(config, steps, inner=True)
     sigmas = np.interp(times, np.arange(len(all_sigmas)), all_sigmas)
     return variance_preserving(np.append(sigmas, 0.0 if zero else all_sigmas[0]), times, clock)
@@ -366,13 +374,14 @@ def moved(config: Config, asked: Asked, s: Array, shift: float) -> Array:
     kind = config.get("time_shift_type", "exponential")
     if kind not in ("exponential", "linear"):
         raise ValueError(f"time_shift_type={kind!r}: expected 'exponential' or 'linear'")
-    return shifted(math.exp(asked.mu) if kind == "exponential" else asked.mu, s)
+    shift = math.exp(asked.mu) if kind == "exponential" else asked.mu
+    return shift / (shift + (1.0 / s - 1.0))
 
 
 def stretched(config: Config, s: Array) -> Array:
     """Levels stretched so that the last is `shift_terminal` (LTX-Video)."""
     last = config.get("shift_terminal")
-    return 1.0 - (1.0 - s) * (1.0 - float(last)) / (1.0 - s[-1]) if last else s
+    return 1.0 - (1.0 - s) / ((1.0 - s[-1]) / (1.0 - float(last))) if last else s
 
 
 def matching(config: Config, asked: Asked) -> Grid:
