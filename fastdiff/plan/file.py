@@ -20,7 +20,9 @@ _OLD_FIELDS = ("variance", "unclipped")
 def dump(plan: Any) -> str:
     """JSON with every float in its shortest exact form."""
     data = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
-    data["stages"] = [dataclasses.asdict(stage) for stage in plan.stages]
+    rows = [dataclasses.asdict(stage) for stage in plan.stages]
+    # Only where there are any: plans without spans stay as every version reads them.
+    data["stages"] = [{name: value for name, value in row.items() if name != "spans" or value} for row in rows]
     return json.dumps({"format": FORMAT, **data}, indent=1, allow_nan=False, default=dict)
 
 
@@ -75,6 +77,10 @@ def _typed(where: str, name: str, value: Any) -> Any:
         if len(numbers) != 3 or any(n != int(n) or n >= 2**31 for n in numbers):
             raise ValueError(f"not a fastdiff plan: {where}'draws' must be three whole numbers, got {value!r}")
         return tuple(int(n) for n in numbers)
+    if name == "spans":
+        if not isinstance(value, list):
+            raise ValueError(f"not a fastdiff plan: {where}'spans' must be a list of lists of numbers, got {value!r}")
+        return tuple(_numbers(where, name, span) for span in value)
     kind = {"evaluate": bool, "keep": bool, "langevin_norm": str}.get(name)
     if kind is not None:
         if not isinstance(value, kind):

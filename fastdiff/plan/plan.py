@@ -6,6 +6,7 @@ NumPy only. A plan says nothing about the network, its prediction type or guidan
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,6 +96,11 @@ class Plan:
         return 1 + max((d for s in self.stages for d in s.draws), default=-1)
 
     @cached_property
+    def spanned(self) -> bool:
+        """Whether every draw has its span of time, as `noise="brownian"` needs; True for a deterministic plan."""
+        return all(s.span(d) for s in self.stages for d, number in enumerate(s.draws) if number >= 0)
+
+    @cached_property
     def learned_variance(self) -> bool:
         """Whether the network gives twice the channels: the prediction and v, from which a stage makes its variance."""
         return any(s.learned_variance for s in self.stages)
@@ -134,6 +140,7 @@ class Plan:
                     )
                 starts[s.model_time] = k
         self._validate_times()
+        self._validate_spans()
         last = self.stages[-1]
         if last.next_u != last.next_x:
             fail(f"stage {len(self.stages) - 1}", "the last stage's next_u must equal its next_x, which is the result")
@@ -147,6 +154,26 @@ class Plan:
                 fail(f"stage {k + 1}", f"t={following.t:g}, but stage {k} leads to t_next={s.t_next:g}")
         if last.t_next != self.times[-1]:
             fail("times", f"end at {self.times[-1]:g}, but the last stage leads to t_next={last.t_next:g}")
+
+    def _validate_spans(self) -> None:
+        """Draws of different numbers are independent, and so must be the parts of a path that they stand for."""
+        spans: dict[int, tuple[float, ...]] = {}
+        for k, s in enumerate(self.stages):
+            for d, number in enumerate(s.draws):
+                if number >= 0 and spans.setdefault(number, s.span(d)) != s.span(d):
+                    fail(
+                        f"stage {k}",
+                        f"draw {number} has the span {s.span(d)}, but before it had {spans[number]}: a draw that is "
+                        "used again keeps its span",
+                    )
+        ordered = sorted((min(span), max(span), number) for number, span in spans.items() if span)
+        for (_, end, number), (begin, _, other) in itertools.pairwise(ordered):
+            if begin < end:
+                fail(
+                    "spans",
+                    f"those of draws {number} and {other}, {spans[number]} and {spans[other]}, overlap: draws of "
+                    "different numbers are independent, so their spans must be apart",
+                )
 
     def _check_schedule(self) -> None:
         schedule = NoiseSchedule.from_dict(self.schedule)

@@ -44,6 +44,8 @@ class Stage:
         evaluate: False for a stage without a network evaluation (no `m`, no `second`).
         keep: whether `m` is kept in the history (and is `h1` from the next stage on).
         draws: numbers of the standard normal draws za, zb, zc; -1 where unused.
+        spans: () where no draw has one. Else three entries, one for each draw: () or (from, to), the schedule's times
+            between which the noise acts. With `noise="brownian"` the draw is the increment of one path between them.
         in_scale: the network's input at this stage is `in_scale * u`.
         step: index of the outer step to which this stage belongs, from 0.
         langevin_norm: "" in the usual case. Else, when the stage runs, the coefficient of m is multiplied by q² and
@@ -64,6 +66,7 @@ class Stage:
     evaluate: bool = True
     keep: bool = False
     draws: tuple[int, int, int] = (-1, -1, -1)
+    spans: tuple[tuple[float, ...], ...] = ()
     in_scale: float = 1.0
     step: int = 0
     langevin_norm: str = ""
@@ -73,6 +76,10 @@ class Stage:
     def noisy(self) -> bool:
         """Whether any draw is used."""
         return max(self.draws) >= 0
+
+    def span(self, d: int) -> tuple[float, ...]:
+        """(from, to) of the d-th draw, or ()."""
+        return self.spans[d] if self.spans else ()
 
     def validate(self, where: str, kept: int) -> None:
         """Raise ValueError, naming `where`, for what no back end could run; `kept` model values are in the history."""
@@ -99,11 +106,22 @@ class Stage:
                 fail(where, f"learned_variance got {self.learned_variance}, expected () or two finite numbers (c0, c1)")
             if self.langevin_norm or not self.evaluate:
                 fail(where, "learned_variance needs a network evaluation, and does not go with langevin_norm")
+        self._validate_spans(where)
         for name in ("t", "model_time", "alpha", "sigma", "t_next", "in_scale"):
             if not np.isfinite(getattr(self, name)):
                 fail(where, f"{name} is not finite: {getattr(self, name)}")
         if self.alpha < 0 or self.sigma < 0 or self.alpha + self.sigma == 0:
             fail(where, f"alpha={self.alpha:g} and sigma={self.sigma:g} must be non-negative and not both zero")
+
+    def _validate_spans(self, where: str) -> None:
+        if self.spans and len(self.spans) != MAX_DRAWS:
+            fail(where, f"spans needs () or {MAX_DRAWS} entries, one for each of za, zb, zc; got {self.spans}")
+        for d, span in enumerate(self.spans):
+            name = REGISTERS[ZA + d]
+            if span and (len(span) != 2 or not np.isfinite(span).all() or span[0] == span[1]):
+                fail(where, f"the span of {name} got {span}, expected () or two different finite times (from, to)")
+            if span and self.draws[d] < 0:
+                fail(where, f"the span of {name} is {span}, but {name} has no draw number")
 
     def _validate_row(self, where: str, name: str, row: tuple[float, ...], kept: int) -> None:
         if len(row) != NREG:

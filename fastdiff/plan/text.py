@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastdiff.plan.stage import IDENTITY, REGISTERS, ZA
+from fastdiff.plan.stage import IDENTITY, REGISTERS, ZA, Stage
 
 COLUMNS = ("stage", "step", "t", "model t", "alpha", "sigma", "next u", "next x")
 
 
 def table_text(plan: Any) -> str:
     """One line a stage, with the formula of each output."""
+    nature = "deterministic"
+    if plan.stochastic:
+        nature = "stochastic with spans" if plan.spanned else "stochastic"
     head = (
         f"{plan.method}: {plan.steps} steps, {plan.nfe} network evaluations, order {plan.order}, {plan.space} space, "
-        f"history {plan.history}, {'stochastic' if plan.stochastic else 'deterministic'}"
+        f"history {plan.history}, {nature}"
     )
     rows = [list(COLUMNS)]
     for k, s in enumerate(plan.stages):
@@ -28,8 +31,8 @@ def table_text(plan: Any) -> str:
                 f"{s.model_time:.6g}" if s.evaluate else "-",
                 f"{s.alpha:.6g}",
                 f"{s.sigma:.6g}",
-                formula(s.next_u, s.draws),
-                "= u" if same else ("= x" if s.next_x == IDENTITY else formula(s.next_x, s.draws)),
+                formula(s.next_u, s),
+                "= u" if same else ("= x" if s.next_x == IDENTITY else formula(s.next_x, s)),
             ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
@@ -43,11 +46,15 @@ def table_text(plan: Any) -> str:
     return f"{head}\n{body}\n(+: the model value is kept in the history; *: no network evaluation{tail})"
 
 
-def formula(row: Sequence[float], draws: Sequence[int]) -> str:
-    """A row as a sum of registers."""
+def formula(row: Sequence[float], stage: Stage) -> str:
+    """A row as a sum of registers; a draw has its number, and its span where that is not the stage's own step."""
     terms = []
     for j, c in enumerate(row):
         if c:
-            name = REGISTERS[j] + (f"#{draws[j - ZA]}" if j >= ZA else "")
+            name = REGISTERS[j]
+            if j >= ZA:
+                span = stage.span(j - ZA)
+                apart = span and span != (stage.t, stage.t_next)
+                name += f"#{stage.draws[j - ZA]}" + (f"[{span[0]:.6g}, {span[1]:.6g}]" if apart else "")
             terms.append(f"{'+' if c > 0 else '-'} {abs(c):.5g} {name}")
     return (" ".join(terms) or "0").removeprefix("+ ")

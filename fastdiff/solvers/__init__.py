@@ -1,6 +1,6 @@
 """Solvers: papers turned into rows, one file a family, and the registry of their names."""
 
-from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import HISTORY, ROW, Draw, Exponential, Method, Option, Recorder, Request, Row
 from fastdiff.solvers.ddim import step_variances
 from fastdiff.solvers.registry import (
     ABSENT,
@@ -25,6 +25,7 @@ __all__ = [
     "HISTORY",
     "METHODS",
     "ROW",
+    "Draw",
     "Exponential",
     "Method",
     "Option",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.names import representable, short, unknown, unknown_option
-from fastdiff.plan import H1, MAX_HISTORY, REGISTERS, SECOND, ZA, Plan, Stage, register
+from fastdiff.plan import H1, MAX_DRAWS, MAX_HISTORY, REGISTERS, SECOND, ZA, Plan, Stage, register
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.schedules.grids import MAX_STEPS, end_time, grid
@@ -182,12 +182,31 @@ class Method:
         return filled
 
 
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Standard normal noise that acts between the times `start` and `end`, or at no interval of times (None, None).
+
+    Each object is a draw of its own: given to two stages it is the same numbers in both, and two objects are
+    independent. With `noise="brownian"` it is the increment of one path between its times over the square root of the
+    path's variance there, so two draws of one plan may not overlap in time. Noise over an interval that holds that of
+    another draw is written as a sum of parts.
+    """
+
+    start: Point | None = None
+    end: Point | None = None
+
+    @property
+    def span(self) -> tuple[float, ...]:
+        """(from, to) in the schedule's times, or ()."""
+        return () if self.start is None or self.end is None else (self.start.t, self.end.t)
+
+
 class Recorder:
     """Collects the stages of a plan. One `add` per network evaluation."""
 
     def __init__(self) -> None:
         self.stages: list[Stage] = []
-        self.draws = 0
+        self.numbers: dict[Draw, int] = {}
 
     def add(
         self,
@@ -200,10 +219,12 @@ class Recorder:
         keep: bool = False,
         evaluate: bool = True,
         langevin_norm: str = "",
+        noise: Sequence[Draw] = (),
     ) -> None:
         """A stage that evaluates the network at `at` and leads to `to`. `next_x` defaults to `next_u`: one buffer.
 
-        Where the rows read za, it is a draw of its own.
+        `noise`: what za, zb and zc are, as many as the rows read. A draw gets its number where rows first read it, and
+        has it in every stage that it is given to. za is a new draw without a span where none is given.
         """
         if len(self.stages) >= 2 * MAX_STEPS:
             raise ValueError(
@@ -211,7 +232,16 @@ class Recorder:
                 "(n_corrector)"
             )
         base = next_u if next_x is None else next_x
-        noisy = bool(next_u[ZA] or base[ZA])
+        draws, spans = [-1] * MAX_DRAWS, [Draw().span] * MAX_DRAWS
+        given = tuple(noise) or (Draw(),)
+        for d in range(MAX_DRAWS):
+            if next_u[ZA + d] or base[ZA + d]:
+                if d >= len(given):
+                    raise ValueError(
+                        f"stage {len(self.stages)} reads {REGISTERS[ZA + d]}, but {len(noise)} draws were given: "
+                        "add(..., noise=(Draw(s, mid), Draw(mid, t)))"
+                    )
+                draws[d], spans[d] = self.numbers.setdefault(given[d], len(self.numbers)), given[d].span
         self.stages.append(
             Stage(
                 t=at.t,
@@ -223,12 +253,12 @@ class Recorder:
                 t_next=to.t,
                 evaluate=evaluate,
                 keep=keep,
-                draws=(self.draws if noisy else -1, -1, -1),
+                draws=(draws[0], draws[1], draws[2]),
+                spans=tuple(spans) if any(spans) else (),
                 step=step,
                 langevin_norm=langevin_norm,
             )
         )
-        self.draws += noisy
 
     def finish(self) -> tuple[Stage, ...]:
         """The stages, which keep no value in the history that no later stage reads."""

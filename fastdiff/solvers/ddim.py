@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from fastdiff.plan import ZA, Plan
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.solvers.base import ROW, DrawsNoise, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import ROW, Draw, DrawsNoise, Method, Option, Recorder, Request, Row
 
 
 def fresh(s: Point, t: Point) -> float:
@@ -70,7 +70,7 @@ def chain(
     for i, (s, t) in enumerate(pairwise(points)):
         if s.sigma == 0:
             raise ValueError(f"method {name!r} cannot start at t={s.t:g}, where sigma = 0")
-        rows.add(s, t, row(s, t), step=i)
+        rows.add(s, t, row(s, t), step=i, noise=(Draw(s, t),))
     return rows.plan(name, "data", 1, request, points, options)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastdiff.plan import Plan
 from fastdiff.plan.phi import phi
-from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request
+from fastdiff.solvers.base import ROW, Draw, Method, Option, Recorder, Request
 from fastdiff.solvers.ddim import check_downward
 
 
@@ -43,7 +43,7 @@ def build(request: Request, *, eta: float, s_noise: float, solver_type: str) -> 
                 )
             std = s_noise * t.sigma * math.sqrt(-math.expm1(-2.0 * eta * h))
             row = row + std * ROW["za"]
-        rows.add(s, t, np.asarray(row), step=i, keep=True)
+        rows.add(s, t, np.asarray(row), step=i, keep=True, noise=(Draw(s, t),))
     options = {"eta": eta, "s_noise": s_noise, "solver_type": solver_type}
     return rows.plan("dpmpp2m_sde", "data", 2, request, points, options)
 

@@ -50,7 +50,10 @@ def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_n
         return hat, s_noise * math.sqrt(ratio(hat) ** 2 - ratio(p) ** 2)
 
     def lift(row: Row, p: Point, hat: Point, std: float) -> Row:
-        """From p to the churned point: x/alpha gains noise."""
+        """From p to the churned point: x/alpha gains noise.
+
+        The run passes these times again, so the noise is no part of one path: it has no span.
+        """
         return hat.alpha / p.alpha * row + hat.alpha * std * ROW["za"]
 
     start, std = entry(0)

@@ -26,7 +26,7 @@ from fastdiff.names import short
 from fastdiff.plan import Plan
 from fastdiff.schedules import VE, NoiseSchedule, Point, SubVP, VPLinear
 from fastdiff.schedules.grids import MAX_STEPS
-from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import ROW, Draw, Method, Option, Recorder, Request, Row
 from fastdiff.solvers.ddim import check_downward, fresh, posterior_std
 
 PREDICTORS = ("reverse_diffusion", "euler_maruyama", "ancestral", "none")
@@ -166,8 +166,8 @@ def build(
     corrections = 0 if corrector == "none" else n_corrector
     rows = Recorder()
 
-    def add(s: Point, t: Point, mean: Row, std: float, step: int, langevin_norm: str = "") -> None:
-        rows.add(s, t, mean + std * ROW["za"], step=step, langevin_norm=langevin_norm)
+    def add(s: Point, t: Point, mean: Row, std: float, draw: Draw, step: int, langevin_norm: str = "") -> None:
+        rows.add(s, t, mean + std * ROW["za"], step=step, langevin_norm=langevin_norm, noise=(draw,))
 
     for i, (s, t, now) in enumerate(zip(points[:-1], points[1:], steps, strict=True)):
         last = i + 1 == len(steps)
@@ -175,11 +175,14 @@ def build(
             ends = predictor == "none" and j + 1 == corrections
             scale = snr * math.sqrt(now.alpha) * (s.sigma if corrector == "ald" else 1.0)
             langevin_norm = norm if corrector == "langevin" else ""
-            add(s, t if ends else s, ROW["x"] + 2.0 * scale**2 * ROW["m"], 2.0 * scale, i, langevin_norm)
+            # A correction moves x at one time: its noise belongs to no interval.
+            mean = ROW["x"] + 2.0 * scale**2 * ROW["m"]
+            add(s, t if ends else s, mean, 2.0 * scale, Draw(), i, langevin_norm)
         if predictor != "none":
             weight = 0.5 if probability_flow else 1.0
             noisy = not probability_flow and not (last and denoise)
-            add(s, t, now.keep * ROW["x"] + weight * now.score * ROW["m"], now.std if noisy else 0.0, i)
+            mean = now.keep * ROW["x"] + weight * now.score * ROW["m"]
+            add(s, t, mean, now.std if noisy else 0.0, Draw(s, t), i)
     options = {
         "predictor": predictor,
         "corrector": corrector,

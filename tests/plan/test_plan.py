@@ -17,7 +17,7 @@ from helpers.run_plan import network, run
 from fastdiff.plan import IDENTITY, REGISTERS, Plan, Stage
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers import plan
-from fastdiff.solvers.base import ROW, Recorder
+from fastdiff.solvers.base import ROW, Draw, Recorder
 
 
 def row(**coefficients: float) -> tuple[float, ...]:
@@ -58,6 +58,37 @@ def test_a_plan_by_hand() -> None:
     assert (p.steps, p.nfe, p.history, p.stochastic, p.draws) == (2, 2, 1, False, 0)
     noisy = make(stages=(stage(next_u=row(x=1.0, zb=0.5), draws=(-1, 3, -1)), SECOND))
     assert (noisy.stochastic, noisy.draws) == (True, 4)
+
+
+def noisy(**changes: object) -> Stage:
+    return stage(**{"next_u": row(x=1.0, za=0.5), "draws": (0, -1, -1), "keep": False, "model_time": 9.0, **changes})
+
+
+def again(draw: int, span: tuple[float, float]) -> Stage:
+    """The second stage of two that draw noise."""
+    return noisy(t=4.0, model_time=4.0, t_next=0.0, step=1, draws=(draw, -1, -1), spans=(span, (), ()))
+
+
+def test_a_plan_knows_whether_its_draws_are_parts_of_a_path() -> None:
+    one, two = (9.0, 4.0), (4.0, 0.0)
+    assert make().spanned, "there is nothing to draw"
+    assert make(stages=(noisy(spans=(one, (), ())), again(1, two))).spanned
+    assert make(stages=(noisy(spans=(one, (), ())), again(0, one))).spanned, "the same draw twice"
+    without = noisy(t=4.0, model_time=4.0, t_next=0.0, step=1, draws=(1, -1, -1))
+    assert not make(stages=(noisy(spans=(one, (), ())), without)).spanned
+
+
+def test_spans_are_written_and_printed_where_there_are_any() -> None:
+    p = make(stages=(noisy(spans=((9.0, 4.0), (), ())), again(0, (9.0, 4.0))))
+    assert Plan.from_json(p.to_json()) == p and '"spans"' not in make().to_json()
+    lines = str(p).splitlines()
+    assert lines[0].endswith("stochastic with spans")
+    assert "0.5 za#0 " in lines[2] and "0.5 za#0[9, 4]" in lines[3]
+    data = json.loads(p.to_json())
+    for bad, kind in ((3, "a list of lists"), ([3, [], []], "a list of numbers"), ([["a"], [], []], "a number")):
+        data["stages"][0]["spans"] = bad
+        with pytest.raises(ValueError, match=rf"^not a fastdiff plan: stage 0 'spans' must be {kind}"):
+            Plan.from_json(json.dumps(data))
 
 
 INVALID = [
@@ -108,6 +139,24 @@ INVALID = [
     ),
     ({"stages": (stage(t_next=5.0), SECOND)}, r"stage 1: t=4, but stage 0 leads to t_next=5"),
     ({"times": (8.0, 4.0, 0.0)}, r"times: begin at 8, but stage 0 is at t=9"),
+    ({"stages": (noisy(spans=((9.0, 4.0),)), SECOND)}, r"stage 0: spans needs \(\) or 3 entries, .*; got \(\(9"),
+    (
+        {"stages": (noisy(spans=((9.0, 9.0), (), ())), SECOND)},
+        r"stage 0: the span of za got \(9.0, 9.0\), expected \(\) or two different finite times \(from, to\)",
+    ),
+    ({"stages": (noisy(spans=((9.0,), (), ())), SECOND)}, r"stage 0: the span of za got \(9.0,\), expected"),
+    (
+        {"stages": (noisy(spans=((9.0, 4.0), (9.0, 4.0), ())), SECOND)},
+        r"stage 0: the span of zb is \(9.0, 4.0\), but zb has no draw number",
+    ),
+    (
+        {"stages": (noisy(spans=((9.0, 4.0), (), ())), again(0, (4.0, 0.0)))},
+        r"stage 1: draw 0 has the span \(4.0, 0.0\), but before it had \(9.0, 4.0\): a draw that is used again",
+    ),
+    (
+        {"stages": (noisy(spans=((9.0, 4.0), (), ())), again(1, (5.0, 0.0)))},
+        r"spans: those of draws 1 and 0, \(5.0, 0.0\) and \(9.0, 4.0\), overlap: draws of different numbers are",
+    ),
     ({"times": (9.0, 4.0, 1.0)}, r"times: end at 1, but the last stage leads to t_next=0"),
 ]
 
@@ -260,3 +309,19 @@ def test_finish_on_rows_by_hand() -> None:
     for i, form in enumerate(forms):
         rows.add(at[i], at[i + 1], form, step=i, keep=True)
     assert [s.keep for s in rows.finish()] == [True, True, False, False]
+
+
+def test_a_stage_may_read_several_draws_and_one_again() -> None:
+    rows, at = Recorder(), [resolve("flow").at(t) for t in (0.9, 0.7, 0.5, 0.3)]
+    first, second, unused, own = Draw(at[0], at[1]), Draw(at[1], at[2]), Draw(at[0], at[2]), Draw()
+    rows.add(at[0], at[1], ROW["x"] + 0.1 * ROW["za"], step=0, noise=(first,))
+    rows.add(at[1], at[2], ROW["x"] + 0.1 * ROW["za"] + 0.2 * ROW["zb"], step=0, noise=(first, second, unused))
+    rows.add(at[1], at[2], ROW["x"], ROW["x"] + ROW["zc"], step=0, noise=(unused, unused, own))
+    rows.add(at[2], at[3], ROW["x"] + ROW["za"], step=1)
+    a, b, c, d = rows.finish()
+    assert (a.draws, a.spans) == ((0, -1, -1), ((0.9, 0.7), (), ()))
+    assert (b.draws, b.spans) == ((0, 1, -1), ((0.9, 0.7), (0.7, 0.5), ()))
+    assert (c.draws, c.spans) == ((-1, -1, 2), ())
+    assert (d.draws, d.spans) == ((3, -1, -1), ())
+    with pytest.raises(ValueError, match=r"stage 4 reads zb, but 1 draws were given: add\(\.\.\., noise=\(Draw"):
+        rows.add(at[2], at[3], ROW["x"] + ROW["zb"], step=1, noise=(own,))

@@ -148,6 +148,10 @@ def test_draws_are_numbered_in_order_and_none_is_used_twice(method: str, options
     assert p.stochastic and used == list(range(p.draws)) and len(used) >= 10
     for s in p.stages:
         assert s.draws[1:] == (-1, -1) and (s.draws[0] >= 0) == (s.next_u[ZA] != 0)
+        # Churn and Langevin corrections go over times again, or stay at one: their noise is no part of a path.
+        on_path = method != "heun" and (method != "pc" or s.t != s.t_next)
+        assert s.spans == (((s.t, s.t_next), (), ()) if s.noisy and on_path else ())
+    assert p.spanned == all(s.spans for s in p.stages if s.noisy)
 
 
 def test_churn_takes_place_within_its_limits_only() -> None:
