@@ -248,7 +248,7 @@ def settings(scheduler: Any, name: str | None = None) -> tuple[str, dict[str, An
     if found not in DEFAULTS:
         raise ValueError(unknown("scheduler class of diffusers", found, DEFAULTS))
     defaults = DEFAULTS[found]
-    known = {key for keys in DEFAULTS.values() for key in keys}
+    known = {"fastdiff", *(key for keys in DEFAULTS.values() for key in keys)}
     strange = [k for k, v in config.items() if not k.startswith("_") and k not in known and v not in (None, False)]
     if strange:
         raise ValueError(

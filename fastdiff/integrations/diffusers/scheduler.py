@@ -81,17 +81,20 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.replaces, self._settings = settings(config, options.get("replaces"))
         self._settings["_class"] = self.replaces
         self.noise = noise
-        self._family = family(self.replaces, self._settings)
-        self.order = self._family.order
         self._set_up()
+        self.order = self._family.order
+        self._prediction = self._predicted()
         kept = {k: v for k, v in self._settings.items() if k != "_class"}
         hidden = {k: v for k, v in config.items() if k not in kept and not k.startswith("_")}
         self.register_to_config(**hidden, **kept, _class_name=self.replaces, fastdiff={"noise": noise})
         # What cannot be done is said now, and not in the middle of a pipeline.
-        self._plan(self._grid(Asked(steps=self._smallest)), 0, Options())
+        steps = max(4, 2 * int(self._settings.get("solver_order", 1)))
+        mu = 1.0 if self._settings.get("use_dynamic_shifting") else None
+        self._plan(self._grid(Asked(steps, mu=mu)), 0, Options())
         self._limits()
 
     def _set_up(self) -> None:
+        self._family = family(self.replaces, self._settings)
         self._local = _Local()
         self._shared: _Times | None = None
         self._bound: OrderedDict[Any, Bound] = OrderedDict()
@@ -99,16 +102,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         # Runs belong to threads, which a copy has none of.
-        left = ("_local", "_shared", "_bound", "_lock")
+        left = ("_family", "_local", "_shared", "_bound", "_lock")
         return {k: v for k, v in self.__dict__.items() if k not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._set_up()
-
-    @property
-    def _smallest(self) -> int:
-        return max(4, int(self._settings.get("solver_order", 1)) * 2)
 
     @classmethod
     def from_config(
@@ -184,9 +183,6 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         local.walk = local.begin = local.index = None
 
     def _grid(self, asked: Asked) -> Grid:
-        if self._settings.get("use_dynamic_shifting") and asked.steps == self._smallest and asked.mu is None:
-            # A trial: the real one comes with the pipeline's mu.
-            asked = Asked(asked.steps, mu=1.0)
         return self._family.grid(self._settings, asked)
 
     def _plan(self, grid: Grid, begin: int, options: Options) -> Plan:
@@ -378,8 +374,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 self._bound.move_to_end(key)
             return found
 
-    @property
-    def _prediction(self) -> str:
+    def _predicted(self) -> str:
         if self.replaces.startswith("FlowMatch"):
             return "flow"
         kind = self._settings.get("prediction_type", "epsilon")
