@@ -16,6 +16,7 @@ from fastdiff._version import __version__
 from fastdiff.api import sample
 from fastdiff.fitting.fit import fit
 from fastdiff.fitting.tune import tune
+from fastdiff.generation import generate
 from fastdiff.integrations import score_sde as score_sde
 from fastdiff.likelihood import LogLikelihood, log_likelihood
 from fastdiff.ops import backends
@@ -40,6 +41,7 @@ __all__ = [
     "backends",
     "clear_graphs",
     "fit",
+    "generate",
     "guidance",
     "log_likelihood",
     "losses",

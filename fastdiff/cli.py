@@ -1,4 +1,4 @@
-"""The command `fastdiff`: demo, methods, plan, fit, tune, doctor."""
+"""The command `fastdiff`: demo, methods, plan, fit, tune, generate, doctor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff._version import __version__
+from fastdiff.command_line import from_text, options_from_text
 from fastdiff.fitting.command import add_commands
+from fastdiff.generation.command import add_command
 
 ENVIRONMENT = {
     "FASTDIFF_SIMD": "instruction set of the cpu back end: portable, avx2 or avx512 (default: the widest that runs)",
@@ -106,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
 
     add_commands(commands)
+    add_command(commands)
 
     doctor = commands.add_parser("doctor", help="versions, back ends and why they run or do not, threads, GPU")
     doctor.set_defaults(run=_doctor)
@@ -175,31 +178,13 @@ def _methods(chosen: argparse.Namespace) -> None:
         print(_wrap(f"  {name}={option.default!r}{choices}: {option.doc}", 4))
 
 
-def _value(text: str) -> Any:
-    """A command-line value: a truth value, a number, or the text itself."""
-    named = {"true": True, "false": False}
-    if text.lower() in named:
-        return named[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
 def _plan(chosen: argparse.Namespace) -> None:
     from fastdiff.solvers import plan
 
-    options = {}
-    for pair in chosen.option:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--option {pair!r}: expected NAME=VALUE, such as --option eta=0.5")
-        options[name] = _value(text)
+    options = options_from_text(chosen.option)
     spacing: Any = chosen.spacing
     if spacing is not None:
-        values = [_value(word) for word in spacing.split()]
+        values = [from_text(word) for word in spacing.split()]
         if len(values) > 1 and all(isinstance(v, int | float) for v in values):
             spacing = values
     made = plan(chosen.method, chosen.steps, chosen.schedule, spacing, chosen.t_start, chosen.t_end, **options)

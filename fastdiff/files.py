@@ -6,8 +6,9 @@ import contextlib
 import io
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _IMAGES = {
     ".png": "PNG",
@@ -21,9 +22,10 @@ _IMAGES = {
 """Pillow's names of formats."""
 
 
-def write_whole(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path` through a temporary file beside it: whoever reads the file finds the old content or
-    the new one, also after a full disk or a kill. OSError, which names `path`, where it cannot be written."""
+def write_whole(path: str | Path, content: bytes | Callable[[IO[bytes]], None]) -> None:
+    """Write `content`, or what it writes when it is called with the file, to `path` through a temporary file beside it:
+    whoever reads the file finds the old content or the new one, also after a full disk or a kill. OSError, which names
+    `path`, where it cannot be written."""
     # Of a link the file that it leads to is written.
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path={path!r}: expected a file's name, such as 'plan.json'")
@@ -31,12 +33,13 @@ def write_whole(path: str | Path, content: bytes) -> None:
     try:
         if target.exists() and not target.is_file() and not target.is_dir():
             # A device or a pipe has no content to keep, and must stay what it is.
-            target.write_bytes(content)
+            with target.open("wb") as file:
+                _write(file, content)
             return
         handle, partial = tempfile.mkstemp(prefix=f".{target.name[:50]}.", suffix=".partial", dir=target.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                _write(file, content)
                 file.flush()
                 os.fsync(file.fileno())
             # mkstemp makes a file that its owner alone can read.
@@ -49,6 +52,13 @@ def write_whole(path: str | Path, content: bytes) -> None:
     except OSError as error:
         # Its own names are those of the temporary file.
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _write(file: IO[bytes], content: bytes | Callable[[IO[bytes]], None]) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(content)
 
 
 def save_figure(figure: Any, path: str | Path, dpi: int = 150) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastdiff.command_line import EXAMPLE, network
 from fastdiff.fitting.options import FIT_DEFAULTS, TUNE_DEFAULTS
-
-EXAMPLE = "mynetworks:digits, where mynetworks.py has def digits(): return model, {'shape': (64, 3, 32, 32)}"
 
 
 def add_commands(commands: Any) -> None:
@@ -35,31 +33,6 @@ def add_commands(commands: Any) -> None:
     fit.add_argument("--checkpoint", type=Path, default=None, help="a .safetensors file to go on from")
     fit.set_defaults(run=_fit)
     tune.set_defaults(run=_tune)
-
-
-def network(source: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The model, and options of `fit`, that MODULE:FUNCTION returns.
-
-    Raises:
-        ValueError: another form, no such module or function, or what it returns is no model.
-    """
-    module, colon, name = source.partition(":")
-    if not colon or not module or not name.isidentifier():
-        raise ValueError(f"{source!r}: expected MODULE:FUNCTION, such as {EXAMPLE}")
-    # As python -m does: a module beside the user, who names it.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"{source!r}: {error}; expected MODULE:FUNCTION, such as {EXAMPLE}") from None
-    made = found()
-    model, options = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
-    if not callable(model) or not isinstance(options, dict):
-        raise ValueError(
-            f"{source} returned {type(made).__name__}; expected a model, or (model, dict of options of fastdiff.fit)"
-        )
-    return model, options
 
 
 def _for_tune(options: dict[str, Any]) -> dict[str, Any]:

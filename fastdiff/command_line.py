@@ -1,0 +1,60 @@
+"""Words of a command line: values, options, and the user's own network."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = "mynetworks:digits, where mynetworks.py has def digits(): return model, {'shape': (64, 3, 32, 32)}"
+
+
+def from_text(text: str) -> Any:
+    """A truth value, a number, or the text itself."""
+    named = {"true": True, "false": False}
+    if text.lower() in named:
+        return named[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def options_from_text(pairs: Iterable[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs of --option; ValueError for one without "="."""
+    found = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--option {pair!r}: expected NAME=VALUE, such as --option eta=0.5")
+        found[name] = from_text(text)
+    return found
+
+
+def network(source: str, call: str = "fastdiff.fit") -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The model, and options of `call`, that MODULE:FUNCTION returns.
+
+    Raises:
+        ValueError: another form, no such module or function, or what it returns is no model.
+    """
+    module, colon, name = source.partition(":")
+    if not colon or not module or not name.isidentifier():
+        raise ValueError(f"{source!r}: expected MODULE:FUNCTION, such as {EXAMPLE}")
+    # As python -m does: a module beside the user, who names it.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"{source!r}: {error}; expected MODULE:FUNCTION, such as {EXAMPLE}") from None
+    made = found()
+    model, options = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
+    if not callable(model) or not isinstance(options, dict):
+        raise ValueError(
+            f"{source} returned {type(made).__name__}; expected a model, or (model, dict of options of {call})"
+        )
+    return model, options

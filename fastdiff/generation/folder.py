@@ -1,0 +1,206 @@
+"""The folder of a generation: its manifest, the mark of each finished shard, and the check of all."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastdiff.files import write_whole
+from fastdiff.generation.formats import FORMATS, Files, whole_npz
+
+FORMAT = "fastdiff-generate-1"
+MANIFEST, INDEX, MARKS, LOCK = "manifest.json", "index.json", "shards", ".lock"
+_CHUNK = 2**20
+_MARK = re.compile(r"(\d{5,})\.json")
+
+
+class Folder:
+    """Where a generation's files lie.
+
+    `manifest.json` says what is generated, and is written first. Each shard ends with `shards/00012.json`, which names
+    its files and their SHA-256: a shard without it is made again. `index.json` joins them once all are there. No file
+    says when or by whom it was made, so that any workers give the same bytes.
+
+    Args:
+        path: made if it does not exist.
+        manifest: what is generated; a folder that holds anything else is refused.
+
+    Raises:
+        ValueError: the folder belongs to another generation.
+    """
+
+    def __init__(self, path: str | Path, manifest: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.manifest = {"format": FORMAT, **manifest}
+        self.n, self.size = int(manifest["n"]), int(manifest["shard"])
+        (self.path / MARKS).mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            known = self.path / MANIFEST
+            if not known.exists():
+                write_whole(known, _json(self.manifest))
+            found = _read(known)
+            names = [*self.manifest, *(name for name in found if name not in self.manifest)]
+            wrong = [name for name in names if found.get(name) != self.manifest.get(name)]
+        if wrong:
+            told = ", ".join(f"{name}={found.get(name)!r} (now {self.manifest.get(name)!r})" for name in wrong)
+            raise ValueError(
+                f"{str(path)!r} holds another generation: {told}; go on with the same arguments, or give another folder"
+            )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Alone among the workers, where the file system can lock: what is shared is then written by one of them."""
+        with (self.path / LOCK).open("wb") as file:
+            with contextlib.suppress(ImportError, OSError):
+                import fcntl
+
+                # Released when the process ends, however it ends.
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @property
+    def shards(self) -> int:
+        return -(-self.n // self.size)
+
+    def range(self, shard: int) -> range:
+        """The numbers of a shard's samples."""
+        return range(shard * self.size, min((shard + 1) * self.size, self.n))
+
+    def finished(self) -> set[int]:
+        """The shards that are done, by any worker."""
+        matches = (_MARK.fullmatch(entry.name) for entry in os.scandir(self.path / MARKS))
+        return {int(match[1]) for match in matches if match}
+
+    def save(self, shard: int, files: Files) -> None:
+        """Write a shard's files, each whole, and then its mark."""
+        sums = {}
+        for name, content in files:
+            self._clean(name)
+            (self.path / name).parent.mkdir(exist_ok=True)
+            write_whole(self.path / name, content)
+            sums[name] = hashlib.sha256(content).hexdigest()
+        numbers = self.range(shard)
+        mark = f"{MARKS}/{shard:05d}.json"
+        self._clean(mark)
+        write_whole(self.path / mark, _json({"first": numbers.start, "stop": numbers.stop, "files": sums}))
+
+    def complete(self) -> bool:
+        """Whether every shard is done; the files that join them are then there."""
+        if len(self.finished()) < self.shards:
+            return False
+        with self._alone():
+            if (self.path / INDEX).exists():
+                return True
+            marks = [_read(self.path / MARKS / f"{k:05d}.json") for k in range(self.shards)]
+            files = {name: total for mark in marks for name, total in mark["files"].items()}
+            whole = FORMATS[self.manifest["samples"]].whole
+            if whole:
+                self._clean(whole)
+                parts = [self.path / name for name in files]
+                write_whole(self.path / whole, functools.partial(whole_npz, parts=parts, n=self.n))
+                files[whole] = _sha256(self.path / whole)
+            self._clean(INDEX)
+            self._clean(MANIFEST)
+            write_whole(self.path / INDEX, _json({"format": FORMAT, "n": self.n, "files": files}))
+        return True
+
+    def _clean(self, name: str) -> None:
+        """Remove what a killed process left of writing this file. Nobody else writes it: a shard has one worker, and
+        what is shared is written alone."""
+        target = self.path / name
+        for partial in target.parent.glob(f".{target.name[:50]}.*.partial"):
+            partial.unlink(missing_ok=True)
+
+
+class Checked(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        n: samples that should be there.
+        found: samples that are there, whole.
+        problems: what is missing or damaged, a line each; empty where all is well.
+    """
+
+    n: int
+    found: int
+    problems: Sequence[str]
+
+
+def verify(path: str | Path) -> Checked:
+    """Check every file of a generation's folder against its SHA-256, and that every sample is there once.
+
+    Raises:
+        ValueError: the folder is no generation's.
+    """
+    folder = Path(path)
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{str(path)!r} has no {MANIFEST}: give the folder that fastdiff.generate wrote")
+    manifest = _read(folder / MANIFEST)
+    try:
+        n, size, kind = int(manifest["n"]), int(manifest["shard"]), FORMATS[manifest["samples"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / MANIFEST} is damaged ({error}): expected n, shard and samples") from None
+    problems, found = [], 0
+    known = set()
+    for shard in range(-(-n // size)):
+        first, stop = shard * size, min((shard + 1) * size, n)
+        mark = folder / MARKS / f"{shard:05d}.json"
+        if not mark.is_file():
+            problems.append(f"samples {first} to {stop - 1} are missing: run the generation again, it goes on")
+            continue
+        told = _read(mark)
+        wrong = _wrong(folder, told.get("files", {}))
+        if (told.get("first"), told.get("stop")) != (first, stop):
+            wrong.append(f"{mark.name} says samples {told.get('first')} to {told.get('stop')}")
+        problems += [f"samples {first} to {stop - 1}: {line}; delete {mark} and run again" for line in wrong]
+        known |= set(told.get("files", {}))
+        found += 0 if wrong else stop - first
+    if not problems:
+        if not (folder / INDEX).is_file():
+            problems.append(f"{INDEX} is missing: run the generation again, it goes on")
+        else:
+            whole = {kind.whole: _read(folder / INDEX)["files"].get(kind.whole, "")} if kind.whole else {}
+            problems += [f"{line}; delete {INDEX} and run again" for line in _wrong(folder, whole)]
+    # A reader of the folder would take a file too many for a sample.
+    places = {(folder / name).parent for name in known}
+    beside = {str(file.relative_to(folder)) for place in places if place.is_dir() for file in place.iterdir()}
+    strange = beside - known - {MANIFEST, INDEX, LOCK, kind.whole, MARKS, *(str(p.relative_to(folder)) for p in places)}
+    problems += [f"{name} is no file of this generation" for name in sorted(strange)]
+    return Checked(n, found, problems)
+
+
+def _wrong(folder: Path, files: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} is {'missing' if not (folder / name).is_file() else 'damaged'}"
+        for name, total in files.items()
+        if not (folder / name).is_file() or _sha256(folder / name) != total
+    ]
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and run the generation again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object; delete it and run the generation again")
+    return value

@@ -1,0 +1,71 @@
+"""`fastdiff generate`, run as a command, and the recipe for Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.pages import ROOT
+
+from fastdiff.cli import main
+from fastdiff.generation import verify
+
+NETWORK = """
+def network():
+    return lambda x, t: 0.5 * x, {"shape": (4, 3, 6, 6), "schedule": "ddpm", "method": "ddim", "steps": 2}
+
+def bare():
+    return 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "generateme.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("RANK", "SLURM_ARRAY_TASK_ID", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_two_workers_and_a_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "generateme:network", "-n", "10", "--out", "samples", "--format", "png", "--shard", "4"]
+    words += ["--steps", "3", "-o", "eta=0.5"]
+    assert main([*words, "--worker", "1/2"]) == 0
+    assert "own samples are in samples; other workers have samples left" in capsys.readouterr().out
+    assert main(["generate", "--verify", "--out", "samples"]) == 1
+    told = capsys.readouterr()
+    assert "samples 0 to 3 are missing" in told.out and "4 of 10 samples in samples are whole" in told.err
+    assert main([*words, "--worker", "0/2"]) == 0
+    assert "all 10 samples are in samples" in capsys.readouterr().out
+    assert main(["generate", "--verify", "--out", "samples"]) == 0
+    assert "all 10 samples in samples are whole" in capsys.readouterr().out
+    assert len(list((folder / "samples" / "images").iterdir())) == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "generate needs MODULE:FUNCTION and -n"),
+        (["generateme:network"], "generate needs MODULE:FUNCTION and -n"),
+        (["generateme:bare", "-n", "4"], "expected a model, or (model, dict of options of fastdiff.generate)"),
+        (["generateme:network", "-n", "4", "--worker", "2"], "--worker '2': expected W/COUNT, such as --worker 0/8"),
+        (["generateme:network", "-n", "4", "--worker", "4/4"], "worker 4 of 4"),
+        (["generateme:network", "-n", "4", "-o", "eta"], "--option 'eta': expected NAME=VALUE"),
+        (["generateme:network", "-n", "4", "--plan", "nowhere.json"], "nowhere.json"),
+        (["--verify"], "has no manifest.json"),
+    ],
+)
+def test_bad_arguments(folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--out", "samples", *words]) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_the_recipe_for_ray(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    script = ROOT / "examples" / "generate_with_ray.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path / "samples")], cwd=ROOT, check=True, timeout=300)
+    assert not verify(tmp_path / "samples").problems
