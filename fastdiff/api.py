@@ -86,8 +86,8 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         steps: at least 1; default: what `spacing` says, else 10. Singlestep methods count network evaluations.
             Adaptive methods ("ode", "dpm_adaptive") take none: they choose their steps by rtol and atol.
         method: a name of `fastdiff.methods()`; names of diffusers, k-diffusion and ComfyUI are aliases.
-        schedule: a `NoiseSchedule` or its name, or a scheduler of diffusers, `pipe.scheduler`, whose config says the
-            schedule and the prediction; default: `model.schedule`, else "ddpm".
+        schedule: a `NoiseSchedule`, its name, or a scheduler of diffusers, `pipe.scheduler`, whose config says schedule
+            and prediction; default: `model.schedule`, else "ddpm".
         prediction: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the mean of the next,
             cleaner state of the steps taken. Default: `model.prediction`, else "eps".
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
@@ -139,7 +139,8 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         Others: options of the method and the spacing (`fastdiff.methods()` lists them).
 
     Returns:
-        (B, ...) tensor of dtype `dtype`, or `output_dtype`: the sample at `t_end`; with `return_trajectory`, also a `Trajectory`.
+        (B, ...) tensor of dtype `dtype`, or `output_dtype`: the sample at `t_end`; with `return_trajectory`, also a
+        `Trajectory`.
 
     Raises:
         ValueError, TypeError: bad arguments or model outputs; the message says what was got and what would be right.
@@ -159,7 +160,8 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         if noted is not None:
             made["schedule"] = noted
     if "schedule" in made:
-        made["schedule"], said = told(made["schedule"], made.get("prediction"))
-        if said is not None:
-            made["prediction"] = said
+        given: Any = made.get("prediction")
+        made["schedule"], given = told(made["schedule"], given)
+        if given is not None:
+            made["prediction"] = given
     return _sampler(made)(model, x, **run)

@@ -97,7 +97,10 @@ def run(scheduler: Any, times: dict[str, Any], step: dict[str, Any], begin: int)
 
 
 def error(
-    name: str, config: dict[str, Any], times: dict[str, Any] | None = None, step: dict[str, Any] | None = None,
+    name: str,
+    config: dict[str, Any],
+    times: dict[str, Any] | None = None,
+    step: dict[str, Any] | None = None,
     begin: int = 0,
 ) -> float:
     """The largest difference of the results, relative to the largest of theirs; NaN where theirs has one."""
@@ -129,7 +132,9 @@ def cases() -> list[Case]:
     """(class, config, arguments of set_timesteps, arguments of step, begin index)."""
     made: list[Case] = []
 
-    def add(name: str, config: dict[str, Any] | None = None, times: Any = None, step: Any = None, begin: int = 0) -> None:
+    def add(
+        name: str, config: dict[str, Any] | None = None, times: Any = None, step: Any = None, begin: int = 0
+    ) -> None:
         made.append((name, config or {}, times or {"num_inference_steps": STEPS}, step or {}, begin))
 
     spacings = ("leading", "trailing", "linspace")
@@ -142,8 +147,16 @@ def cases() -> list[Case]:
             add(name, {"beta_schedule": beta, "prediction_type": kind, **plain})
         add(name, {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9})
         add(name, {"clip_sample_range": 0.5})
-        add(name, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing", **plain},
-            {"num_inference_steps": 10})
+        add(
+            name,
+            {
+                "rescale_betas_zero_snr": True,
+                "prediction_type": "v_prediction",
+                "timestep_spacing": "trailing",
+                **plain,
+            },
+            {"num_inference_steps": 10},
+        )
         add(name, {"trained_betas": np.linspace(1e-4, 0.03, 1000).tolist(), **plain})
         for n in (1, 2, 10):
             add(name, {"timestep_spacing": "trailing", **plain}, {"num_inference_steps": n})
@@ -159,7 +172,10 @@ def cases() -> list[Case]:
     add("DDPMScheduler", plain, {"timesteps": [900, 700, 400, 100, 0]})
     for spacing in ("leading", "trailing"):
         add("DDIMInverseScheduler", {"timestep_spacing": spacing, **plain})
-        add("DDIMInverseScheduler", {"timestep_spacing": spacing, "set_alpha_to_one": False, "prediction_type": "v_prediction", **plain})
+        add(
+            "DDIMInverseScheduler",
+            {"timestep_spacing": spacing, "set_alpha_to_one": False, "prediction_type": "v_prediction", **plain},
+        )
     exploding = (
         "EulerDiscreteScheduler",
         "EulerAncestralDiscreteScheduler",
@@ -182,20 +198,48 @@ def cases() -> list[Case]:
     add("HeunDiscreteScheduler", {"beta_schedule": "exp"})
     add("HeunDiscreteScheduler", {}, {"timesteps": [900.0, 700.0, 400.0, 100.0]})
     add("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"})
-    add("EulerDiscreteScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"})
-    add("EulerDiscreteScheduler", {"prediction_type": "v_prediction", "timestep_type": "continuous", "use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 700.0})
+    add(
+        "EulerDiscreteScheduler",
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    )
+    add(
+        "EulerDiscreteScheduler",
+        {
+            "prediction_type": "v_prediction",
+            "timestep_type": "continuous",
+            "use_karras_sigmas": True,
+            "sigma_min": 0.002,
+            "sigma_max": 700.0,
+        },
+    )
     add("EulerDiscreteScheduler", {}, {"sigmas": [14.0, 7.0, 3.0, 1.0, 0.3, 0.0]})
     add("EulerDiscreteScheduler", {}, {"timesteps": [900.0, 500.0, 20.0]})
-    add("EulerAncestralDiscreteScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"})
+    add(
+        "EulerAncestralDiscreteScheduler",
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    )
     dpm = "DPMSolverMultistepScheduler"
     low = {"final_sigmas_type": "sigma_min"}
-    for n, order, kind, form in itertools.product((1, 2, 12, 16), (1, 2, 3), ("dpmsolver++", "dpmsolver", "sde-dpmsolver++"), ("midpoint", "heun")):
-        add(dpm, {"solver_order": order, "algorithm_type": kind, "solver_type": form, **low}, {"num_inference_steps": n})
+    for n, order, kind, form in itertools.product(
+        (1, 2, 12, 16), (1, 2, 3), ("dpmsolver++", "dpmsolver", "sde-dpmsolver++"), ("midpoint", "heun")
+    ):
+        add(
+            dpm, {"solver_order": order, "algorithm_type": kind, "solver_type": form, **low}, {"num_inference_steps": n}
+        )
     for form in ("midpoint", "heun"):
         add(dpm, {"algorithm_type": "sde-dpmsolver", "solver_type": form, **low})
     for order, spacing in itertools.product((2, 3), spacings):
         add(dpm, {"solver_order": order, "timestep_spacing": spacing})
-        add(dpm, {"solver_order": order, "timestep_spacing": spacing, "lower_order_final": False, "euler_at_final": True, **low})
+        add(
+            dpm,
+            {
+                "solver_order": order,
+                "timestep_spacing": spacing,
+                "lower_order_final": False,
+                "euler_at_final": True,
+                **low,
+            },
+        )
     for kind in ("epsilon", "sample", "v_prediction"):
         add(dpm, {"prediction_type": kind})
         add(dpm, {"prediction_type": kind, "algorithm_type": "dpmsolver", **low})
@@ -204,7 +248,11 @@ def cases() -> list[Case]:
         add(dpm, {curve: True, "beta_schedule": "squaredcos_cap_v2", **low})
     for shift in (1.0, 3.0):
         add(dpm, {"use_flow_sigmas": True, "flow_shift": shift, "prediction_type": "flow_prediction"})
-    add(dpm, {"use_flow_sigmas": True, "use_dynamic_shifting": True, "prediction_type": "flow_prediction"}, {"num_inference_steps": STEPS, "mu": 0.8})
+    add(
+        dpm,
+        {"use_flow_sigmas": True, "use_dynamic_shifting": True, "prediction_type": "flow_prediction"},
+        {"num_inference_steps": STEPS, "mu": 0.8},
+    )
     add(dpm, {"thresholding": True, "sample_max_value": 1.5})
     add(dpm, {"thresholding": True, "algorithm_type": "dpmsolver", **low})
     add(dpm, {"lambda_min_clipped": -5.1, "beta_schedule": "squaredcos_cap_v2"})
@@ -215,10 +263,25 @@ def cases() -> list[Case]:
     for order, kind, form in itertools.product((1, 2, 3), ("dpmsolver++", "dpmsolver"), ("midpoint", "heun")):
         for n in (1, 2, 6, 7, 8):
             if n >= order:
-                add("DPMSolverSinglestepScheduler", {"solver_order": order, "algorithm_type": kind, "solver_type": form, "lower_order_final": True, **low}, {"num_inference_steps": n})
+                add(
+                    "DPMSolverSinglestepScheduler",
+                    {
+                        "solver_order": order,
+                        "algorithm_type": kind,
+                        "solver_type": form,
+                        "lower_order_final": True,
+                        **low,
+                    },
+                    {"num_inference_steps": n},
+                )
     add("DPMSolverSinglestepScheduler", {}, {"num_inference_steps": 8})
     add("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {"num_inference_steps": 8})
-    add("DPMSolverSinglestepScheduler", {"solver_order": 3, "lower_order_final": True}, {"num_inference_steps": 9}, begin=4)
+    add(
+        "DPMSolverSinglestepScheduler",
+        {"solver_order": 3, "lower_order_final": True},
+        {"num_inference_steps": 9},
+        begin=4,
+    )
     for curve in (*curves, "use_flow_sigmas"):
         more = {"prediction_type": "flow_prediction"} if curve == "use_flow_sigmas" else {}
         add("DPMSolverSinglestepScheduler", {curve: True, **more})
@@ -229,7 +292,11 @@ def cases() -> list[Case]:
         add(inverse, {"solver_order": order, "timestep_spacing": spacing})
     add(inverse, {"algorithm_type": "dpmsolver"})
     for order, form, space, n in itertools.product((1, 2, 3), ("bh1", "bh2"), (True, False), (1, 2, 5, 12)):
-        add("UniPCMultistepScheduler", {"solver_order": order, "solver_type": form, "predict_x0": space, **low}, {"num_inference_steps": n})
+        add(
+            "UniPCMultistepScheduler",
+            {"solver_order": order, "solver_type": form, "predict_x0": space, **low},
+            {"num_inference_steps": n},
+        )
     for spacing in spacings:
         add("UniPCMultistepScheduler", {"timestep_spacing": spacing})
     for curve in curves:
@@ -239,16 +306,32 @@ def cases() -> list[Case]:
     add("UniPCMultistepScheduler", {"disable_corrector": [0, 1, 5]})
     add("UniPCMultistepScheduler", {"thresholding": True, "sample_max_value": 1.5})
     wan = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-    for more in ({"flow_shift": 5.0}, {"use_karras_sigmas": True}, {"flow_shift": 3.0, "shift_terminal": 0.1}, {"solver_order": 3}):
+    for more in (
+        {"flow_shift": 5.0},
+        {"use_karras_sigmas": True},
+        {"flow_shift": 3.0, "shift_terminal": 0.1},
+        {"solver_order": 3},
+    ):
         add("UniPCMultistepScheduler", {**wan, **more})
     add("UniPCMultistepScheduler", {**wan, "use_dynamic_shifting": True}, {"num_inference_steps": STEPS, "mu": 0.9})
     add("UniPCMultistepScheduler", {**wan}, {"sigmas": np.linspace(1, 0.1, 7)})
     add("UniPCMultistepScheduler", {"solver_order": 3, "steps_offset": 1, "timestep_spacing": "leading"}, begin=5)
     match = "FlowMatchEulerDiscreteScheduler"
-    for config in ({}, {"shift": 3.0}, {"shift": 3.0, "shift_terminal": 0.1}, {"invert_sigmas": True}, {"stochastic_sampling": True}, *({c: True} for c in curves)):
+    for config in (
+        {},
+        {"shift": 3.0},
+        {"shift": 3.0, "shift_terminal": 0.1},
+        {"invert_sigmas": True},
+        {"stochastic_sampling": True},
+        *({c: True} for c in curves),
+    ):
         add(match, config)
     for kind in ("exponential", "linear"):
-        add(match, {"use_dynamic_shifting": True, "time_shift_type": kind, "shift_terminal": 0.1}, {"sigmas": np.linspace(1, 0.1, 9).tolist(), "mu": 0.7})
+        add(
+            match,
+            {"use_dynamic_shifting": True, "time_shift_type": kind, "shift_terminal": 0.1},
+            {"sigmas": np.linspace(1, 0.1, 9).tolist(), "mu": 0.7},
+        )
     add(match, {"shift": 3.0}, {"num_inference_steps": 1})
     add(match, {"shift": 3.0}, begin=3)
     add("FlowMatchLCMScheduler", {"shift": 3.0})
@@ -257,7 +340,10 @@ def cases() -> list[Case]:
     for kind, curve in itertools.product(("epsilon", "v_prediction"), ("karras", "exponential")):
         add("EDMEulerScheduler", {"prediction_type": kind, "sigma_schedule": curve})
         for order in (1, 2, 3):
-            add("EDMDPMSolverMultistepScheduler", {"prediction_type": kind, "sigma_schedule": curve, "solver_order": order})
+            add(
+                "EDMDPMSolverMultistepScheduler",
+                {"prediction_type": kind, "sigma_schedule": curve, "solver_order": order},
+            )
     add("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "sigma_data": 1.0})
     add("EDMEulerScheduler", {"final_sigmas_type": "sigma_min"})
     for order, spacing in itertools.product((1, 2, 3), spacings):
@@ -293,7 +379,16 @@ def main() -> None:
         except Exception as failure:
             found = f"{type(failure).__name__}: {failure}"[:300]
         short = {k: (v if len(str(v)) < 80 else "...") for k, v in config.items()}
-        rows.append({"class": name, "config": short, "times": {k: np.asarray(v).tolist() for k, v in times.items()}, "step": step, "begin": begin, "error": found})
+        rows.append(
+            {
+                "class": name,
+                "config": short,
+                "times": {k: np.asarray(v).tolist() for k, v in times.items()},
+                "step": step,
+                "begin": begin,
+                "error": found,
+            }
+        )
         good = isinstance(found, float) and found < 1e-9
         if not good or "-v" in sys.argv:
             print(name, short, times, step, begin, "->", found)

@@ -205,14 +205,16 @@ def check_output_dtype(
     if isinstance(asked, str) and asked == "network":
         if network is None:
             raise ValueError(
-                "output_dtype='network', and the model, which is no module with parameters, does not say its own: name it"
-                ", such as output_dtype=torch.bfloat16"
+                "output_dtype='network', and the model, which is no module with parameters, does not say its own: name "
+                "it, such as output_dtype=torch.bfloat16"
             )
         asked = network
     if asked not in DTYPES:
         raise ValueError(f"output_dtype={short(asked)}: expected 'network' or one of {', '.join(map(str, DTYPES))}")
     if out is not None and asked != state:
-        raise ValueError(f"output_dtype={asked} with out of dtype {state}: the result is written into out; give one of them")
+        raise ValueError(
+            f"output_dtype={asked} with out of dtype {state}: the result is written into out; give one of them"
+        )
     return cast(torch.dtype, asked)
 
 

@@ -1,7 +1,18 @@
 """Noise schedules, and the time grids on them."""
 
 from fastdiff.schedules.base import NoiseSchedule, Point
-from fastdiff.schedules.continuous import VE, SubVP, VPLinear, edm, flow, preconditioned, subvp, ve, vp_cosine, vp_linear
+from fastdiff.schedules.continuous import (
+    VE,
+    SubVP,
+    VPLinear,
+    edm,
+    flow,
+    preconditioned,
+    subvp,
+    ve,
+    vp_cosine,
+    vp_linear,
+)
 from fastdiff.schedules.discrete import Discrete, cosine, ddpm, discrete, scaled_linear
 from fastdiff.schedules.registry import SCHEDULES, resolve, told
 from fastdiff.schedules.smld import SMLD, smld

@@ -145,8 +145,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "DPMSolverSinglestepScheduler": {
         k: False if k == "lower_order_final" else v
         for k, v in _DPM.items()
-        if k
-        not in ("euler_at_final", "use_lu_lambdas", "timestep_spacing", "steps_offset", "rescale_betas_zero_snr")
+        if k not in ("euler_at_final", "use_lu_lambdas", "timestep_spacing", "steps_offset", "rescale_betas_zero_snr")
     },
     "DEISMultistepScheduler": {
         **_BETAS,
@@ -221,7 +220,7 @@ class Described(NamedTuple):
 
 
 def is_scheduler(value: Any) -> bool:
-    """Whether this is a scheduler of diffusers, or one with its interface: an object with a config and set_timesteps."""
+    """Whether this is a scheduler of diffusers, or has its interface: a config and set_timesteps."""
     return hasattr(value, "set_timesteps") and isinstance(getattr(value, "config", None), Mapping)
 
 
@@ -311,7 +310,7 @@ def described(scheduler: Any) -> Described:
     The times that the network is given are the scheduler's: indices, 1000 times sigma for flow, log(sigma)/4 for EDM.
 
     Raises:
-        ValueError: classes and keys that are not known here; a shift that depends on the image (`use_dynamic_shifting`).
+        ValueError: classes and keys that are not known here; a shift that depends on the image (use_dynamic_shifting).
     """
     name, config = settings(scheduler)
     count = float(config.get("num_train_timesteps", 1000))

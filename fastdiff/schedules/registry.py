@@ -48,8 +48,8 @@ def resolve(schedule: Any) -> NoiseSchedule:
 
 
 def told(schedule: Any, prediction: str | None) -> tuple[Any, str | None]:
-    """A schedule and a prediction as they were given; of a scheduler of diffusers, what its config says of both, where no
-    prediction was given."""
+    """A schedule and a prediction as they were given; of a scheduler of diffusers, its own schedule, and its prediction
+    where none was given."""
     if not is_scheduler(schedule):
         return schedule, prediction
     found = described(schedule)

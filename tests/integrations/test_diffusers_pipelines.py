@@ -272,7 +272,7 @@ def sd3(scheduler: Any) -> tuple[Any, dict[str, Any]]:
             pos_embed_max_size=8,
         )
     )
-    none = dict.fromkeys((f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")))
+    none = dict.fromkeys(f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3"))
     pipe = diffusers.StableDiffusion3Pipeline(transformer=net, vae=vae(16), scheduler=scheduler, **none)
     pooled = {"pooled_prompt_embeds": rand(1, 8), "negative_pooled_prompt_embeds": rand(1, 8, seed=2)}
     return pipe, texts(height=16, width=16, **pooled)

@@ -51,7 +51,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("EulerAncestralDiscreteScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, {}),
     ("HeunDiscreteScheduler", {"clip_sample": True}, {"begin": 4}),
-    ("DPMSolverMultistepScheduler", {"solver_order": 3, "timestep_spacing": "leading", "steps_offset": 1}, {"begin": 5}),
+    (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 3, "timestep_spacing": "leading", "steps_offset": 1},
+        {"begin": 5},
+    ),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver", "solver_type": "heun", **SIGMA_MIN}, {}),
     ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True, **SIGMA_MIN}, {}),
     ("DPMSolverMultistepInverseScheduler", {"solver_order": 2}, {}),
@@ -220,7 +224,7 @@ def test_a_run_begins_where_it_is_told_or_where_its_time_is() -> None:
         results.append(s.step(net(X, t), given, X, return_dict=False)[0])
         assert s.step_index == 4
     assert all(torch.equal(results[0], r) for r in results)
-    with pytest.raises(ValueError, match="none of scheduler.timesteps"):
+    with pytest.raises(ValueError, match="is none of"):
         s.index_for_timestep(3)
 
 
@@ -253,7 +257,9 @@ def test_half_precision_samples_keep_a_float32_state(dtype: torch.dtype) -> None
 def test_a_sample_that_was_changed_is_taken_as_it_is() -> None:
     s = ours("DDIMScheduler", clip_sample=False)
     s.set_timesteps(4)
-    x = s.step(torch.zeros(2, 3, dtype=torch.bfloat16), s.timesteps[0], torch.ones(2, 3, dtype=torch.bfloat16)).prev_sample
+    x = s.step(
+        torch.zeros(2, 3, dtype=torch.bfloat16), s.timesteps[0], torch.ones(2, 3, dtype=torch.bfloat16)
+    ).prev_sample
     x.mul_(0)
     assert not s.step(torch.zeros_like(x), s.timesteps[1], x).prev_sample.any()
 
@@ -431,7 +437,7 @@ def test_arguments_that_do_not_fit() -> None:
         s.step(X, t, X, s_churn=1.0)
     with pytest.raises(ValueError, match="got 3 generators for a batch of 2"):
         s.step(X, t, X, eta=1.0, generator=[torch.Generator()] * 3)
-    with pytest.raises(TypeError, match="generator must be a torch.Generator, got int"):
+    with pytest.raises(TypeError, match="got int: torch"):
         s.step(X, t, X, eta=1.0, generator=3)
     heun = ours("HeunDiscreteScheduler")
     heun.set_timesteps(4)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdiff.integrations.diffusers import grids, plans
-from fastdiff.integrations.diffusers.grids import Asked, Grid
 from fastdiff.integrations.diffusers.plans import Build, Options, named, rowwise
+from fastdiff.integrations.diffusers.spacing import Asked, Grid
 
 Config = Mapping[str, Any]
 
@@ -48,8 +48,8 @@ def _ddpm(config: Config, asked: Options) -> dict[str, Any]:
     }
     if config["variance_type"] not in kinds:
         raise ValueError(
-            f"variance_type={config['variance_type']!r} of DDPMScheduler takes the root of a logarithm or of the network's "
-            f"output; expected one of {', '.join(kinds)}"
+            f"variance_type={config['variance_type']!r} of DDPMScheduler takes the root of a logarithm or of the "
+            f"network's output; expected one of {', '.join(kinds)}"
         )
     return {"variance": kinds[config["variance_type"]]}
 

@@ -41,13 +41,13 @@ def accelerate(pipe: Any, method: str | None = None, graph: bool | str = "auto",
     theirs = getattr(pipe, "scheduler", None)
     if theirs is None:
         raise TypeError(
-            f"accelerate takes a pipeline of diffusers, with a scheduler; got {type(pipe).__name__}: for a network alone "
-            "call fastdiff.sample(unet, schedule=scheduler, ...)"
+            f"accelerate takes a pipeline of diffusers, with a scheduler; got {type(pipe).__name__}: for a network "
+            "alone call fastdiff.sample(unet, schedule=scheduler, ...)"
         )
     if graph not in ("auto", False):
         raise ValueError(
-            f"graph={graph!r}: the pipeline calls its network itself, so that no graph of the run can be made here; give "
-            "graph='auto', and torch.compile(pipe.unet, mode='reduce-overhead') for the network"
+            f"graph={graph!r}: the pipeline calls its network itself, so that no graph of the run can be made here; "
+            "give graph='auto', and torch.compile(pipe.unet, mode='reduce-overhead') for the network"
         )
     name = type(pipe).__name__
     for begins, why in INSIDE.items():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff import solvers
-from fastdiff.integrations.diffusers.grids import Grid, merged
+from fastdiff.integrations.diffusers.spacing import Grid, merged
 from fastdiff.plan import IDENTITY, Plan, Stage
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
@@ -100,8 +100,8 @@ def whole(plan: Plan, times: Sequence[float]) -> Plan:
         return plan
     if plan.nfe != plan.steps:
         raise ValueError(
-            f"sigmas {repeated[0]} and {repeated[0] + 1} of the run are equal, and its method takes several evaluations a "
-            "step: leave one of them out"
+            f"sigmas {repeated[0]} and {repeated[0] + 1} of the run are equal, and its method takes several evaluations "
+            "a step: leave one of them out"
         )
     stages, made = list(plan.stages), []
     for i, (a, b) in enumerate(pairwise(times)):
@@ -114,24 +114,14 @@ def whole(plan: Plan, times: Sequence[float]) -> Plan:
 
 
 def _still(plan: Plan, ahead: Sequence[Stage], behind: Sequence[Stage]) -> Stage:
-    at = ahead[0] if ahead else behind[-1]
-    t = at.t if ahead else at.t_next
-    return replace(
-        at,
-        t=t,
-        t_next=t,
-        next_u=tuple(ROW["u"].tolist()) if ahead else IDENTITY,
-        next_x=IDENTITY,
-        keep=False,
-        draws=(-1, -1, -1),
-        learned_variance=(),
-        **({} if ahead else _place(plan, t)),
-    )
-
-
-def _place(plan: Plan, t: float) -> dict[str, float]:
-    p = NoiseSchedule.from_dict(plan.schedule).at(t)
-    return {"model_time": p.model_time, "alpha": p.alpha, "sigma": p.sigma}
+    """A stage that evaluates the network, and leaves x and u as they are."""
+    if ahead:
+        at = ahead[0]
+        p = Point(at.t, at.model_time, at.alpha, at.sigma, 0.0)
+    else:
+        p = NoiseSchedule.from_dict(plan.schedule).at(behind[-1].t_next)
+    u = tuple(ROW["u"].tolist()) if ahead else IDENTITY
+    return Stage(p.t, p.model_time, p.alpha, p.sigma, u, IDENTITY, p.t)
 
 
 def still(grid: Grid, times: Sequence[float]) -> Plan:
@@ -281,7 +271,9 @@ def dpm_singlestep(rows: Rows, points: list[Point], config: Config, total: int) 
         s, t = points[begun], points[i + 1]
         if t.lam == points[i].lam:
             if n > 1:
-                raise ValueError(f"sigmas {i} and {i + 1} of the run are equal within a step of order {n}: leave one out")
+                raise ValueError(
+                    f"sigmas {i} and {i + 1} of the run are equal within a step of order {n}: leave one out"
+                )
             rows.put(points[i], t, x)
             continue
         if n > 1 and not (math.isfinite(s.lam) and math.isfinite(t.lam)):

@@ -7,7 +7,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from diffusers import __version__ as DIFFUSERS
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from fastdiff.integrations.diffusers.families import FAMILIES, Family, family
-from fastdiff.integrations.diffusers.grids import Asked, Grid
+from fastdiff.integrations.diffusers.families import FAMILIES, family
+from fastdiff.integrations.diffusers.inputs import Times, check_tensors, listed, place
 from fastdiff.integrations.diffusers.plans import Options
 from fastdiff.integrations.diffusers.seeds import drawn, keys
+from fastdiff.integrations.diffusers.spacing import Asked, Grid
 from fastdiff.integrations.diffusers.walk import Bound, Limits, Stepped, Walk, bound, on
 from fastdiff.names import short, unknown
 from fastdiff.plan import Plan
@@ -30,33 +31,16 @@ _KEPT = 32
 NOISES = ("fastdiff", "diffusers")
 
 
-class _Times:
-    """What one `set_timesteps` made. Runs share it; nothing in it changes."""
-
-    def __init__(self, grid: Grid, plan: Plan, family: Family, device: Any) -> None:
-        self.grid, self.plan = grid, plan
-        beginnings = dict(zip(grid.times, grid.network, strict=False))
-        stages = [s for s in plan.stages if s.evaluate]
-        self.host = [float(beginnings.get(s.t, 0.0) if s.t in beginnings else grid.clock(s.t)) for s in stages]
-        dtype = torch.int64 if family.integer else torch.float32
-        host = torch.tensor(self.host, dtype=torch.float64).to(dtype)
-        self.timesteps = on(host, torch.device("cpu" if device is None else device))
-        self.host = host.tolist()
-        self.sigmas = torch.tensor(grid.sigmas, dtype=torch.float32)
-        # Where each evaluation's time lies, to add noise there.
-        self.levels = [(s.alpha, s.sigma, grid.unit(s.t)) for s in stages]
-
-
 class _Local(threading.local):
     """What belongs to the run of one thread."""
 
-    times: _Times | None = None
+    times: Times | None = None
     walk: Walk | None = None
     begin: int | None = None
     index: int | None = None
 
 
-class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class Scheduler(SchedulerMixin, ConfigMixin):
     """A scheduler of diffusers' interface: `Scheduler.from_config(pipe.scheduler.config)`, for unmodified pipelines.
 
     The config says the class that it stands for and all of its options; the steps are plans of fastdiff, one fused
@@ -69,8 +53,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     tensors from the generator instead, as diffusers does, for the same numbers.
     """
 
-    config_name = "scheduler_config.json"
-    _compatibles = list(FAMILIES)
+    config_name: Any = "scheduler_config.json"
+    _compatibles: ClassVar[list[str]] = list(FAMILIES)
 
     def __init__(self, **config: Any) -> None:
         options = dict(config.pop("fastdiff", None) or {})
@@ -96,7 +80,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _set_up(self) -> None:
         self._family = family(self.replaces, self._settings)
         self._local = _Local()
-        self._shared: _Times | None = None
+        self._shared: Times | None = None
         self._bound: OrderedDict[Any, Bound] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -171,15 +155,15 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"num_inference_steps={num_inference_steps!r}: expected an integer of at least 1")
         asked = Asked(
             None if num_inference_steps is None else int(num_inference_steps),
-            _listed("timesteps", timesteps),
-            _listed("sigmas", sigmas),
+            listed("timesteps", timesteps),
+            listed("sigmas", sigmas),
             None if mu is None else float(mu),
             original_inference_steps,
             float(strength),
         )
         grid = self._grid(asked)
         local = self._local
-        local.times = self._shared = _Times(grid, self._plan(grid, 0, Options()), self._family, device)
+        local.times = self._shared = Times(grid, self._plan(grid, 0, Options()), self._family, device)
         local.walk = local.begin = local.index = None
 
     def _grid(self, asked: Asked) -> Grid:
@@ -189,7 +173,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._family.plan(self._settings, grid, begin, options)
 
     @property
-    def _times(self) -> _Times:
+    def _times(self) -> Times:
         times = self._local.times or self._shared
         if times is None:
             raise ValueError("no times are set: scheduler.set_timesteps(num_inference_steps, device=...) comes first")
@@ -253,7 +237,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Waits for the device only for a time in its memory that is not a part of `timesteps`.
         """
         times = self._times
-        found = _place(timestep, times)
+        found = place(timestep, times)
         if found is not None:
             return found
         value = float(timestep.reshape(-1)[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
@@ -320,9 +304,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "input has; fastdiff.sample(pipe.unet, schedule=pipe.scheduler, method='heun', s_churn=...) adds it "
                 "before"
             )
-        _check(model_output, sample)
+        check_tensors(model_output, sample)
         local, times = self._local, self._times
-        given = _place(timestep, times)
+        given = place(timestep, times)
         walk = local.walk
         at = self._here(timestep)
         if local.index is not None and given is not None and given != at and times.host[given] != times.host[at]:
@@ -348,8 +332,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         outer, inner = divmod(at, self.order)
         if inner:
             raise ValueError(
-                f"a run cannot begin at timesteps[{at}], in the midst of a step of {self.order} evaluations: begin at a "
-                f"multiple of {self.order}"
+                f"a run cannot begin at timesteps[{at}], in the midst of a step of {self.order} evaluations: begin at "
+                f"a multiple of {self.order}"
             )
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
         table = self._table(self._times.grid, outer, options, dtype, sample.device)
@@ -357,9 +341,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         seeds, index = resolve_seeds(keys(generator, len(sample)) if own else 0, 0, len(sample), sample.device)
         return Walk(table, at, sample, seeds, index, self._limits())
 
-    def _table(
-        self, grid: Grid, begin: int, options: Options, dtype: torch.dtype, device: torch.device
-    ) -> Bound:
+    def _table(self, grid: Grid, begin: int, options: Options, dtype: torch.dtype, device: torch.device) -> Bound:
         """The bound plan of a run, kept for the next that is alike."""
         key = (grid.times, grid.exploding, grid.data_std, grid.schedule, begin, options, dtype, device)
         with self._lock:
@@ -456,41 +438,3 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         found = on(levels, like.device).to(like.dtype)[index]
         column = (-1,) + (1,) * (like.ndim - 1)
         return found[:, 0].reshape(column), found[:, 1].reshape(column)
-
-
-def _place(timestep: Any, times: _Times) -> int | None:
-    """The index of a time, where the host can tell it without waiting: parts of `timesteps` by where they lie."""
-    if isinstance(timestep, torch.Tensor):
-        own = times.timesteps
-        if timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr():
-            return int(timestep.storage_offset())
-        if timestep.device.type != "cpu":
-            return None
-        if timestep.numel() == 0:
-            raise ValueError("timestep is empty: pass one of scheduler.timesteps")
-        value = float(timestep.reshape(-1)[0])
-    else:
-        value = float(timestep)
-    fits = [i for i, t in enumerate(times.host) if t == value]
-    return fits[0] if len(fits) == 1 else None
-
-
-def _listed(name: str, values: Any) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    try:
-        found = np.asarray(values.tolist() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
-    except (TypeError, ValueError):
-        found = np.empty(())
-    if found.ndim != 1 or found.size == 0 or not np.isfinite(found).all():
-        raise ValueError(f"{name}={short(values)}: expected a list of finite numbers")
-    return tuple(found.tolist())
-
-
-def _check(out: Any, sample: Any) -> None:
-    for name, value in (("model_output", out), ("sample", sample)):
-        if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point or value.ndim < 1:
-            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-            raise TypeError(f"{name} must be a floating-point tensor (B, ...), got {got}")
-    if out.device != sample.device:
-        raise ValueError(f"model_output is on {out.device}, and sample on {sample.device}: move one of them")

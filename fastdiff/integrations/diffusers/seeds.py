@@ -24,7 +24,9 @@ def keys(generator: Any, batch: int) -> int | list[int]:
     """
     if isinstance(generator, Sequence):
         if len(generator) != batch:
-            raise ValueError(f"got {len(generator)} generators for a batch of {batch}: give one, or one for each sample")
+            raise ValueError(
+                f"got {len(generator)} generators for a batch of {batch}: give one, or one for each sample"
+            )
         return [_key(g) for g in generator]
     return _key(generator)
 

@@ -11,7 +11,7 @@ import torch
 
 from fastdiff import ops
 from fastdiff.bind import Binding, bind, bind_stage_x0, in_range
-from fastdiff.integrations.diffusers.grids import Grid
+from fastdiff.integrations.diffusers.spacing import Grid
 from fastdiff.ops import Buffers, Coeffs
 from fastdiff.ops.layout import CG, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, PG, PU, QG, QU, RAW, StageSpec
 from fastdiff.plan import IDENTITY, NREG, Plan, U, X
@@ -215,8 +215,8 @@ class Walk:
         def predicted() -> torch.Tensor:
             if version(u) != seen or version(given[0]) != given[1]:
                 raise RuntimeError(
-                    "pred_original_sample is made when it is asked for, and sample or model_output was changed in place "
-                    "since: ask for it before that, or change a copy"
+                    "pred_original_sample is made when it is asked for, and sample or model_output was changed in "
+                    "place since: ask for it before that, or change a copy"
                 )
             x0 = torch.empty_like(u)
             rows = Coeffs(self.table.x0, coeffs.draws, coeffs.seeds, coeffs.index)
@@ -251,7 +251,9 @@ class Stepped(Sequence[Any]):
     As with diffusers' outputs, fields are attributes, items by name, and items by number.
     """
 
-    def __init__(self, prev_sample: torch.Tensor, predicted: Callable[[], torch.Tensor], names: tuple[str, ...]) -> None:
+    def __init__(
+        self, prev_sample: torch.Tensor, predicted: Callable[[], torch.Tensor], names: tuple[str, ...]
+    ) -> None:
         self.prev_sample, self._predicted, self._names = prev_sample, predicted, names
         self._x0: torch.Tensor | None = None
 
