@@ -7,7 +7,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     """
 
     config_name: Any = "scheduler_config.json"
-    _compatibles: ClassVar[list[str]] = list(FAMILIES)
+    _compatibles = list(FAMILIES)  # noqa: RUF012 - declared so by the class above
 
     def __init__(self, **config: Any) -> None:
         options = dict(config.pop("fastdiff", None) or {})
