@@ -16,6 +16,8 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
+from fastdiff.integrations.diffusers import Scheduler, accelerate  # noqa: E402
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 # float32 tables of 1000 products, 6e-8 each and random: 2e-6; some network calls and a guidance scale of 5 on top.
@@ -110,8 +112,6 @@ def texts(**more: Any) -> dict[str, Any]:
 
 def both(pipe: Any, call: dict[str, Any], scheduler: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
     """What the pipeline makes with its own scheduler, and with ours."""
-    from fastdiff.integrations.diffusers import Scheduler, accelerate
-
     if scheduler is not None:
         pipe.scheduler = scheduler
     pipe.set_progress_bar_config(disable=True)
@@ -170,10 +170,18 @@ CLASSES: list[tuple[str, dict[str, Any]]] = [
     ("DPMSolverMultistepScheduler", {**SD, "solver_order": 3, "thresholding": True, "sample_max_value": 2.0}),
     ("DPMSolverSinglestepScheduler", {**LATENT, "lower_order_final": True}),
     ("UniPCMultistepScheduler", dict(SD)),
+    ("PNDMScheduler", {**SD, "skip_prk_steps": True}),
+    ("LMSDiscreteScheduler", dict(LATENT)),
+    ("KDPM2DiscreteScheduler", {**LATENT, "use_karras_sigmas": True}),
+    ("KDPM2AncestralDiscreteScheduler", dict(LATENT)),
+    ("DEISMultistepScheduler", dict(SD)),
+    ("SASolverScheduler", dict(LATENT)),
+    ("LCMScheduler", {}),
+    ("TCDScheduler", {}),
 ]
 
 
-@pytest.mark.parametrize(("name", "config"), CLASSES)
+@pytest.mark.parametrize(("name", "config"), [c for c in CLASSES if c[0] in Scheduler._compatibles])
 def test_stable_diffusion(name: str, config: dict[str, Any]) -> None:
     agree(both(stable("StableDiffusionPipeline", getattr(diffusers, name)(**config)), texts(height=16, width=16)))
 
@@ -364,8 +372,6 @@ def test_dit() -> None:
 
 
 def test_a_saved_pipeline_loads_again(tmp_path: Any) -> None:
-    from fastdiff.integrations.diffusers import Scheduler, accelerate
-
     pipe = diffusers.DDIMPipeline(pixels(), diffusers.DDIMScheduler(beta_schedule="scaled_linear"))
     accelerate(pipe)
     pipe.scheduler.save_pretrained(tmp_path)

@@ -70,11 +70,22 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"times": {"sigmas": [1.0, 0.7, 0.4, 0.1], "mu": 0.7}},
     ),
     ("EDMEulerScheduler", {"prediction_type": "v_prediction"}, {}),
+    ("LMSDiscreteScheduler", {"use_karras_sigmas": True, "prediction_type": "v_prediction"}, {}),
+    ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}, {"begin": 4}),
+    ("KDPM2AncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, {}),
+    ("DPMSolverSDEScheduler", {"use_exponential_sigmas": True}, {}),
+    ("PNDMScheduler", {"skip_prk_steps": True}, {"times": {"num_inference_steps": 10}}),
+    ("PNDMScheduler", {"skip_prk_steps": False}, {"times": {"num_inference_steps": 10}}),
+    ("DEISMultistepScheduler", {"solver_order": 3}, {}),
+    ("SASolverScheduler", {"predictor_order": 3, "algorithm_type": "noise_prediction"}, {}),
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, {}),
+    ("LCMScheduler", {}, {"times": {"num_inference_steps": 4}}),
+    ("TCDScheduler", {}, {"times": {"num_inference_steps": 4}, "step": {"eta": 0.5}}),
     ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
 ]
 
 
-@pytest.mark.parametrize(("name", "config", "more"), CASES)
+@pytest.mark.parametrize(("name", "config", "more"), [c for c in CASES if c[0] in Scheduler._compatibles])
 def test_as_theirs_in_float64(tool: ModuleType, name: str, config: dict[str, Any], more: dict[str, Any]) -> None:
     # A dozen steps of a few ulp, amplified by sigma_max = 157 where x/alpha is the sample.
     assert tool.error(name, config, **more) < 1e-11
@@ -385,6 +396,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "use_beta_sigmas": True}, "use_flow_sigmas=True"),
     (MATCH, {"use_dynamic_shifting": True, "time_shift_type": "warp"}, "time_shift_type='warp'"),
     ("EDMEulerScheduler", {"sigma_schedule": "warp"}, "sigma_schedule='warp'"),
+    ("FlowMatchLCMScheduler", {"scale_factors": [2.0]}, "scale_factors"),
+    ("IPNDMScheduler", {}, "divides 0 by 0"),
     ("EDMDPMSolverMultistepScheduler", {"thresholding": True}, "thresholding=True"),
 ]
 

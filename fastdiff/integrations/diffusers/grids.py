@@ -101,8 +101,8 @@ def distilled(config: Config, asked: Asked) -> Grid:
             )
         at = np.floor(np.linspace(0, len(origin), asked.steps, endpoint=False)).astype(np.int64)
         times = origin[::-1][at].astype(np.float64)
-    # The last step ends at the predicted x0, which is at its own time for these methods.
-    return indexed(config, times, -1.0)
+    # LCM ends with its x0, TCD at index 0.
+    return indexed(config, times, 0.0 if config["_class"].startswith("TCD") else -1.0)
 
 
 def pndm(config: Config, asked: Asked) -> Grid:

@@ -19,9 +19,13 @@ class Times:
 
     def __init__(self, grid: Grid, plan: Plan, family: Family, device: Any) -> None:
         self.grid, self.plan = grid, plan
-        beginnings = dict(zip(grid.times, grid.network, strict=False))
         stages = [s for s in plan.stages if s.evaluate]
-        self.host = [float(beginnings.get(s.t, 0.0) if s.t in beginnings else grid.clock(s.t)) for s in stages]
+        begins = [i == 0 or s.step != stages[i - 1].step for i, s in enumerate(stages)]
+        clock = family.inner == "clock"
+        self.host = [
+            float(grid.clock(s.t)) if clock and not first else network_time(grid, s.t)
+            for s, first in zip(stages, begins, strict=True)
+        ]
         dtype = torch.int64 if family.integer else torch.float32
         host = torch.tensor(self.host, dtype=torch.float64).to(dtype)
         self.timesteps = on(host, torch.device("cpu" if device is None else device))
@@ -29,6 +33,13 @@ class Times:
         self.sigmas = torch.tensor(grid.sigmas, dtype=torch.float32)
         # Where each evaluation's time lies, to add noise there.
         self.levels = [(s.alpha, s.sigma, grid.unit(s.t)) for s in stages]
+
+
+def network_time(grid: Grid, t: float) -> float:
+    """What the network is given at a public time: the grid's where a step begins there (to the rounding of a level that
+    was made anew), or else by the schedule."""
+    near = next((i for i, own in enumerate(grid.times[:-1]) if abs(own - t) <= 1e-9 * abs(t)), None)
+    return float(grid.clock(t)) if near is None else grid.network[near]
 
 
 def place(timestep: Any, times: Times) -> int | None:

@@ -38,18 +38,20 @@ Build = Callable[[Config, Grid, int, Options], Plan]
 """(config, grid, the step that the run begins with, options) -> the plan of the rest of the run."""
 
 
-def named(method: str, options: Callable[[Config, Options], dict[str, Any]] | None = None) -> Build:
+@dataclass(frozen=True)
+class Named:
     """One of our methods, on the grid's times."""
 
-    def build(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
-        given = {} if options is None else options(config, asked)
+    method: str
+    options: Callable[[Config, Options, Grid], dict[str, Any]] | None = None
+
+    def __call__(self, config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
+        given = {} if self.options is None else self.options(config, asked, grid)
         times = merged(grid.times[begin:])
         if len(times) < 2:
             return still(grid, grid.times[begin:])
-        plan = solvers.plan(method, schedule=grid.schedule, spacing=times, **given)
+        plan = solvers.plan(self.method, schedule=grid.schedule, spacing=times, **given)
         return whole(plan, grid.times[begin:])
-
-    return build
 
 
 def rowwise(fill: Callable[[Rows, list[Point], Config, int], str]) -> Build:
@@ -98,6 +100,10 @@ def whole(plan: Plan, times: Sequence[float]) -> Plan:
     repeated = [i for i, (a, b) in enumerate(pairwise(times)) if a == b]
     if not repeated:
         return plan
+    if repeated == [len(times) - 2]:
+        # The last step alone, after which nothing is left to be done.
+        last = replace(_still(plan, (), plan.stages), step=plan.stages[-1].step + 1)
+        return replace(plan, stages=(*plan.stages, last))
     if plan.nfe != plan.steps:
         raise ValueError(
             f"sigmas {repeated[0]} and {repeated[0] + 1} of the run are equal, and its method takes several evaluations "
@@ -346,3 +352,18 @@ def renoised(rows: Rows, points: list[Point], config: Config, total: int) -> str
     for s, t in pairwise(points):
         rows.put(s, t, t.alpha * ROW["m"] + t.sigma * ROW["za"], keep=False)
     return "data"
+
+
+def pndm(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
+    """PNDM, whose list of times has one more than steps: its first step is corrected at the second time.
+
+    A run that begins in the midst has no such step, and begins with lower orders at its own time; at the second entry of
+    the list it stays for one evaluation.
+    """
+    skip = bool(config["skip_prk_steps"])
+    if begin == 0:
+        return Named("pndm", lambda *_: {"skip_prk_steps": skip})(config, grid, 0, asked)
+    if not skip:
+        raise ValueError("skip_prk_steps=False: a run of PNDM's Runge-Kutta start begins at its first time; give True")
+    rest = grid.times[begin - 1 :] if begin > 1 else (grid.times[1], *grid.times[1:])
+    return Named("ipndm")(config, replace(grid, times=rest), 0, asked)

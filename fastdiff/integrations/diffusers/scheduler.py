@@ -320,7 +320,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             if variance_noise is not None:
                 walk.source = lambda draw, like: variance_noise.to(like)
             elif self.noise == "diffusers":
-                walk.source = drawn(generator)
+                walk.source = drawn(generator, sample if self._family.draws_always else None)
         with sampling_mode():
             following, predicted = walk.step(self._mean(model_output, sample, walk), sample)
         local.walk, local.index = (None, None) if walk.finished else (walk, walk.first + walk.done)

@@ -41,8 +41,19 @@ def _key(generator: Any) -> int:
     return (int(generator.initial_seed()) ^ (offset + 1) * _GOLDEN) & _BITS
 
 
-def drawn(generator: Any) -> Callable[[int, torch.Tensor], torch.Tensor]:
-    """Noise as diffusers draws it: tensors from the generator, one after the other."""
+def drawn(generator: Any, always: torch.Tensor | None = None) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    """Noise as diffusers draws it: tensors from the generator, one after the other.
+
+    Args:
+        always: a tensor like the sample, where diffusers draws noise in steps that do not use it too: it is drawn now.
+    """
     if isinstance(generator, tuple):
         generator = list(generator)
-    return lambda draw, like: randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+    def draw(like: torch.Tensor) -> torch.Tensor:
+        return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+    if always is None:
+        return lambda number, like: draw(like)
+    ready = draw(always)
+    return lambda number, like: ready.to(like.dtype)
