@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Processes that run tests.
-JOBS ?= 2
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # Where `make gpu` writes its results.
 OUT ?= benchmarks/results
 
