@@ -35,7 +35,7 @@ def tool() -> ModuleType:
 
 SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 WAN = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-MATCH = "FlowMatchEulerDiscreteScheduler"
+MATCH, SDE = "FlowMatchEulerDiscreteScheduler", "DPMSolverSDEScheduler"
 # One of each rule; the tool has 480.
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DDIMScheduler", {"thresholding": True, "sample_max_value": 1.5}, {}),
@@ -320,6 +320,8 @@ def test_velocity_is_theirs() -> None:
 
 def test_times_of_every_class_are_theirs() -> None:
     for name in Scheduler._compatibles:
+        # Times within a step come from a level: their float32 table is 8e-5 off in log sigma, of 8 over 1000 times.
+        atol = 1e-4 if name not in ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", SDE) else 1e-2
         for n in (1, 3, 10, 37):
             config = {"clip_sample": False} if "Inverse" in name and "DDIM" in name else {}
             theirs, mine = getattr(diffusers, name)(**config), ours(name, **config)
@@ -328,7 +330,7 @@ def test_times_of_every_class_are_theirs() -> None:
             want = theirs.timesteps
             if name != "DPMSolverMultistepInverseScheduler" or n > 1:
                 assert mine.timesteps.dtype == (torch.float32 if want.dtype.is_floating_point else want.dtype), name
-                torch.testing.assert_close(mine.timesteps.double(), want.double(), rtol=1e-6, atol=1e-4, msg=name)
+                torch.testing.assert_close(mine.timesteps.double(), want.double(), rtol=1e-6, atol=atol, msg=name)
             assert mine.num_inference_steps == n and mine.order == theirs.order
             # Their table is a float32 product of betas: 8e-5 at time 0, where all of it is rounding.
             if hasattr(theirs, "init_noise_sigma"):
