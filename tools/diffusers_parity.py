@@ -118,7 +118,7 @@ def error(
         theirs = getattr(diffusers, name)(**config)
         want = run(theirs, times, step or {}, begin)
         ours = Scheduler.from_config(getattr(diffusers, name)(**config), noise="diffusers")
-        # Its two noises of a step are one Brownian path in sigma there, and one of the reverse SDE here: what is compared
+        # Its two noises of a step are one Brownian path in sigma there, and one of the reverse SDE here: what is equal
         # is all but them.
         draws = iter(NOISE * (name != "DPMSolverSDEScheduler"))
         seeds = importlib.import_module("fastdiff.integrations.diffusers.seeds")

@@ -11,7 +11,7 @@ import numpy as np
 from fastdiff.names import short, unknown
 from fastdiff.schedules.base import Array, NoiseSchedule
 from fastdiff.schedules.continuous import flow, preconditioned
-from fastdiff.schedules.discrete import cosine, ddpm, discrete, scaled_linear
+from fastdiff.schedules.discrete import Discrete, cosine, ddpm, discrete, scaled_linear
 
 PREDICTIONS = {
     "epsilon": "eps",
@@ -271,35 +271,37 @@ def _class_of(config: Mapping[str, Any]) -> str:
     return kinds[0]
 
 
-def betas(config: Mapping[str, Any]) -> Array:
-    """The betas of a config, float64 (N,), before `rescale_betas_zero_snr`.
+def training(config: Mapping[str, Any]) -> Discrete:
+    """The schedule of a config's betas, with a terminal alpha of 0 where `rescale_betas_zero_snr` says so.
 
     Raises:
         ValueError: another `beta_schedule`.
     """
     trained, kind = config["trained_betas"], config["beta_schedule"]
+    zero = bool(config.get("rescale_betas_zero_snr", False))
     if trained is not None:
-        return np.asarray(trained, dtype=np.float64)
+        return discrete(trained, zero_terminal_snr=zero)
     count, low, high = int(config["num_train_timesteps"]), float(config["beta_start"]), float(config["beta_end"])
     if kind == "linear":
-        return ddpm(count, low, high).betas
+        return ddpm(count, low, high, zero_terminal_snr=zero)
     if kind == "scaled_linear":
-        return scaled_linear(count, low, high).betas
+        return scaled_linear(count, low, high, zero_terminal_snr=zero)
     if kind == "squaredcos_cap_v2":
-        return cosine(count).betas
+        return cosine(count, zero_terminal_snr=zero)
     if kind == "sigmoid":
-        return low + (high - low) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, count)))
+        betas = low + (high - low) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, count)))
+        return discrete(betas, zero_terminal_snr=zero)
     if kind == "exp":
-        return np.full(count, min(-math.expm1(-12.0 / count), 0.999))
+        return discrete(np.full(count, min(-math.expm1(-12.0 / count), 0.999)), zero_terminal_snr=zero)
     valid = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp")
     raise ValueError(unknown("beta_schedule", kind, valid))
 
 
 def alphas_cumprod(config: Mapping[str, Any], floor: bool) -> Array:
     """alpha² at the N training times, float64; `floor`: with the 2^-24 that most classes have for a terminal 0."""
-    zero = bool(config.get("rescale_betas_zero_snr", False))
-    values = discrete(betas(config), zero_terminal_snr=zero).alphas_cumprod
-    if zero and floor:
+    made = training(config)
+    values = made.alphas_cumprod
+    if floor and made.zero_terminal:
         values[-1] = 2.0**-24
     return values
 
@@ -345,8 +347,4 @@ def described(scheduler: Any) -> Described:
         low, high = config["sigma_min"], config["sigma_max"]
         if low is not None and high is not None:
             return Described(preconditioned(float(low), float(high), 1.0), prediction)
-    labels = {"linear": "ddpm", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-    label = "discrete" if config["trained_betas"] is not None else labels.get(config["beta_schedule"], "discrete")
-    # 2^-24 is there for the 0 of zero terminal SNR, which no division meets here.
-    values = alphas_cumprod(config, floor=False)
-    return Described(discrete(alphas_cumprod=values, label=label), prediction)
+    return Described(training(config), prediction)

@@ -41,7 +41,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DDIMScheduler", {"thresholding": True, "sample_max_value": 1.5}, {}),
     ("DDIMScheduler", {}, {"step": {"eta": 0.5}}),
     ("DDPMScheduler", {"variance_type": "learned_range"}, {}),
-    ("DDIMInverseScheduler", {"clip_sample": False}, {}),
+    ("DDIMInverseScheduler", {"clip_sample": False, "set_alpha_to_one": False}, {}),
     ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "prediction_type": "v_prediction"}, {}),
     (
         "EulerDiscreteScheduler",
@@ -58,6 +58,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver", "solver_type": "heun", **SIGMA_MIN}, {}),
     ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True, **SIGMA_MIN}, {}),
+    ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1, "beta_schedule": "squaredcos_cap_v2"}, {}),
     ("DPMSolverMultistepInverseScheduler", {"solver_order": 2}, {}),
     ("DPMSolverSinglestepScheduler", {"solver_order": 3, "lower_order_final": True}, {"begin": 4}),
     ("UniPCMultistepScheduler", {"disable_corrector": [0, 3], "use_exponential_sigmas": True}, {}),

@@ -25,8 +25,8 @@ class Family:
         integer: whether `timesteps` are integers.
         pair: whether `step(return_dict=False)` gives the predicted x0 too.
         clips: the key that has the predicted x0 clipped to clip_sample_range, or "".
-        inner: what the network is given within a step, at a time that is the grid's too: the grid's own, or "clock", the
-            schedule's.
+        inner: what the network is given within a step, at a time that is the grid's too: the grid's own, or by "clock",
+            as at any other time.
         draws_always: whether diffusers draws noise in steps that do not use it too.
         names: fields of what `step` returns.
         prior: standard deviation of the pipeline's first sample, of the largest sigma: "unit", "sigma" (sigma or

@@ -27,8 +27,7 @@ from fastdiff.integrations.diffusers.spacing import (
     table,
     variance_preserving,
 )
-from fastdiff.schedules import discrete
-from fastdiff.schedules.diffusers import alphas_cumprod
+from fastdiff.schedules.diffusers import training
 
 
 def only(asked: Asked, *allowed: str) -> None:
@@ -77,7 +76,7 @@ def discrete_grid(config: Config, asked: Asked) -> Grid:
 
 def indexed(config: Config, times: Array, end: float) -> Grid:
     """The grid of training times, with the time at which the last step ends."""
-    schedule = discrete(alphas_cumprod=alphas_cumprod(config, floor=False))
+    schedule = training(config)
     whole = (*times.tolist(), min(end, float(times[-1])))
     with np.errstate(divide="ignore"):
         sigmas = schedule.sigma(np.array(whole)) / schedule.alpha(np.array(whole))

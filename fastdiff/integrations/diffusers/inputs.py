@@ -22,10 +22,14 @@ class Times:
         stages = [s for s in plan.stages if s.evaluate]
         begins = [i == 0 or s.step != stages[i - 1].step for i, s in enumerate(stages)]
         clock = family.inner == "clock"
-        self.host = [
-            float(grid.clock(s.t)) if clock and not first else network_time(grid, s.t)
-            for s, first in zip(stages, begins, strict=True)
-        ]
+        self.host = (
+            list(grid.network)
+            if len(stages) == len(grid.network)
+            else [
+                float(grid.clock(s.t)) if clock and not first else network_time(grid, s.t)
+                for s, first in zip(stages, begins, strict=True)
+            ]
+        )
         dtype = torch.int64 if family.integer else torch.float32
         host = torch.tensor(self.host, dtype=torch.float64).to(dtype)
         self.timesteps = on(host, torch.device("cpu" if device is None else device))

@@ -106,8 +106,8 @@ def whole(plan: Plan, times: Sequence[float]) -> Plan:
         return replace(plan, stages=(*plan.stages, last))
     if plan.nfe != plan.steps:
         raise ValueError(
-            f"sigmas {repeated[0]} and {repeated[0] + 1} of the run are equal, and its method takes several evaluations "
-            "a step: leave one of them out"
+            f"sigmas {repeated[0]} and {repeated[0] + 1} of the run are equal, and its method takes several "
+            "evaluations a step: leave one of them out"
         )
     stages, made = list(plan.stages), []
     for i, (a, b) in enumerate(pairwise(times)):
@@ -357,7 +357,7 @@ def renoised(rows: Rows, points: list[Point], config: Config, total: int) -> str
 def pndm(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
     """PNDM, whose list of times has one more than steps: its first step is corrected at the second time.
 
-    A run that begins in the midst has no such step, and begins with lower orders at its own time; at the second entry of
+    A run that begins in the midst has no such step: it begins with lower orders at its own time; at the second entry of
     the list it stays for one evaluation.
     """
     skip = bool(config["skip_prk_steps"])

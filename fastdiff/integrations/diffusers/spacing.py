@@ -85,8 +85,8 @@ def spaced(config: Config, steps: int, inner: bool) -> Array:
 
 
 def clipped(config: Config) -> int:
-    """How many of the noisiest times lie below `lambda_minclipped`."""
-    floor = config.get("lambda_minclipped", -math.inf)
+    """How many of the noisiest times lie below `lambda_min_clipped`."""
+    floor = config.get("lambda_min_clipped", -math.inf)
     if floor in (None, -math.inf):
         return 0
     a = alphas_cumprod(config, floor=True)
