@@ -29,6 +29,12 @@ enum Column {
 // The same order as fastdiff/plan.py.
 enum Register { RX, RU, RM, RH1, RSECOND = RH1 + 6, RZA, NREG = RZA + 3 };
 
+// The words of one draw where it is an increment of a Brownian path, a sum of normals: their number, then for each its
+// own number and the bits of its float32 weight. fastdiff/ops/brownian.py says how they are made.
+constexpr int PATH_TERMS = 64, PATH_WIDTH = 1 + 2 * PATH_TERMS;
+// Streams of the noise: the steps', and the path's.
+enum Tag : uint32_t { TAG_STEP = 0, TAG_PATH = 2 };
+
 enum Convert { CONVERT_NONE, CONVERT_RAW, CONVERT_LINEAR, CONVERT_CLIP, CONVERT_BLEND };
 
 enum DType { F16, BF16, F32, F64 };
@@ -42,6 +48,7 @@ struct StageArgs {
   // The network gives a variance. 1: a sample of `first` has 2n elements, the prediction and then v; 2: so has one of
   // `second`.
   int32_t learned;
+  int32_t path;              // not 0: the draws are increments of a Brownian path
   int32_t state, net, hist, in;  // DType of the state; of first and second; of the history and m_out; of net_in
   int64_t batch, n;              // samples, and elements in each
   const void *x, *u, *first, *second;
@@ -49,7 +56,7 @@ struct StageArgs {
   const void *z[3];  // the user's noise; null: Philox
   void *u_out, *x_out, *m_out, *net_in;
   const void *table;            // rows of WIDTH coefficients in the state's dtype
-  const int32_t *draws;         // rows of 3
+  const int32_t *draws;         // rows of 3, or of 3 * PATH_WIDTH
   int64_t k;                    // the row
   const int32_t *rows;          // or a row for each sample
   const int64_t *seeds;         // per sample

@@ -47,9 +47,10 @@ def _kept(options: tuple[tuple[str, type, Any], ...]) -> Sampler:
 
 
 def _made(options: dict[str, Any]) -> Sampler:
-    method = options.get("method", SAMPLE_DEFAULTS["method"])
+    method = options.get("method")
     # What belongs to neither call is seen here, where all arguments are known.
-    parted("sample", None if options.get("plan") is not None else solvers.find(method), options, SAMPLE_DEFAULTS)
+    own = None if options.get("plan") is not None else solvers.chosen(method, options)[0]
+    parted("sample", own, options, SAMPLE_DEFAULTS)
     return Sampler(method, options.get("steps"), **{k: v for k, v in options.items() if k not in CHOICE})
 
 
@@ -85,7 +86,10 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             config.
         steps: at least 1; default: what `spacing` says, else 10. Singlestep methods count network evaluations.
             Adaptive methods ("ode", "dpm_adaptive") take none: they choose their steps by rtol and atol.
-        method: a name of `fastdiff.methods()`; names of diffusers, k-diffusion and ComfyUI are aliases.
+        method: a name of `fastdiff.methods()`; names of diffusers, k-diffusion and ComfyUI are aliases. Default: chosen
+            by the schedule and the number of steps, by measured errors (docs/solvers.md, "Defaults at few steps"):
+            "dpm2" up to 10 steps and "dpm3" above; on VE and EDM schedules "dpm3" with lower_order_final=False and
+            final="t_min"; "dpmpp2m" where alpha is 0 at the start, as in flow matching. `Sampler(...).method` tells.
         schedule: a `NoiseSchedule`, its name, or a scheduler of diffusers, `pipe.scheduler`, whose config says schedule
             and prediction; default: `model.schedule`, else "ddpm".
         prediction: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the mean of the next,
@@ -99,7 +103,9 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         first_sample: global index of row 0, so that a batch can be split anywhere with the same result.
         noise: your own noise, (draw, like) -> tensor of like's shape, instead of the built-in; draw is -1 for the
             prior, else 0, 1, ... in the order in which noise is needed. It counts draws, not steps: a step whose std is
-            0 draws nothing, others may draw twice; `plan.stages[i].draws` says which.
+            0 draws nothing, others may draw twice; `plan.stages[i].draws` says which. Or "brownian": the steps' noise
+            is one Brownian path, so that a seed keeps its sample, up to the error of the steps, at any number of steps;
+            for methods each of whose draws has its span of time (`plan.spanned`).
         guidance: a number s for classifier-free guidance uncond + s·(cond − uncond) (Ho and Salimans 2022, arXiv
             2207.12598), a function of the schedule's time that gives it, or a form of `fastdiff.guidance`:
             `Interval`, `Rescale`, `CFGPlusPlus`, ... `guidance_scale` is another word for a number.

@@ -27,10 +27,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("guidance",),
     ("bind",),
     ("run",),
-    ("training", "likelihood", "analytic"),
+    ("training", "likelihood", "analytic", "integrations"),
     ("options",),
     ("sampler",),
-    ("api", "integrations", "inversion", "fitting", "generation"),
+    ("api", "inversion", "fitting", "generation"),
     ("losses",),
     ("__init__",),
     ("demo",),
@@ -51,7 +51,7 @@ NUMPY_ONLY = (
     "plot",
     "solvers",
 )
-NUMPY_ONLY += ("ops.layout", "ops.philox", "ops.rank")
+NUMPY_ONLY += ("ops.brownian", "ops.layout", "ops.philox", "ops.rank")
 
 
 def modules() -> dict[str, Path]:

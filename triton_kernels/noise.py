@@ -8,6 +8,7 @@ import triton.language as tl
 LN2_HIGH = tl.constexpr(0.693359375)  # 9 bits: its product with a float32 exponent is exact
 LN2_LOW = tl.constexpr(-2.12194440e-4)
 SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
+PATH = tl.constexpr(2)  # the Philox stream of Brownian paths
 ANGLE = tl.constexpr(3.657295198167899e-10)  # 2 pi / 2^34
 
 
@@ -105,6 +106,18 @@ def normals(tile, index, draw, stream, seed, BLOCK: tl.constexpr):
     n0, n1 = box_muller(w0, w1)
     n2, n3 = box_muller(w2, w3)
     return spread(n0, n1, n2, n3)
+
+
+@triton.jit
+def path_sum(tile, index, words, seed, BLOCK: tl.constexpr):
+    """float32 (BLOCK,): the sum of normals that `words` says, their number and then a node and the bits of a weight
+    for each (fastdiff/ops/brownian.py), by the same fused multiply-adds as in csrc."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for j in range(0, tl.load(words)):
+        node = tl.load(words + 1 + 2 * j)
+        weight = tl.load(words + 2 + 2 * j).to(tl.float32, bitcast=True)
+        total = tl.fma(weight, normals(tile, index, node, tl.cast(PATH, tl.uint32), seed, BLOCK), total)
+    return total
 
 
 @triton.jit(do_not_specialize=["tiles", "draw", "stream"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastdiff._triton.noise import normals
+from fastdiff._triton.noise import normals, path_sum
 
 # Columns of a table row, as in fastdiff/table.py.
 W1 = tl.constexpr(0)
@@ -41,6 +41,7 @@ ZA = tl.constexpr(10)
 
 ONE = tl.constexpr(1)  # on the left of << and &, since an int there does not know constexpr in the interpreter
 STEP = tl.constexpr(0)  # the Philox stream of the stages' noise
+PATH_WIDTH = tl.constexpr(129)  # words of one draw of a Brownian path, as in csrc/stage.h
 
 
 @triton.jit
@@ -104,14 +105,18 @@ def _combine(row, x, u, m, h1, h2, h3, h4, h5, h6, second, za, zb, zc, zero, FIR
 @triton.jit
 def _noise(
     given, offset, inside, tile, row_number, sample, draws, seeds, index,
-    NUMBER: tl.constexpr, MASK: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
+    NUMBER: tl.constexpr, MASK: tl.constexpr, PATH: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Draw NUMBER of the stage: the user's stream where one is given, else Philox."""
     if (ONE << (ZA + NUMBER)) & MASK:
         if given is None:
-            draw = tl.load(draws + row_number * 3 + NUMBER)
             seed = tl.load(seeds + sample)
-            value = normals(tile, tl.load(index + sample), draw, tl.cast(STEP, tl.uint32), seed, BLOCK).to(TYPE)
+            if PATH:
+                words = draws + (row_number * 3 + NUMBER) * PATH_WIDTH
+                value = path_sum(tile, tl.load(index + sample), words, seed, BLOCK).to(TYPE)
+            else:
+                draw = tl.load(draws + row_number * 3 + NUMBER)
+                value = normals(tile, tl.load(index + sample), draw, tl.cast(STEP, tl.uint32), seed, BLOCK).to(TYPE)
         else:
             value = tl.load(given + offset, mask=inside, other=0.0).to(TYPE)
     else:
@@ -174,16 +179,17 @@ def stage_kernel(
     x, u, first, second, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in,
     table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k,
     CONVERT: tl.constexpr, GUIDED: tl.constexpr, M_READS_U: tl.constexpr, U_MASK: tl.constexpr, X_MASK: tl.constexpr,
-    COPIES: tl.constexpr, LEARNED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, EXCHANGES: tl.constexpr,
-    BITS: tl.constexpr, BLOCK: tl.constexpr,
+    COPIES: tl.constexpr, LEARNED: tl.constexpr, PATH: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
+    EXCHANGES: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK consecutive elements of one sample, every stream read once, every output written once.
 
     Pointers are None where the stage does not use the stream; see fastdiff/ops/buffers.py for the rest. n: elements per
     sample (of the whole batch if not SPLIT); total: elements of the batch, the offset of net_in's second copy; tiles:
-    programs per sample; k: the table row; SPLIT: samples differ (own noise, bounds or rows); WIDE: offsets inside a
-    sample need 64 bits; EXCHANGES: an element may be stored by another thread than the one that loaded it. Outputs may
-    be the same memory as inputs: all loads come before all stores, and no element is touched by two programs.
+    programs per sample; k: the table row; PATH: the draws are increments of a Brownian path; SPLIT: samples differ (own
+    noise, bounds or rows); WIDE: offsets inside a sample need 64 bits; EXCHANGES: an element may be stored by another
+    thread than the one that loaded it. Outputs may be the same memory as inputs: all loads come before all stores, and
+    no element is touched by two programs.
     """
     TYPE: tl.constexpr = table.dtype.element_ty
     MASK: tl.constexpr = U_MASK | X_MASK
@@ -221,9 +227,9 @@ def stage_kernel(
     v4 = _read(h4, offset, inside, (ONE << (H1 + 3)) & MASK, TYPE)
     v5 = _read(h5, offset, inside, (ONE << (H1 + 4)) & MASK, TYPE)
     v6 = _read(h6, offset, inside, (ONE << (H1 + 5)) & MASK, TYPE)
-    n1 = _noise(za, offset, inside, tile, number, sample, draws, seeds, index, 0, MASK, TYPE, BLOCK)
-    n2 = _noise(zb, offset, inside, tile, number, sample, draws, seeds, index, 1, MASK, TYPE, BLOCK)
-    n3 = _noise(zc, offset, inside, tile, number, sample, draws, seeds, index, 2, MASK, TYPE, BLOCK)
+    n1 = _noise(za, offset, inside, tile, number, sample, draws, seeds, index, 0, MASK, PATH, TYPE, BLOCK)
+    n2 = _noise(zb, offset, inside, tile, number, sample, draws, seeds, index, 1, MASK, PATH, TYPE, BLOCK)
+    n3 = _noise(zc, offset, inside, tile, number, sample, draws, seeds, index, 2, MASK, PATH, TYPE, BLOCK)
 
     if GUIDED:
         g = tl.fma(tl.load(row + W1), g, tl.load(row + W2) * av)

@@ -35,7 +35,7 @@ def of_spec(spec: StageSpec, network: torch.dtype) -> Stage:
     def network_output(twice: bool) -> torch.Tensor:
         return torch.randn(batch, shape[1] * (2 if twice else 1), *shape[2:]).to(network)
 
-    buf = Buffers(x=x, u=x, u_out=x, out=network_output(learned > 0))
+    buf = Buffers(x=x, u=x, u_out=x, first=network_output(learned > 0))
     if spec.guided or spec.mask >> SECOND & 1:
         buf.second = network_output(learned == 2)
     buf.h = tuple(torch.randn(shape) for _ in range(spec.history))

@@ -78,7 +78,7 @@ void combine_n(T *out, const Terms<T> &terms, int64_t len) {
   FD_LOOP
   for (int64_t i = 0; i < len; ++i) {
     T total = c[0] * r[0][i];
-    for (int j = 1; j < N; ++j) total += c[j] * r[j][i];
+    for (int j = 1; j < N; ++j) total = multiply_add(c[j], r[j][i], total);
     out[i] = total;
   }
 }
@@ -112,7 +112,7 @@ template <class T>
 struct Scratch {
   alignas(64) T registers[NREG][TILE];
   alignas(64) T first[TILE], g[TILE], u[TILE], x[TILE], scaled[TILE], learned[TILE];
-  alignas(64) float normals[TILE];
+  alignas(64) float normals[TILE], term[TILE];
 };
 
 // This thread's own, of 80 kB for float and 160 kB for double: on the heap, since threads of some programs have stacks
@@ -124,12 +124,30 @@ Scratch<T> &scratch_of_thread() {
   return *own;
 }
 
+// One draw: a normal of its own, or where `path` is not null, the sum that it says.
+void fill_draw(float *out, float *term, int64_t block, int64_t len, Stream s, const int32_t *path, const Ahead &ahead) {
+  if (!path) {
+    fill_normals(out, block, len, s, ahead);
+    return;
+  }
+  for (int64_t i = 0; i < len; ++i) out[i] = 0.0f;
+  const int32_t *pair = path + 1;
+  for (int32_t j = 0; j < path[0]; ++j, pair += 2) {
+    s.draw = uint32_t(pair[0]);
+    const float weight = as_float(uint32_t(pair[1]));
+    fill_normals(term, block, len, s, j ? Ahead{} : ahead);
+    FD_LOOP
+    for (int64_t i = 0; i < len; ++i) out[i] = multiply_add(weight, term[i], out[i]);
+  }
+}
+
 template <class T>
-void drawn(T *out, float *normals, int64_t first, int64_t len, Stream s, const Ahead &ahead) {
+void drawn(T *out, Scratch<T> &scratch, int64_t first, int64_t len, Stream s, const int32_t *path, const Ahead &ahead) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    fill_normals(out, first / 4, len, s, ahead);
+    fill_draw(out, scratch.term, first / 4, len, s, path, ahead);
   } else {
-    fill_normals(normals, first / 4, len, s, ahead);
+    float *normals = scratch.normals;
+    fill_draw(normals, scratch.term, first / 4, len, s, path, ahead);
     for (int64_t i = 0; i < len; ++i) out[i] = T(normals[i]);
   }
 }
@@ -155,7 +173,7 @@ void learned_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scr
   const T c0 = row[S0], c1 = row[S1], *v = load(a.first, a.net, at, len, s.learned);
   T *e = s.learned;
   FD_LOOP
-  for (int64_t i = 0; i < len; ++i) e[i] = exponential(c0 + c1 * v[i]);
+  for (int64_t i = 0; i < len; ++i) e[i] = exponential(multiply_add(c1, v[i], c0));
   if (const T *z = r[RZA]) {
     T *to = s.registers[RZA];
     FD_LOOP
@@ -195,8 +213,9 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
     if (a.z[i]) {
       r[RZA + i] = static_cast<const T *>(a.z[i]) + at;
     } else {
-      const Stream stream = stream_of(a.seeds[b], a.index[b], uint32_t(a.draws[row_number * 3 + i]), 0);
-      drawn(s.registers[RZA + i], s.normals, first, len, stream, ahead);
+      const int32_t *draw = a.draws + (row_number * 3 + i) * (a.path ? PATH_WIDTH : 1);
+      const Stream stream = stream_of(a.seeds[b], a.index[b], uint32_t(*draw), a.path ? TAG_PATH : TAG_STEP);
+      drawn(s.registers[RZA + i], s, first, len, stream, a.path ? draw : nullptr, ahead);
       ahead.count = 0;
       r[RZA + i] = s.registers[RZA + i];
     }

@@ -27,7 +27,7 @@ constexpr int EACH_OF[] = {2, 2, 1};
 // What the kernel of a stage is specialised on, beside the state's dtype: the template arguments of stage_kernel.
 struct Variant {
   int net, hist, shape, entries;
-  bool paired, learned, noise, wide;
+  bool paired, learned, noise, path, wide;
 };
 
 // A group of 4 elements shares a block of the noise. Samples lie along y, strided by its size.
@@ -87,8 +87,11 @@ inline Variant variant(const StageArgs &a) {
   exact = exact && entries <= 3 && history == (1u << entries) - 1 && !(a.learned && (entries || two));
   // A history in a 16-bit dtype is one of the network's own outputs: there is no guidance and no v.
   exact = exact && (hist == F32 || (hist == net && entries && !paired));
-  if (!exact) return {ANY, ANY, ALL, a.state == F64 && wide && entries <= 3 ? 3 : 6, true, true, noise || !wide, wide};
-  return {net, hist, two ? TWO : ONE, entries, paired, a.learned != 0, noise, true};
+  // A path's many normals take longer than any stream: one kernel for all such stages.
+  if (a.path && noise) return {ANY, ANY, ALL, 6, true, true, true, true, wide};
+  if (!exact)
+    return {ANY, ANY, ALL, a.state == F64 && wide && entries <= 3 ? 3 : 6, true, true, noise || !wide, false, wide};
+  return {net, hist, two ? TWO : ONE, entries, paired, a.learned != 0, noise, false, true};
 }
 
 // The kernel of a variant; those of a float32 state by the network's dtype, of which that for float32 knows ALL too.

@@ -38,13 +38,31 @@ __device__ __forceinline__ void widen(const Raw<T> (&raw)[EACH], int dtype, T (&
   for (int g = 0; g < EACH; ++g) widen(raw[g], dtype, v + 4 * g);
 }
 
+// The sum of normals that `path` says, in every back end in this order and by these fused multiply-adds.
+template <int COUNT>
+__device__ __forceinline__ void add_path(int64_t group, Sample sample, const int32_t *path, float (&sum)[COUNT]) {
+#pragma unroll
+  for (int e = 0; e < COUNT; ++e) sum[e] = 0.0f;
+  const int32_t count = __ldg(path);
+#pragma unroll 1
+  for (int32_t j = 0; j < count; ++j) {
+    const uint32_t node = uint32_t(__ldg(path + 1 + 2 * j));
+    const float weight = as_float(uint32_t(__ldg(path + 2 + 2 * j)));
+    float normal[COUNT];
+#pragma unroll
+    for (int g = 0; g < COUNT / 4; ++g) draw_four(group + 32 * g, sample, node, TAG_PATH, normal + 4 * g);
+    accumulate(weight, normal, sum);
+  }
+}
+
 // Blocks of 256 threads that must fit on a multiprocessor: as many as let no kernel spill.
 template <class T, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED>
 constexpr int resident() {
   return (SHAPE != ONE || ENTRIES + PAIRED + 2 * LEARNED > 2 ? 2 : 3) * 4 / int(sizeof(T));
 }
 
-template <class T, int NET, int HIST, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED, bool NOISE, bool WIDE>
+template <class T, int NET, int HIST, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED, bool NOISE, bool PATH,
+          bool WIDE>
 __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARNED>())
     stage_kernel(const StageArgs a, const int64_t groups) {
   constexpr int own = sizeof(T) == 4 ? F32 : F64, EACH = EACH_OF[SHAPE], COUNT = 4 * EACH;
@@ -168,9 +186,16 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
           for (int g = 0; g < EACH; ++g) given[g] = fetch<T, WIDE>(a.z[i], own, at + 128 * g, count);
           widen(given, own, v);
         } else {
-          const uint32_t draw = uint32_t(a.draws[row_number * 3 + i]);
+          if constexpr (PATH) {
+            float sum[COUNT];
+            add_path(group, sample, a.draws + (row_number * 3 + i) * PATH_WIDTH, sum);
 #pragma unroll
-          for (int g = 0; g < EACH; ++g) draw_four(group + 32 * g, sample, draw, 0, v + 4 * g);
+            for (int e = 0; e < COUNT; ++e) v[e] = T(sum[e]);
+          } else {
+            const uint32_t draw = uint32_t(a.draws[row_number * 3 + i]);
+#pragma unroll
+            for (int g = 0; g < EACH; ++g) draw_four(group + 32 * g, sample, draw, TAG_STEP, v + 4 * g);
+          }
         }
         if (i == 0 && learns) {
 #pragma unroll
@@ -202,10 +227,10 @@ Kernel chosen(bool flag, F f) {
 
 template <int NET, int HIST, int SHAPE, bool PAIRED, bool NOISE>
 Kernel with_entries(int entries) {
-  constexpr Kernel none = stage_kernel<float, NET, F32, SHAPE, 0, PAIRED, false, NOISE, true>;
-  constexpr Kernel kernels[] = {none, stage_kernel<float, NET, HIST, SHAPE, 1, PAIRED, false, NOISE, true>,
-                                stage_kernel<float, NET, HIST, SHAPE, 2, PAIRED, false, NOISE, true>,
-                                stage_kernel<float, NET, HIST, SHAPE, 3, PAIRED, false, NOISE, true>};
+  constexpr Kernel none = stage_kernel<float, NET, F32, SHAPE, 0, PAIRED, false, NOISE, false, true>;
+  constexpr Kernel kernels[] = {none, stage_kernel<float, NET, HIST, SHAPE, 1, PAIRED, false, NOISE, false, true>,
+                                stage_kernel<float, NET, HIST, SHAPE, 2, PAIRED, false, NOISE, false, true>,
+                                stage_kernel<float, NET, HIST, SHAPE, 3, PAIRED, false, NOISE, false, true>};
   return kernels[entries];
 }
 
@@ -219,7 +244,7 @@ Kernel exact(const Variant &v) {
                             : with_entries<NET, NET, TWO, false, NOISE>(v.entries);
     return chosen(v.paired, [&](auto paired) -> Kernel {
       constexpr bool PAIRED = decltype(paired)::value;
-      if (v.learned) return stage_kernel<float, NET, F32, ONE, 0, PAIRED, true, NOISE, true>;
+      if (v.learned) return stage_kernel<float, NET, F32, ONE, 0, PAIRED, true, NOISE, false, true>;
       return v.shape == ONE ? with_entries<NET, F32, ONE, PAIRED, NOISE>(v.entries)
                             : with_entries<NET, F32, TWO, PAIRED, NOISE>(v.entries);
     });

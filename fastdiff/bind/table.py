@@ -13,6 +13,7 @@ import numpy as np
 
 from fastdiff.bind.clipping import unclipped_parts
 from fastdiff.guidance import UNGUIDED, Guidance, Place
+from fastdiff.ops.brownian import PATH_WIDTH, Path
 from fastdiff.ops.layout import (
     BLEND,
     CG,
@@ -37,8 +38,9 @@ from fastdiff.ops.layout import (
     StageSpec,
     mask_of,
 )
-from fastdiff.plan import H1, IDENTITY, MAX_HISTORY, NREG, REGISTERS, SECOND, ZA, M, Plan, Stage, U, X
+from fastdiff.plan import H1, IDENTITY, MAX_DRAWS, MAX_HISTORY, NREG, REGISTERS, SECOND, ZA, M, Plan, Stage, U, X
 from fastdiff.prediction import PREVIOUS, check_previous, conversion, previous_conversion
+from fastdiff.schedules import NoiseSchedule
 from fastdiff.solvers import step_variances
 
 
@@ -60,11 +62,13 @@ class Binding:
 
 
 DEFAULT = Binding()
+_TERMS = 32
+"""The bound of a path's sums in a structure is a multiple of it; common grids have sums of at most 30."""
 
 
 class Table(NamedTuple):
-    """A bound plan: `values` float64 (stages + 1, WIDTH), `draws` int32 (stages + 1, 3), one spec per row,
-    `times` (stages,).
+    """A bound plan: `values` float64 (stages + 1, WIDTH), `draws` int32 (stages + 1, 3), or as `path_table`, one spec
+    per row, `times` (stages,), or (stages, 2) where the network is given two.
 
     Row 0 is the opening: it writes the first network input from x. Row k + 1 is the plan's stage k.
     """
@@ -75,16 +79,17 @@ class Table(NamedTuple):
     times: np.ndarray
 
 
-def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1) -> Table:
+def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1, path: bool = False) -> Table:
     """The numbers and the structure of every stage.
 
     Args:
         copies: how often the next network input is written (2 where both halves are evaluated; 0 where the state serves
             as input).
+        path: whether the draws are increments of one Brownian path.
 
     Raises:
         ValueError: an unknown prediction, one that the plan's method cannot use, or a conversion that divides by zero
-            at some stage.
+            at some stage; with `path`, as `path_table`.
     """
     check_previous(binding.prediction, plan.method)
     learned = 0 if not plan.learned_variance else (2 if binding.guidance.batched else 1)
@@ -103,7 +108,43 @@ def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1) -> Table:
         rows.append(row)
         draws.append(stage.draws)
     times = np.array([s.model_time for s in plan.stages])
-    return Table(np.stack(rows), np.array(draws, dtype=np.int32), tuple(specs), times)
+    if plan.two_times:
+        times = np.stack(
+            [times, [s.model_time if s.model_time_to is None else s.model_time_to for s in plan.stages]], 1
+        )
+    numbers = np.array(draws, dtype=np.int32)
+    if path and plan.stochastic:
+        numbers = path_table(plan)
+        # One structure for all of them, and for other times, so that rows can share a launch and grids a graph.
+        terms = -(-int(numbers[:, ::PATH_WIDTH].max()) // _TERMS) * _TERMS
+        specs = [spec._replace(path=terms if spec.noises else 0) for spec in specs]
+    return Table(np.stack(rows), numbers, tuple(specs), times)
+
+
+def path_table(plan: Plan) -> np.ndarray:
+    """int32 (stages + 1, 3·PATH_WIDTH): every draw as a sum of the path's normals; row 0 is the opening's.
+
+    Raises:
+        ValueError: a draw without a span, a plan without a schedule, or steps shorter than the path resolves.
+    """
+    if not plan.spanned:
+        raise ValueError(
+            f"noise='brownian': method {plan.method!r} with these options draws noise that belongs to no interval of "
+            "time (churn, Langevin corrections, or rows without `noise=(Draw(s, t),)`), so it has no place on a path; "
+            "use a method such as dpmpp2m_sde, ddim with eta=1 or ddpm, or leave noise out"
+        )
+    if not plan.schedule:
+        raise ValueError(
+            "noise='brownian' needs the plan's schedule, which says how much noise lies between two times: "
+            "Plan(..., schedule=schedule.to_dict())"
+        )
+    schedule, path = NoiseSchedule.from_dict(plan.schedule), Path()
+    table = np.zeros((len(plan.stages) + 1, MAX_DRAWS, PATH_WIDTH), dtype=np.int32)
+    for k, stage in enumerate(plan.stages):
+        for d, span in enumerate(stage.spans):
+            if span:
+                table[k + 1, d] = path.words(*(schedule.at(t).lam for t in span))
+    return table.reshape(len(table), -1)
 
 
 def _check_reads(where: str, spec: StageSpec, stage: Stage, guidance: Guidance, kept: int) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from fastdiff.ops.brownian import PATH_WIDTH
 from fastdiff.ops.layout import NONE, StageSpec
 from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, M
+
+Launch = Callable[..., None]
+"""One stage of a run by addresses: (spec, k, x, u, first, second, h, u_out, x_out, m_out, net_in), `h` a list, 0 for
+what is not given. Shapes and dtypes are as the stages of the run share them; all noise is drawn by the kernel."""
 
 
 @dataclass(slots=True)
@@ -18,7 +24,8 @@ class Coeffs:
 
     Attributes:
         table: (rows, layout.WIDTH) in the state's dtype, contiguous.
-        draws: (rows, 3) int32, contiguous: draw numbers of za, zb, zc.
+        draws: (rows, 3) int32, contiguous: draw numbers of za, zb, zc; where a spec has a `path`, (rows,
+            3·brownian.PATH_WIDTH): for each of the three, `brownian.Path.words` of its increment.
         seeds: (B,) int64: each sample's 64-bit seed (negative values stand for seed + 2^64).
         index: (B,) int32: each sample's index, the second word of the Philox counter.
         lo, hi, scale: (B,) in the state's dtype: bounds of x0 and the factor after clamping. None unless a spec clips.
@@ -81,10 +88,21 @@ def require(spec: StageSpec, coeffs: Coeffs, buf: Buffers) -> None:
         lacking.append("first, which m is made of,")
     if any(buf.z[i] is None for i in needs.z):
         lacking += [name for name in ("draws", "seeds", "index") if getattr(coeffs, name) is None]
+    check_width(spec, coeffs)
     if spec.clips:
         lacking += [name for name in ("lo", "hi", "scale") if getattr(coeffs, name) is None]
     if lacking:
         raise ValueError(f"the stage needs {lacking[0]}, which was not given")
+
+
+def check_width(spec: StageSpec, coeffs: Coeffs) -> None:
+    """ValueError for a table of draws of the wrong width, of which a kernel would read beyond the end."""
+    width = MAX_DRAWS * (PATH_WIDTH if spec.path else 1)
+    if spec.noises and coeffs.draws is not None and coeffs.draws.shape[-1] != width:
+        raise ValueError(
+            f"the stage's draws have {coeffs.draws.shape[-1]} columns, expected {width} "
+            f"({'of a Brownian path' if spec.path else 'draw numbers'})"
+        )
 
 
 class _Needs(NamedTuple):

@@ -32,6 +32,8 @@ class StageSpec(NamedTuple):
         learned: 0; or 1 where the network gives twice the channels, the prediction and then v: the register za is
             multiplied by e and `second` by e², e = exp(S0 + S1·v), element by element. 2 where `second` has twice the
             channels too (the unconditional output).
+        path: 0 where a draw is one normal. Else each is an increment of a Brownian path (ops/brownian.py), a sum of at
+            most so many, and `Coeffs.draws` holds the sums.
     """
 
     convert: int
@@ -41,6 +43,7 @@ class StageSpec(NamedTuple):
     x_mask: int
     copies: int
     learned: int = 0
+    path: int = 0
 
     @property
     def clips(self) -> bool:

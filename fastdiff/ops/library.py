@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdiff.ops.buffers import Buffers, Coeffs, require
+from fastdiff.ops.buffers import Buffers, Coeffs, check_width, require
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.registry import Backend, load
 from fastdiff.plan import MAX_HISTORY
@@ -44,6 +44,7 @@ def _stage(backend: str, spec: Sequence[int], k: int, *tensors: Tensor | None) -
     # A compiler is free to choose other strides.
     dense = [None if t is None else t.contiguous() for t in tensors]
     structure, coeffs, buf = _given(spec, dense)
+    check_width(structure, coeffs)
     load(backend).stage(structure, k, coeffs, buf)
     for result, value in zip(tensors[-_WRITTEN:], dense[-_WRITTEN:], strict=True):
         if result is not None and value is not None and value is not result:

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from fastdiff.ops.brownian import PATH, PATH_WIDTH
 from fastdiff.ops.buffers import Buffers, Coeffs, require
 from fastdiff.ops.layout import (
     BLEND,
@@ -74,7 +75,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
             if spec.reads_z(i):
                 z = buf.z[i]
                 if z is None:
-                    z = noise(shape, coeffs.seeds, coeffs.index, draws.select(1, i), STEP).to(dtype)
+                    z = drawn(spec, shape, coeffs, draws, i).to(dtype)
                 registers[ZA + i] = z
 
     m = None
@@ -147,6 +148,20 @@ def _rows(table: torch.Tensor, k: int, coeffs: Coeffs, batch: int) -> torch.Tens
     if coeffs.rows is None:
         return table.select(0, k).expand(batch, -1)
     return table.index_select(0, coeffs.rows)
+
+
+def drawn(spec: StageSpec, shape: torch.Size, coeffs: Coeffs, draws: torch.Tensor, i: int) -> torch.Tensor:
+    """float32 (B, ...): draw `i`, from each sample's row of the draws."""
+    if not spec.path:
+        return noise(shape, coeffs.seeds, coeffs.index, draws.select(1, i), STEP)
+    words = draws.narrow(1, i * PATH_WIDTH + 1, 2 * spec.path)
+    column = (-1,) + (1,) * (len(shape) - 1)
+    total = torch.zeros(shape, dtype=torch.float64, device=draws.device)
+    for j in range(spec.path):
+        # What pads the sum has weight 0.
+        weight = words.select(1, 2 * j + 1).contiguous().view(torch.float32).double().reshape(column)
+        total += weight * noise(shape, coeffs.seeds, coeffs.index, words.select(1, 2 * j), PATH)
+    return total.float()
 
 
 def _mulhilo(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -156,6 +156,7 @@ def _structure(spec: StageSpec) -> _Structure:
             spec.x_mask,
             spec.copies,
             spec.learned,
+            int(spec.path > 0),
         ),
     )
 

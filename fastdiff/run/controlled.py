@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from fastdiff.ops import Coeffs, symbolic
+from fastdiff.ops import Coeffs, Traits, symbolic
 from fastdiff.prediction import check_previous
 from fastdiff.run.adaptive import Driver
-from fastdiff.run.arguments import need_values
+from fastdiff.run.arguments import is_path, need_values
 from fastdiff.run.corrections import check_calls
 from fastdiff.run.job import Job
 from fastdiff.run.report import Info, Trajectory, progress_bar
@@ -51,9 +52,18 @@ class AdaptiveEngine:
     def prior_std(self) -> float:
         return self.method.prior_std
 
+    def traits(self, guided: bool, network: torch.dtype, size: tuple[int, ...]) -> Traits:
+        # The earlier values of a trial step.
+        return Traits(False, guided, False, 3, network, math.prod(size))
+
     def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
         name, form = self.name, arguments["classifier_form"]
         check_calls(arguments["correct_x0"], arguments["correct_xt"])
+        if is_path(arguments["noise"]):
+            raise ValueError(
+                f"noise='brownian' does not go with method {name!r}: it solves an ODE and draws nothing; use a method "
+                "that draws noise, such as dpmpp2m_sde, or leave noise out"
+            )
         if form is not None and form != "score":
             raise ValueError(
                 f"classifier_form={form!r}: method {name!r} is an ODE, and takes classifier_grad in the form 'score' "

@@ -7,14 +7,15 @@ Use:
         check(cpu, random_case(seed))                       # or: random_case(seed, state=torch.float64, shape=(7, 5))
 
 `random_case` covers every conversion, guidance, clipping (with NaN in the data), 0 to 6 history entries, 0 to 3
-noises (drawn or given), networks that give a variance, all dtypes, odd sizes, outputs that share memory with inputs,
-and a table row per sample. `check` fills the outputs with NaN before the run, so that an element that was not written
-is seen, and verifies that inputs are left as they were.
+noises (drawn, given, or of a path), networks that give a variance, all dtypes, odd sizes, outputs that share memory
+with inputs, and a table row per sample. `check` fills the outputs with NaN before the run, so that an element that was
+not written is seen, and verifies that inputs are left as they were.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from fastdiff.ops import reference
+from fastdiff.ops.brownian import PATH_WIDTH
 from fastdiff.ops.buffers import Buffers, Coeffs
 from fastdiff.ops.layout import (
     BLEND,
@@ -100,6 +102,8 @@ def random_spec(rng: np.random.Generator) -> StageSpec:
         picked = [j for j in allowed if rng.random() < 0.7] or [int(rng.choice(allowed))]
         return sum(1 << j for j in picked)
 
+    # From a generator of its own, so that what follows does not depend on it.
+    path = int(rng.spawn(1)[0].choice([0, 0, 0, 1, 9])) if noises else 0
     return StageSpec(
         convert=convert,
         guided=guided,
@@ -108,6 +112,7 @@ def random_spec(rng: np.random.Generator) -> StageSpec:
         x_mask=mask() if rng.random() < 0.5 else 0,
         copies=int(rng.integers(0, 3)),
         learned=int(rng.choice([0, 1, 2] if guided else [0, 0, 1])) if convert != NONE else 0,
+        path=path,
     )
 
 
@@ -200,6 +205,7 @@ def _coeffs(rng: np.random.Generator, spec: StageSpec, state: torch.dtype, batch
     for first, mask in ((NEXT_U, spec.u_mask), (NEXT_X, spec.x_mask)):
         table[:, [first + j for j in range(NREG) if not mask >> j & 1]] = 0
     bounds = np.sort(rng.standard_normal((2, batch)), axis=0)
+    numbers = rng.integers(0, 1000, (rows, MAX_DRAWS))
 
     def on(array: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device=device, dtype=dtype)
@@ -207,7 +213,7 @@ def _coeffs(rng: np.random.Generator, spec: StageSpec, state: torch.dtype, batch
     clips = spec.clips
     return Coeffs(
         table=on(table, state),
-        draws=on(rng.integers(0, 1000, (rows, MAX_DRAWS)), torch.int32),
+        draws=on(_path(rng, rows, spec.path, numbers) if spec.path else numbers, torch.int32),
         seeds=on(rng.integers(-(2**63), 2**63, batch), torch.int64),
         index=on(rng.integers(0, 2**31, batch), torch.int32),
         lo=on(bounds[0], state) if clips else None,
@@ -215,6 +221,28 @@ def _coeffs(rng: np.random.Generator, spec: StageSpec, state: torch.dtype, batch
         scale=on(rng.uniform(0.5, 2, batch), state) if clips else None,
         rows=on(rng.integers(0, rows, batch), torch.int32) if rng.random() < 0.25 else None,
     )
+
+
+def _path(rng: np.random.Generator, rows: int, terms: int, numbers: Any) -> Any:
+    """Draws that are sums of 1 to `terms` normals of any numbers, whose weights squared add up to 1."""
+    own = rng.spawn(1)[0]
+    words = np.zeros((rows, MAX_DRAWS, PATH_WIDTH), dtype=np.int32)
+    for place in itertools.product(range(rows), range(MAX_DRAWS)):
+        count = int(own.integers(1, terms + 1))
+        weights = own.standard_normal(count).astype(np.float32)
+        weights /= np.float32(np.linalg.norm(weights))
+        nodes = own.integers(0, 2**32, count, dtype=np.uint32)
+        nodes[0] = numbers[place]
+        words[place][: 1 + 2 * count] = [count, *np.stack([nodes.view(np.int32), weights.view(np.int32)], 1).flat]
+    return words.reshape(rows, -1)
+
+
+def _path_error(case: Case, draws: torch.Tensor, i: int) -> torch.Tensor:
+    """(B,): how far draw i of a path may be from the reference's. Each normal within the contract, times its weight;
+    and a rounding of the sum for each term, whose part sums are normals of at most unit variance, below 7."""
+    words = draws.reshape(len(draws), MAX_DRAWS, PATH_WIDTH)[:, i].contiguous()
+    weights = words[:, 2::2].contiguous().view(torch.float32).double().abs().sum(1)
+    return NORMAL_TOLERANCE * weights + words[:, 0] * 2.0**-24 * 7
 
 
 def _expected(case: Case) -> tuple[Buffers, Buffers]:
@@ -227,7 +255,7 @@ def _expected(case: Case) -> tuple[Buffers, Buffers]:
     z = []
     for i, given in enumerate(case.buf.z):
         if given is None and case.spec.reads_z(i):
-            given = reference.noise(shape, coeffs.seeds, coeffs.index, draws[:, i], 0)
+            given = reference.drawn(case.spec, shape, coeffs, draws, i)
         z.append(given)
 
     def run(absolute: bool) -> Buffers:
@@ -286,7 +314,10 @@ def _noise_error(case: Case, mask: int, first: int) -> torch.Tensor:
     total = torch.zeros(len(rows), dtype=torch.float64, device=table.device)
     for i in range(MAX_DRAWS):
         if mask >> (ZA + i) & 1 and case.buf.z[i] is None:
-            total += NORMAL_TOLERANCE * table[:, first + ZA + i].abs()
+            error: Any = NORMAL_TOLERANCE
+            if case.spec.path:
+                error = _path_error(case, coeffs.draws[rows.long()], i)
+            total += error * table[:, first + ZA + i].abs()
     return total
 
 

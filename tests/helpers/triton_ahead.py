@@ -21,32 +21,36 @@ NOISE = {"draws": "i32", "seeds": "i64", "index": "i32"}
 BOUNDS = {"lo": F32, "hi": F32, "scale": F32}
 SIZES = ("n", "total")
 INTEGERS = ("tiles", "k", "draw", "stream", "low", "weight_high", "weight_low")
-CONSTANTS = ("CONVERT", "GUIDED", "M_READS_U", "U_MASK", "X_MASK", "COPIES", "LEARNED")
+CONSTANTS = ("CONVERT", "GUIDED", "M_READS_U", "U_MASK", "X_MASK", "COPIES", "LEARNED", "PATH")
 
 # Structures as in StageSpec, and their streams: every branch of the kernel is in one of them.
 STAGES: dict[str, tuple[tuple[int, ...], dict[str, str]]] = {
-    "opening": ((0, 0, 0, 1, 0, 1, 0), {"x": F32, "net_in": F16}),
-    "raw": ((1, 0, 0, 1 | 4 | 24, 0, 1, 0), dict.fromkeys(("x", "first", "h1", "h2", "u_out", "net_in"), F32)),
+    "opening": ((0, 0, 0, 1, 0, 1, 0, 0), {"x": F32, "net_in": F16}),
+    "raw": ((1, 0, 0, 1 | 4 | 24, 0, 1, 0, 0), dict.fromkeys(("x", "first", "h1", "h2", "u_out", "net_in"), F32)),
     "noise": (
-        (2, 0, 1, 1 | 4 | 8 | 1 << 10, 0, 1, 0),
+        (2, 0, 1, 1 | 4 | 8 | 1 << 10, 0, 1, 0, 0),
         {"x": F32, "first": BF16, "h1": F32, "u_out": F32, "m_out": F32, "net_in": BF16, **NOISE},
     ),
     "clip": (
-        (3, 1, 1, 1 | 4 | 8, 0, 2, 0),
+        (3, 1, 1, 1 | 4 | 8, 0, 2, 0, 0),
         {"x": F32, "first": BF16, "second": BF16, "h1": F32, "u_out": F32, "m_out": F32, "net_in": BF16, **BOUNDS},
     ),
     "blend": (
-        (4, 1, 1, 1 | 4, 5, 2, 0),
+        (4, 1, 1, 1 | 4, 5, 2, 0, 0),
         {"x": F32, "first": BF16, "second": BF16, "u_out": F32, "x_out": F32, "net_in": BF16, **BOUNDS},
     ),
-    "learned": ((2, 0, 1, 1 | 4 | 1 << 10, 0, 1, 1), {"x": F32, "first": BF16, "u_out": F32, "net_in": BF16, **NOISE}),
+    "learned": (
+        (2, 0, 1, 1 | 4 | 1 << 10, 0, 1, 1, 0),
+        {"x": F32, "first": BF16, "u_out": F32, "net_in": BF16, **NOISE},
+    ),
     "everything": (
-        (3, 1, 1, 0x1FFF, 0x1FFF, 2, 2),
+        (3, 1, 1, 0x1FFF, 0x1FFF, 2, 2, 0),
         {
             **dict.fromkeys(("x", "u", *(f"h{i}" for i in range(1, 7)), "u_out", "x_out", "m_out"), F32),
             **{"first": BF16, "second": BF16, "net_in": BF16, "rows": "i32", **NOISE, **BOUNDS},
         },
     ),
+    "path": ((2, 0, 1, 1 | 4 | 1 << 10, 0, 1, 0, 1), {"x": F32, "first": BF16, "u_out": F32, "net_in": BF16, **NOISE}),
 }
 
 

@@ -31,6 +31,7 @@ class Variant(NamedTuple):
     paired: bool
     learned: bool
     noise: bool
+    path: bool = False
     wide: bool = True
 
 
@@ -49,6 +50,8 @@ def variants() -> Iterator[Variant]:
             yield Variant(state, torch.bfloat16, state, ALL, entries, True, True, noise)
     for state in (full, torch.float64):
         yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, wide=False)
+        for wide in flags:
+            yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, True, wide)
 
 
 def case_for(v: Variant, seed: int) -> Case:
@@ -65,7 +68,7 @@ def case_for(v: Variant, seed: int) -> Case:
         x_mask = mask & ~(1 << M)
     learned = (2 if v.paired and rng.random() < 0.5 else 1) if v.learned else 0
     copies = int(rng.integers(0, 3))
-    spec = StageSpec(convert, v.paired, convert != RAW, mask, x_mask, copies, learned)
+    spec = StageSpec(convert, v.paired, convert != RAW, mask, x_mask, copies, learned, 3 * v.path)
     shape = SHAPE if v.wide else (2, 3, 7, 5)
     case = random_case(seed, spec=spec, state=v.state, network=v.net, shape=shape)
     buf = case.buf

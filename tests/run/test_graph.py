@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.graph_stand_in import SHAPE, FakeCapture, Net, pair, stand_in
+from helpers.methods import LOOPED
 
 import fastdiff
 from fastdiff.run import graph
@@ -26,13 +27,26 @@ def net() -> Net:
     return Net()
 
 
-@pytest.mark.parametrize("method", sorted(m for m, entry in fastdiff.methods().items() if not entry["adaptive"]))
+@pytest.mark.parametrize("method", sorted(LOOPED))
 def test_every_method_captures_and_replays(fake, net, method: str) -> None:
     ours, eager = pair(net, method=method, shape=SHAPE, seed=1)
     assert torch.equal(ours, eager)
     again, eager = pair(net, method=method, shape=SHAPE, seed=2)
     assert torch.equal(again, eager) and not torch.equal(again, ours)
     assert (fake.captures, fake.replays) == (1, 2)
+
+
+def test_a_path_of_noise_is_a_value(fake, net) -> None:
+    for build, call in (
+        ({}, {}),
+        ({"spacing": "trailing"}, {}),
+        ({"eta": 0.5}, {"seed": 5}),
+        ({}, {"seed": [4, 5, 6]}),
+    ):
+        options = {"eta": 1.0, "schedule": "vp_linear", **build}
+        ours, eager = pair(net, method="ddim", build=options, shape=SHAPE, noise="brownian", **call)
+        assert torch.equal(ours, eager)
+    assert (fake.captures, fake.replays) == (1, 4)
 
 
 def test_every_value_may_change_between_replays(fake, net) -> None:
