@@ -25,7 +25,7 @@ from fastdiff.options import (
 from fastdiff.run.network import check_model, stated
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.sampler import Sampler
-from fastdiff.schedules import told
+from fastdiff.schedules.registry import told
 
 Model = Callable[..., Any]
 

@@ -54,7 +54,8 @@ from fastdiff.run.network import DTYPES, Network, placement, stated
 from fastdiff.run.planned import PlanEngine
 from fastdiff.run.recall import Recalls
 from fastdiff.run.report import Info, Trajectory
-from fastdiff.schedules import NoiseSchedule, resolve, told
+from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.schedules.registry import told
 from fastdiff.solvers import Method
 from fastdiff.solvers.method_names import MethodName
 

@@ -18,6 +18,7 @@ PUBLIC = {
             "backends",
             "clear_graphs",
             "fit",
+            "generate",
             "guidance",
             "log_likelihood",
             "losses",
@@ -30,7 +31,19 @@ PUBLIC = {
     },
     "fastdiff.schedules": {
         *("SCHEDULES", "SMLD", "VE", "Discrete", "NoiseSchedule", "Point", "SubVP", "VPLinear", "cosine", "ddpm"),
-        *("discrete", "edm", "flow", "resolve", "scaled_linear", "smld", "subvp", "ve", "vp_cosine", "vp_linear"),
+        *(
+            "discrete",
+            "edm",
+            "flow",
+            "preconditioned",
+            "resolve",
+            "scaled_linear",
+            "smld",
+            "subvp",
+            "ve",
+            "vp_cosine",
+            "vp_linear",
+        ),
     },
     "fastdiff.guidance": {
         *("UNGUIDED", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "ClassifierMean", "ClassifierScore"),

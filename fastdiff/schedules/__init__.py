@@ -14,7 +14,7 @@ from fastdiff.schedules.continuous import (
     vp_linear,
 )
 from fastdiff.schedules.discrete import Discrete, cosine, ddpm, discrete, scaled_linear
-from fastdiff.schedules.registry import SCHEDULES, resolve, told
+from fastdiff.schedules.registry import SCHEDULES, resolve
 from fastdiff.schedules.smld import SMLD, smld
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "scaled_linear",
     "smld",
     "subvp",
-    "told",
     "ve",
     "vp_cosine",
     "vp_linear",
