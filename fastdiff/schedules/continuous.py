@@ -292,6 +292,14 @@ def subvp(beta_min: float = 0.1, beta_max: float = 20.0, *, time_scale: float = 
     return SubVP(beta_min, beta_max, time_scale=time_scale)
 
 
+def preconditioned(
+    sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, *, time_scale: float = 1.0
+) -> Preconditioned:
+    """EDM's network without the preconditioning around it (Karras et al. 2022, Table 1): x is EDM's times c_in and x0
+    is data divided by sigma_data; times are EDM's sigmas. Its output is prediction="edm"."""
+    return Preconditioned(sigma_min, sigma_max, sigma_data, time_scale=time_scale)
+
+
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, time_scale: float = 1.0) -> VE:
     """The VE SDE: public time and model time are sigma; ODE solvers end at sigma_min."""
     return VE(sigma_min, sigma_max, time_scale=time_scale)
@@ -300,14 +308,6 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, time_scale: float = 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, *, time_scale: float = 1.0) -> EDM:
     """Karras et al. 2022: public time and model time are sigma; solvers end at 0."""
     return EDM(sigma_min, sigma_max, time_scale=time_scale)
-
-
-def preconditioned(
-    sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, *, time_scale: float = 1.0
-) -> Preconditioned:
-    """EDM's network without the preconditioning around it (Karras et al. 2022, Table 1): x is EDM's times c_in and x0
-    is data divided by sigma_data; times are EDM's sigmas. Its output is prediction="edm"."""
-    return Preconditioned(sigma_min, sigma_max, sigma_data, time_scale=time_scale)
 
 
 def flow(shift: float = 1.0, *, time_scale: float = 1.0) -> Flow:
