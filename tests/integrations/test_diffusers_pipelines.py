@@ -7,8 +7,10 @@ rounding becomes in a few steps.
 from __future__ import annotations
 
 import functools
+import runpy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -369,6 +371,14 @@ def test_dit() -> None:
     )
     pipe = diffusers.DiTPipeline(transformer=net, vae=vae(), scheduler=diffusers.DDIMScheduler())
     agree(both(pipe, {"class_labels": [1], "num_inference_steps": 4, "output_type": "np"}))
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples" / "diffusers_pipeline.py"), run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == [
+        "through the pipeline: (2, 8, 8, 3)",
+        "without it: (2, 3, 8, 8)",
+    ]
 
 
 def test_a_saved_pipeline_loads_again(tmp_path: Any) -> None:
