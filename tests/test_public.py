@@ -13,7 +13,19 @@ import fastdiff
 
 PUBLIC = {
     "fastdiff": {
-        *("Dynamic", "Info", "LogLikelihood", "Plan", "Sampler", "Stage", "Trajectory", "__version__", "analytic"),
+        *(
+            "Dynamic",
+            "Frames",
+            "Info",
+            "LogLikelihood",
+            "Plan",
+            "Rollout",
+            "Sampler",
+            "Stage",
+            "Trajectory",
+            "__version__",
+            "analytic",
+        ),
         *(
             "backends",
             "clear_graphs",

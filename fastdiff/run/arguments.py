@@ -14,11 +14,12 @@ import torch
 
 from fastdiff import ops
 from fastdiff.names import short, unknown, warn_once
+from fastdiff.plan import Frames
 from fastdiff.prediction import ALL_PREDICTIONS
 from fastdiff.run.history import Noise
 from fastdiff.run.network import DTYPES, sample_shape
 from fastdiff.run.threshold import Dynamic
-from fastdiff.values import flag
+from fastdiff.values import flag, shown
 
 BROWNIAN = "brownian"
 STATE_DTYPES = (torch.float32, torch.float64)
@@ -141,6 +142,28 @@ def check_callables(noise: Any, callback: Any) -> None:
             raise TypeError(f"{name} must be callable as {call}, got {type(value).__name__}{hint}")
 
 
+def check_frames(frames: Any, arguments: Mapping[str, Any], has_x: bool) -> None:
+    """Frames, and what does not go with them."""
+    if frames is None:
+        return
+    if not isinstance(frames, Frames):
+        raise TypeError(
+            f"frames={shown(frames)}: expected a fastdiff.Frames, such as fastdiff.Frames(axis=2, steps='pyramid')"
+        )
+    if arguments["noise"] is not None:
+        raise ValueError("noise=... draws whole samples, and with frames each has draws of its own: leave it out")
+    if arguments.get("correct_xt") is not None:
+        raise ValueError(
+            "correct_xt is called after the steps of a whole sample, and with frames each has steps of its own: "
+            "correct x0 with correct_x0, or call sampler.begin and sampler.step"
+        )
+    if frames.begun and not has_x:
+        raise ValueError(
+            "some frames are no pure noise at the start: pass x with these frames in their places, and noise in the "
+            "others, x = fastdiff.randn(...)"
+        )
+
+
 def check_x(x: Any) -> torch.Tensor:
     """`x`, through the door of `fastdiff.ops`; raises for what no run can begin with."""
     if not isinstance(x, torch.Tensor):
@@ -213,9 +236,7 @@ def check_out(out: Any, start: torch.Tensor) -> None:
 def check_output_dtype(
     asked: Any, network: torch.dtype | None, state: torch.dtype, out: torch.Tensor | None
 ) -> torch.dtype:
-    """The dtype of the result: the state's by default, the network's, or one that was named."""
-    if asked is None:
-        return state
+    """The dtype of the result that was asked for: the network's, or one that was named."""
     if isinstance(asked, str) and asked == "network":
         if network is None:
             raise ValueError(

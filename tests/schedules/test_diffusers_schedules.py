@@ -169,6 +169,8 @@ def test_dtype_of_the_result() -> None:
         fastdiff.sample(net, x, output_dtype="network", **call)
     with pytest.raises(ValueError, match="expected 'network' or one of"):
         fastdiff.sample(net, x, output_dtype=torch.int32, **call)
+    with pytest.raises(ValueError, match="output_dtype does not go with a rollout"):
+        fastdiff.Sampler("ddpm", 3, schedule="ddpm").rollout(net, x, output_dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="the result is written into out"):
         fastdiff.sample(net, x, output_dtype=torch.bfloat16, out=torch.empty_like(x), **call)
 

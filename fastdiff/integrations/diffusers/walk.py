@@ -125,7 +125,7 @@ class Walk:
         self.stages = table.plan.stages
         self.k = 0
         self.limits = limits
-        bounds: dict[str, torch.Tensor] = {}
+        bounds: dict[str, Any] = {}
         if limits is not None:
             levels = (-limits.fixed, limits.fixed, 1.0)
             bounds = {
