@@ -39,7 +39,7 @@ PUBLIC = {
             "randn",
             "register",
         ),
-        *("sample", "schedules", "tune"),
+        *("sample", "schedules", "tune", "Engine", "Request", "engine"),
     },
     "fastdiff.schedules": {
         *("SCHEDULES", "SMLD", "VE", "Discrete", "NoiseSchedule", "Point", "SubVP", "VPLinear", "cosine", "ddpm"),
@@ -65,6 +65,7 @@ PUBLIC = {
         *("LossSecondMoment", "VariationalBound", "ddpm_loss", "hybrid_loss", "q_sample", "sde_loss", "smld_loss"),
         *("variational_bound", "vlb_loss"),
     },
+    "fastdiff.engine": {"Closed", "Preview", "Progress", "QueueFull", "Stats"},
     "fastdiff.analytic": {"Gamma", "estimate_gamma", "optimal_times"},
 }
 PLOTS = ("image_grid", "trajectory", "convergence")
