@@ -37,6 +37,7 @@ from fastdiff.run.arguments import (
     check_flags,
     check_halves,
     check_out,
+    check_output_dtype,
     check_run,
     check_x,
     default_schedule,
@@ -55,6 +56,7 @@ from fastdiff.run.recall import Recalls
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.run.rollout import Rollout, check_rollout, replay, rollout
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.schedules.registry import told
 from fastdiff.solvers import Method
 from fastdiff.solvers.method_names import MethodName
 from fastdiff.values import whole
@@ -86,6 +88,7 @@ class Sampler:
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
         more = {**brought, **more}
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
+        given["schedule"], given["prediction"] = told(given["schedule"], given["prediction"])
         self.clip = check_clip(given["clip"], given["dtype"])
         self.prediction: str | None = given["prediction"]
         if own is None:
@@ -206,15 +209,19 @@ class Sampler:
         at every evaluation, also of steps that are then rejected; with control="sample" its t is a (B,) float64 tensor,
         a time for each sample, and what it makes of a sample that has arrived is not used.
         """
-        if self._recalls.known:
+        if self._recalls.known and options.get("output_dtype") is None:
             again = self._recalls.replay(model, x, options, self._stated_by(model))
             if again is not None:
                 return again
         given = filled("the sampler", options, RUN_DEFAULTS)
         with sampling_mode():
-            plain = self.graph is not False and given["frames"] is None
+            asked_dtype = given["output_dtype"]
+            if asked_dtype is not None:
+                asked_dtype = check_output_dtype(asked_dtype, placement(model)[1], self.dtype, given["out"])
+            plain = self.graph is not False and given["frames"] is None and asked_dtype is None
             note = self._noting(model, x, options) if plain else None
             result, trajectory, info = self.engine.run(self._job(model, x, given, note))
+            result = result if asked_dtype is None else result.to(asked_dtype)
         asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
         more = [extra for extra in asked if extra is not None]
         return (result, *more) if more else result
@@ -301,6 +308,8 @@ class Sampler:
         """
         given = filled("Sampler.rollout", options, RUN_DEFAULTS)
         engine = check_rollout(self.engine, given, reduce)
+        if given["output_dtype"] is not None:
+            raise ValueError("output_dtype does not go with a rollout, whose states are the sampler's: cast its sample")
         with sampling_mode():
             return rollout(engine, self._job(model, x, given), reduce)
 

@@ -49,6 +49,7 @@ PUBLIC = {
             "edm",
             "flow",
             "gits_times",
+            "preconditioned",
             "resolve",
             "scaled_linear",
             "smld",

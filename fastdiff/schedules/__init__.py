@@ -1,7 +1,19 @@
 """Noise schedules, and the time grids on them."""
 
 from fastdiff.schedules.base import NoiseSchedule, Point
-from fastdiff.schedules.continuous import VE, SubVP, VPLinear, dynamic_shift, edm, flow, subvp, ve, vp_cosine, vp_linear
+from fastdiff.schedules.continuous import (
+    VE,
+    SubVP,
+    VPLinear,
+    dynamic_shift,
+    edm,
+    flow,
+    preconditioned,
+    subvp,
+    ve,
+    vp_cosine,
+    vp_linear,
+)
 from fastdiff.schedules.discrete import Discrete, cosine, ddpm, discrete, scaled_linear
 from fastdiff.schedules.gits import gits_times
 from fastdiff.schedules.registry import SCHEDULES, resolve
@@ -23,6 +35,7 @@ __all__ = [
     "edm",
     "flow",
     "gits_times",
+    "preconditioned",
     "resolve",
     "scaled_linear",
     "smld",

@@ -190,6 +190,47 @@ class EDM(_Exploding):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+class Preconditioned(_Exploding):
+    """What EDM's network itself sees: x of variance 1, alpha² + sigma² = 1 with sigma/alpha = t/sigma_data; the public
+    time is EDM's sigma, and the network is given log(t)/4 (Karras et al. 2022, arXiv 2206.00364, Table 1)."""
+
+    sigma_data: float = 0.5
+
+    kind: ClassVar[str] = "vp"
+    factory: ClassVar[str] = "preconditioned"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "sigma_data", positive("sigma_data", self.sigma_data))
+
+    @property
+    def t_min(self) -> float:
+        """sigma_min."""
+        return self.sigma_min
+
+    def _log_alpha_sigma(self, t: Array) -> tuple[Array, Array, Array, Array]:
+        scale = np.hypot(t, self.sigma_data)
+        alpha, sigma = self.sigma_data / scale, t / scale
+        return alpha, sigma, np.log(self.sigma_data) - np.log(scale), np.log(sigma)
+
+    def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
+        # alpha = sigma_data/scale, so that d log alpha/dt = -t/scale², and g² = -2 f.
+        f = -t / (t * t + self.sigma_data**2)
+        return f, -2.0 * f
+
+    def _inverse_lambda(self, lam: Array) -> Array:
+        return self.sigma_data * np.exp(-lam)
+
+    def _model_time(self, t: Array) -> Array:
+        # The clean end has no logarithm; no network is evaluated there.
+        return 0.25 * np.log(np.maximum(t, np.finfo(np.float64).tiny))
+
+    def prior_std(self, t: float | None = None) -> float:
+        """1: x has the network's own scale."""
+        return NoiseSchedule.prior_std(self, t)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Flow(NoiseSchedule):
     """alpha = 1 - s, sigma = s, with s = shift t / (1 + (shift - 1) t) and t in [0, 1]; the network is given s.
 
@@ -250,6 +291,14 @@ def vp_cosine(s: float = 0.008, *, time_scale: float = 1.0) -> VPCosine:
 def subvp(beta_min: float = 0.1, beta_max: float = 20.0, *, time_scale: float = 1.0) -> SubVP:
     """The sub-VP SDE of Song et al. 2021 (arXiv 2011.13456, eq. 15): sigma = 1 - alpha^2."""
     return SubVP(beta_min, beta_max, time_scale=time_scale)
+
+
+def preconditioned(
+    sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, *, time_scale: float = 1.0
+) -> Preconditioned:
+    """EDM's network without the preconditioning around it (Karras et al. 2022, Table 1): x is EDM's times c_in and x0
+    is data divided by sigma_data; times are EDM's sigmas. Its output is prediction="edm"."""
+    return Preconditioned(sigma_min, sigma_max, sigma_data, time_scale=time_scale)
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, time_scale: float = 1.0) -> VE:

@@ -10,6 +10,7 @@ from helpers.fitting import SMALL, Torch
 from safetensors.torch import save_file
 
 import fastdiff
+from fastdiff.fitting import checkpoint
 from fastdiff.run.weights import fingerprint
 
 POLISHED = {**SMALL, "shape": (16, 3), "budget": 12, "polish": True, "polish_rounds": 2}
