@@ -121,7 +121,7 @@ def sample_dpm_adaptive(
     Args:
         model, x, extra_args, disable: as in `sample_euler`.
         sigma_min, sigma_max: the end and the start.
-        callback: told {'x', 'i', 'sigma', 'sigma_hat', 'denoised'} at the start and after every accepted step.
+        callback: told {'x', 'i', 'sigma', 'sigma_hat', 'denoised'} at the start of every accepted step.
         order: 2 or 3.
         rtol, atol, h_init: tolerances of a step's error, and the first step in log sigma.
         pcoeff, icoeff, dcoeff: 0, 1 and 0: the control looks at the last error alone.

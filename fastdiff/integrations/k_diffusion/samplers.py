@@ -137,12 +137,14 @@ def first_of(name: str, default: str) -> Settle:
 
 
 def tau_interval(options: dict[str, Any], sigmas: torch.Tensor) -> None:
-    """tau of each step from `tau_func`, which is told the level that the step leads to.
+    """tau of each step from `tau_func`, which is told the level that the step leads to; None: 1 everywhere.
 
     Raises:
         ValueError: a tau that is not 0 and one other value, the latter in neighbouring steps.
     """
     asked = options.pop("tau_func")
+    # As in ComfyUI: the orders fall only towards a clean end.
+    options["lower_order_final"] = float(sigmas[-1]) == 0.0
     if asked is None:
         options["tau"] = 1.0
         return
