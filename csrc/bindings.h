@@ -71,60 +71,136 @@ inline bool known(const StageArgs &a) {
          a.n >= 0 && a.k >= 0;
 }
 
-constexpr Py_ssize_t STAGE_ARGUMENTS = 28;
+// The structure, from a tuple in the order of StageSpec.
+inline bool parse_spec(PyObject *spec, StageArgs *a) {
+  if (!PyTuple_Check(spec) || PyTuple_GET_SIZE(spec) != 8) {
+    PyErr_SetString(PyExc_TypeError, "stage: spec must be a tuple of 8 items");
+    return false;
+  }
+  return integer(PyTuple_GET_ITEM(spec, 0), &a->convert) && integer(PyTuple_GET_ITEM(spec, 1), &a->guided) &&
+         integer(PyTuple_GET_ITEM(spec, 2), &a->m_reads_u) && integer(PyTuple_GET_ITEM(spec, 3), &a->u_mask) &&
+         integer(PyTuple_GET_ITEM(spec, 4), &a->x_mask) && integer(PyTuple_GET_ITEM(spec, 5), &a->copies) &&
+         integer(PyTuple_GET_ITEM(spec, 6), &a->learned) && integer(PyTuple_GET_ITEM(spec, 7), &a->path);
+}
 
-// (spec, k, batch, n, state, net, hist, in, x, u, first, second, h, z, u_out, x_out, m_out, net_in, table, draws, rows,
-// seeds, index, lo, hi, scale, device, last): `spec` a tuple in the order of StageSpec, `h` and `z` tuples of pointers,
-// `device` the number of the GPU (0 for the CPU), `last` the thread count or the stream. A stream that the structure
-// needs and that is null raises ValueError: a kernel would read address 0.
-inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, long long *device, long long *last) {
-  if (count != STAGE_ARGUMENTS) {
-    PyErr_Format(PyExc_TypeError, "stage takes %zd arguments, got %zd", STAGE_ARGUMENTS, count);
+// Pointers from a tuple or a list; what is not given stays null.
+template <size_t N>
+bool parse_several(const char *name, PyObject *given, const void *(&to)[N]) {
+  const bool list = PyList_Check(given);
+  const Py_ssize_t count = list ? PyList_GET_SIZE(given) : PyTuple_Check(given) ? PyTuple_GET_SIZE(given) : N + 1;
+  if (count > Py_ssize_t(N)) {
+    PyErr_Format(PyExc_TypeError, "stage: %s must be a tuple or a list of at most %zd items", name, Py_ssize_t(N));
     return false;
   }
-  PyObject *const spec = args[0], *const h = args[12], *const z = args[13];
-  if (!PyTuple_Check(spec) || PyTuple_GET_SIZE(spec) != 8 || !PyTuple_Check(h) || PyTuple_GET_SIZE(h) > 6 ||
-      !PyTuple_Check(z) || PyTuple_GET_SIZE(z) != 3) {
-    PyErr_SetString(PyExc_TypeError, "stage: spec, h and z must be tuples of 8, at most 6, and 3 items");
-    return false;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    void *p = nullptr;
+    if (!pointer(list ? PyList_GET_ITEM(given, i) : PyTuple_GET_ITEM(given, i), &p)) return false;
+    to[i] = p;
   }
-  *a = StageArgs{};
-  bool ok = integer(PyTuple_GET_ITEM(spec, 0), &a->convert) && integer(PyTuple_GET_ITEM(spec, 1), &a->guided) &&
-            integer(PyTuple_GET_ITEM(spec, 2), &a->m_reads_u) && integer(PyTuple_GET_ITEM(spec, 3), &a->u_mask) &&
-            integer(PyTuple_GET_ITEM(spec, 4), &a->x_mask) && integer(PyTuple_GET_ITEM(spec, 5), &a->copies) &&
-            integer(PyTuple_GET_ITEM(spec, 6), &a->learned) && integer(PyTuple_GET_ITEM(spec, 7), &a->path) &&
-            integer(args[1], &a->k) && integer(args[2], &a->batch) && integer(args[3], &a->n) &&
-            integer(args[4], &a->state) && integer(args[5], &a->net) && integer(args[6], &a->hist) &&
-            integer(args[7], &a->in);
-  const auto read = [&](int i, auto **to) {
-    void *p = nullptr;
-    ok = ok && pointer(args[i], &p);
-    *to = static_cast<std::remove_reference_t<decltype(*to)>>(p);
-  };
-  read(8, &a->x), read(9, &a->u), read(10, &a->first), read(11, &a->second);
-  const auto item = [&](PyObject *tuple, Py_ssize_t i, const void **to) {
-    void *p = nullptr;
-    ok = ok && pointer(PyTuple_GET_ITEM(tuple, i), &p);
-    *to = p;
-  };
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(h); ++i) item(h, i, &a->h[i]);
-  for (Py_ssize_t i = 0; i < 3; ++i) item(z, i, &a->z[i]);
-  read(14, &a->u_out), read(15, &a->x_out), read(16, &a->m_out), read(17, &a->net_in);
-  read(18, &a->table), read(19, &a->draws), read(20, &a->rows), read(21, &a->seeds), read(22, &a->index);
-  read(23, &a->lo), read(24, &a->hi), read(25, &a->scale);
-  if (!ok || !integer(args[26], device) || !integer(args[27], last)) return false;
-  if (!known(*a)) {
+  return true;
+}
+
+template <class T>
+bool parse_pointer(PyObject *object, T **to) {
+  void *p = nullptr;
+  if (!pointer(object, &p)) return false;
+  *to = static_cast<T *>(p);
+  return true;
+}
+
+// The coefficients from 8 objects: (table, draws, rows, seeds, index, lo, hi, scale).
+inline bool parse_coeffs(PyObject *const *c, StageArgs *a) {
+  return parse_pointer(c[0], &a->table) && parse_pointer(c[1], &a->draws) && parse_pointer(c[2], &a->rows) &&
+         parse_pointer(c[3], &a->seeds) && parse_pointer(c[4], &a->index) && parse_pointer(c[5], &a->lo) &&
+         parse_pointer(c[6], &a->hi) && parse_pointer(c[7], &a->scale);
+}
+
+// Whether a stage can run. A stream that the structure needs and that is null raises ValueError: a kernel would read
+// address 0.
+inline bool complete(const StageArgs &a) {
+  if (!known(a)) {
     PyErr_SetString(PyExc_ValueError, "stage: a number of the structure, a dtype or a size is out of range");
     return false;
   }
-  if (const char *name = missing(*a)) {
+  if (const char *name = missing(a)) {
     PyErr_Format(PyExc_ValueError, "the stage needs %s, which was not given", name);
     return false;
   }
   return true;
 }
 
-// Adds a function that takes its arguments as a C array.
+inline bool counted(const char *name, Py_ssize_t got, Py_ssize_t expected) {
+  if (got != expected) PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, expected, got);
+  return got == expected;
+}
+
+// (spec, k, batch, n, state, net, hist, in, x, u, first, second, h, z, u_out, x_out, m_out, net_in, table, draws, rows,
+// seeds, index, lo, hi, scale, device, last): `spec` a tuple in the order of StageSpec, `h` and `z` tuples of pointers,
+// `device` the number of the GPU (0 for the CPU), `last` the thread count or the stream.
+inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, long long *device, long long *last) {
+  if (!counted("stage", count, 28)) return false;
+  *a = StageArgs{};
+  return parse_spec(args[0], a) && integer(args[1], &a->k) && integer(args[2], &a->batch) && integer(args[3], &a->n) &&
+         integer(args[4], &a->state) && integer(args[5], &a->net) && integer(args[6], &a->hist) &&
+         integer(args[7], &a->in) && parse_pointer(args[8], &a->x) && parse_pointer(args[9], &a->u) &&
+         parse_pointer(args[10], &a->first) && parse_pointer(args[11], &a->second) &&
+         parse_several("h", args[12], a->h) && parse_several("z", args[13], a->z) &&
+         parse_pointer(args[14], &a->u_out) && parse_pointer(args[15], &a->x_out) &&
+         parse_pointer(args[16], &a->m_out) && parse_pointer(args[17], &a->net_in) && parse_coeffs(args + 18, a) &&
+         integer(args[26], device) && integer(args[27], last) && complete(*a);
+}
+
+// What the stages of a run share, as Python holds it: the bytes of this.
+struct Packed {
+  StageArgs args;
+  long long device;
+};
+
+// (batch, n, state, net, hist, in, table, draws, rows, seeds, index, lo, hi, scale, device) -> bytes.
+inline PyObject *pack(PyObject *, PyObject *const *args, Py_ssize_t count) {
+  Packed p = {};
+  StageArgs *const a = &p.args;
+  if (!counted("pack", count, 15) || !integer(args[0], &a->batch) || !integer(args[1], &a->n) ||
+      !integer(args[2], &a->state) || !integer(args[3], &a->net) || !integer(args[4], &a->hist) ||
+      !integer(args[5], &a->in) || !parse_coeffs(args + 6, a) || !integer(args[14], &p.device))
+    return nullptr;
+  return PyBytes_FromStringAndSize(reinterpret_cast<const char *>(&p), sizeof p);
+}
+
+// (packed, last, spec, k, x, u, first, second, h, u_out, x_out, m_out, net_in): a stage of the run that `packed` was
+// made for. `last` is a number as above, or a function that gives it for the number of the device.
+inline bool parse_launch(PyObject *const *args, Py_ssize_t count, StageArgs *a, long long *device, long long *last) {
+  if (!counted("launch", count, 13)) return false;
+  if (!PyBytes_CheckExact(args[0]) || PyBytes_GET_SIZE(args[0]) != sizeof(Packed)) {
+    PyErr_SetString(PyExc_TypeError, "launch: packed must be what `pack` returned");
+    return false;
+  }
+  Packed p;
+  memcpy(&p, PyBytes_AS_STRING(args[0]), sizeof p);
+  *a = p.args, *device = p.device;
+  if (PyLong_CheckExact(args[1])) {
+    if (!integer(args[1], last)) return false;
+  } else {
+    PyObject *const index = PyLong_FromLongLong(p.device);
+    PyObject *const number = index ? PyObject_CallFunctionObjArgs(args[1], index, nullptr) : nullptr;
+    Py_XDECREF(index);
+    const bool ok = number && integer(number, last);
+    Py_XDECREF(number);
+    if (!ok) return false;
+  }
+  return parse_spec(args[2], a) && integer(args[3], &a->k) && parse_pointer(args[4], &a->x) &&
+         parse_pointer(args[5], &a->u) && parse_pointer(args[6], &a->first) && parse_pointer(args[7], &a->second) &&
+         parse_several("h", args[8], a->h) && parse_pointer(args[9], &a->u_out) && parse_pointer(args[10], &a->x_out) &&
+         parse_pointer(args[11], &a->m_out) && parse_pointer(args[12], &a->net_in) && complete(*a);
+}
+
+using FastFunction = PyObject *(*)(PyObject *, PyObject *const *, Py_ssize_t);
+
+// The definition of a function that takes its arguments as a C array.
+inline PyMethodDef fast_function(const char *name, FastFunction function, const char *doc) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, doc};
+}
+
 inline void add_fast_function(pybind11::module_ &module, PyMethodDef *definition) {
   pybind11::object name = module.attr("__name__");
   PyObject *const function = PyCFunction_NewEx(definition, nullptr, name.ptr());

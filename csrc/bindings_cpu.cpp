@@ -55,10 +55,13 @@ void set_simd(const std::string &name) {
                         " (unset FASTDIFF_SIMD for the widest)");
 }
 
+using Parse = bool (*)(PyObject *const *, Py_ssize_t, StageArgs *, long long *, long long *);
+
+template <Parse parse>
 PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
   StageArgs a;
   long long device = 0, threads = 0;
-  if (!parse_stage(args, count, &a, &device, &threads)) return nullptr;
+  if (!parse(args, count, &a, &device, &threads)) return nullptr;
   if (a.batch * a.n >= RELEASE) {
     Py_BEGIN_ALLOW_THREADS;
     active->stage(a, int(threads));
@@ -69,9 +72,12 @@ PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-PyMethodDef stage_definition = {
-    "stage", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stage)), METH_FASTCALL,
-    "Run one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cpu.py for their use."};
+PyMethodDef definitions[] = {
+    fast_function("stage", stage<parse_stage>,
+                  "Run one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cpu.py for their use."),
+    fast_function("pack", pack, "The arguments that the stages of a run share, as bytes; see csrc/bindings.h."),
+    fast_function("launch", stage<parse_launch>, "Run a stage of the run that its first argument was packed for."),
+};
 
 // As `missing` in bindings.h, for functions that take addresses. Tensors without elements have none.
 void require(const char *name, uintptr_t address, int64_t elements) {
@@ -125,7 +131,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.doc() = "The fused stage and the noise on the CPU; takes raw pointers, knows no tensor library.";
   active = supported().back();
   if (const char *forced = std::getenv("FASTDIFF_SIMD"); forced && *forced) set_simd(forced);
-  add_fast_function(module, &stage_definition);
+  for (PyMethodDef &definition : definitions) add_fast_function(module, &definition);
   module.def("normal", normal,
              "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, tag, threads).");
   module.def("quantile", quantile_of_samples,

@@ -38,10 +38,13 @@ bool launched(int device, const char *where, F launch) {
   return !raised(chosen, (std::string(where) + " (choosing the device)").c_str());
 }
 
+using Parse = bool (*)(PyObject *const *, Py_ssize_t, StageArgs *, long long *, long long *);
+
+template <Parse parse>
 PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
   StageArgs a;
   long long device = 0, stream = 0;
-  if (!parse_stage(args, count, &a, &device, &stream)) return nullptr;
+  if (!parse(args, count, &a, &device, &stream)) return nullptr;
   const auto on = reinterpret_cast<cudaStream_t>(stream);
   if (!launched(int(device), "stage", [&] { return launch_stage(a, on); })) return nullptr;
   Py_RETURN_NONE;
@@ -67,14 +70,15 @@ PyObject *stage_launch(PyObject *, PyObject *const *args, Py_ssize_t count) {
   return py::make_tuple(std::string(name), g.grid_x, g.grid_y, g.threads, py::bytes(arguments)).release().ptr();
 }
 
-PyMethodDef stage_launch_definition = {
-    "stage_launch", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stage_launch)), METH_FASTCALL,
-    "What `stage` would launch: (beginning of the kernel's mangled name, grid_x, grid_y, threads, arguments as "
-    "bytes)."};
-
-PyMethodDef stage_definition = {
-    "stage", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stage)), METH_FASTCALL,
-    "Launch one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cuda.py for their use."};
+PyMethodDef definitions[] = {
+    fast_function("stage", stage<parse_stage>,
+                  "Launch one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cuda.py for their use."),
+    fast_function("pack", pack, "The arguments that the stages of a run share, as bytes; see csrc/bindings.h."),
+    fast_function("launch", stage<parse_launch>, "Launch a stage of the run that its first argument was packed for."),
+    fast_function("stage_launch", stage_launch,
+                  "What `stage` would launch: (beginning of the kernel's mangled name, grid_x, grid_y, threads, "
+                  "arguments as bytes)."),
+};
 
 void normal(uintptr_t out, int dtype, int64_t batch, int64_t n, uintptr_t seeds, uintptr_t index, uint32_t draw,
             uint32_t tag, int device, uintptr_t stream) {
@@ -119,8 +123,7 @@ PYBIND11_MODULE(_cuda, module) {
   using namespace fastdiff;
   module.doc() =
       "The fused stage and the noise on CUDA devices; takes raw pointers and a stream, knows no tensor library.";
-  add_fast_function(module, &stage_definition);
-  add_fast_function(module, &stage_launch_definition);
+  for (PyMethodDef &definition : definitions) add_fast_function(module, &definition);
   module.def("normal", normal,
              "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, tag, device, stream).");
   module.def("quantile", quantile,

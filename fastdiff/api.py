@@ -46,9 +46,10 @@ def _kept(options: tuple[tuple[str, type, Any], ...]) -> Sampler:
 
 
 def _made(options: dict[str, Any]) -> Sampler:
-    method = options.get("method", SAMPLE_DEFAULTS["method"])
+    method = options.get("method")
     # What belongs to neither call is seen here, where all arguments are known.
-    parted("sample", None if options.get("plan") is not None else solvers.find(method), options, SAMPLE_DEFAULTS)
+    own = None if options.get("plan") is not None else solvers.chosen(method, options)[0]
+    parted("sample", own, options, SAMPLE_DEFAULTS)
     return Sampler(method, options.get("steps"), **{k: v for k, v in options.items() if k not in CHOICE})
 
 
@@ -84,7 +85,10 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             config.
         steps: at least 1; default: what `spacing` says, else 10. Singlestep methods count network evaluations.
             Adaptive methods ("ode", "dpm_adaptive") take none: they choose their steps by rtol and atol.
-        method: a name of `fastdiff.methods()`; names of diffusers, k-diffusion and ComfyUI are aliases.
+        method: a name of `fastdiff.methods()`; names of diffusers, k-diffusion and ComfyUI are aliases. Default: chosen
+            by the schedule and the number of steps, by measured errors (docs/solvers.md, "Defaults at few steps"):
+            "dpm2" up to 10 steps and "dpm3" above; on VE and EDM schedules "dpm3" with lower_order_final=False and
+            final="t_min"; "dpmpp2m" where alpha is 0 at the start, as in flow matching. `Sampler(...).method` tells.
         schedule: a `NoiseSchedule` or its name; default: `model.schedule`, else "ddpm".
         prediction: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the mean of the next,
             cleaner state of the steps taken. Default: `model.prediction`, else "eps".

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     methods.set_defaults(run=_methods)
 
     plan = commands.add_parser("plan", help="print, draw or save a method's table")
-    plan.add_argument("method")
+    plan.add_argument("method", nargs="?", help="default: chosen from schedule and steps, and printed")
     plan.add_argument("--steps", type=_steps, default=None, help="default: what the spacing says, else 10")
     plan.add_argument("--schedule", default="ddpm", help="a schedule's name (default: ddpm)")
     plan.add_argument("--spacing", default=None, help="a time grid's name, or times separated by spaces")
@@ -207,7 +207,7 @@ def report() -> str:
     import numpy
     import torch
 
-    from fastdiff.ops import backends
+    from fastdiff.ops import backends, speed
 
     lines = [
         f"fastdiff {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
@@ -222,6 +222,14 @@ def report() -> str:
         lines.append("GPU: none that torch can use")
     lines.append("back ends, in the order of preference:")
     lines += [f"  {name:<10} {'yes' if ok else 'no ':<4} {why}" for name, (ok, why) in backends().items()]
+    table = speed.known()
+    lines.append(f"backend=None takes on a GPU ({table['how']}):")
+    chips = {chip: chip for chip in table["chips"]}
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        like = [speed.chip_of(torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in range(count)]
+        chips = {f"GPU {i}, taken for {chip}": chip for i, chip in enumerate(like)}
+    lines += [f"  {where}: {speed.summary(chip)}" for where, chip in chips.items()]
     lines.append("environment variables:")
     lines += [f"  {name}={os.environ.get(name, '')!r}: {doc}" for name, doc in ENVIRONMENT.items()]
     return "\n".join(lines)

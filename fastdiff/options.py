@@ -117,7 +117,7 @@ class InvertTrajectory(InvertOptions, total=False):
 
 
 class SampleMethod(SamplerOptions, total=False):
-    method: MethodName | Method
+    method: MethodName | Method | None
     steps: int | None
 
 
@@ -164,7 +164,7 @@ INVERT_DEFAULTS: dict[str, Any] = {
     "return_trajectory": False,
 }
 RUN_DEFAULTS: dict[str, Any] = {**_START_DEFAULTS, **INVERT_DEFAULTS, "return_info": False}
-SAMPLE_DEFAULTS: dict[str, Any] = {"method": "dpm3", "steps": None, **SAMPLER_DEFAULTS, **RUN_DEFAULTS}
+SAMPLE_DEFAULTS: dict[str, Any] = {"method": None, "steps": None, **SAMPLER_DEFAULTS, **RUN_DEFAULTS}
 CHOICE = ("method", "steps")
 """What names the method, in any call that takes its options."""
 

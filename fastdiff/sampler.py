@@ -47,10 +47,11 @@ from fastdiff.run.controlled import AdaptiveEngine
 from fastdiff.run.evaluate import Hooks
 from fastdiff.run.fitted import warn_of_other_use
 from fastdiff.run.graph import capture_refusal
-from fastdiff.run.job import Engine, Job, begin, sampling_mode
-from fastdiff.run.loop import State
+from fastdiff.run.job import Engine, Job, begin, sampling_mode, warns_of_start
+from fastdiff.run.loop import Run, State
 from fastdiff.run.network import DTYPES, Network, placement, stated
 from fastdiff.run.planned import PlanEngine
+from fastdiff.run.recall import Recalls
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers import Method
@@ -63,7 +64,8 @@ class Sampler:
     """A sampling method, built once and used with any model, from any thread.
 
     Args:
-        method: a name or alias of `fastdiff.methods()`.
+        method: a name or alias of `fastdiff.methods()`; default: chosen from schedule and steps, as `fastdiff.sample`
+            says.
         steps: number of steps, at least 1. Default: what `spacing` says, else 10. Adaptive methods take none.
         plan: a `Plan` of your own, instead of method, steps, schedule, spacing, t_start, t_end and options.
         **options: `schedule`, `prediction`, `spacing`, `t_start`, `t_end`, `clip`, `dtype`, `backend` and `graph`, as
@@ -75,11 +77,12 @@ class Sampler:
     """
 
     def __init__(
-        self, method: MethodName | Method = "dpm3", steps: int | None = None, **options: Unpack[SamplerOptions]
+        self, method: MethodName | Method | None = None, steps: int | None = None, **options: Unpack[SamplerOptions]
     ) -> None:
         own = options.get("plan")
-        chosen = None if own is not None else solvers.find(method)
+        chosen, brought = (None, {}) if own is not None else solvers.chosen(method, {"steps": steps, **options})
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
+        more = {**brought, **more}
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
         self.clip = check_clip(given["clip"], given["dtype"])
         self.prediction: str | None = given["prediction"]
@@ -92,6 +95,7 @@ class Sampler:
         self._said: NoiseSchedule | None = None if given["schedule"] is None else resolve(given["schedule"])
         self.schedule: NoiseSchedule | None = None if own is not None else self._said or resolve("ddpm")
         self._asked: tuple[Method, dict[str, Any]] | None = None
+        self._recalls = Recalls()
         if own is not None or (chosen is not None and not chosen.adaptive):
             self.engine: Engine = self._plan_engine(own, chosen, steps, given, more)
         else:
@@ -148,6 +152,12 @@ class Sampler:
         return self._said is None and self.schedule is not None
 
     @property
+    def method(self) -> str:
+        """The name of the method: the one that was asked for, or chosen where none was; of a plan, the one that made
+        it."""
+        return self.engine.name
+
+    @property
     def plan(self) -> Plan:
         """The method's table. AttributeError for adaptive methods, which have none."""
         if isinstance(self.engine, PlanEngine):
@@ -194,6 +204,10 @@ class Sampler:
         at every evaluation, also of steps that are then rejected; with control="sample" its t is a (B,) float64 tensor,
         a time for each sample, and what it makes of a sample that has arrived is not used.
         """
+        if self._recalls.known:
+            again = self._recalls.replay(model, x, options, self._stated_by(model))
+            if again is not None:
+                return again
         given = filled("the sampler", options, RUN_DEFAULTS)
         check_flags(given)
         chosen = guidance.choose(given, self.engine.name)
@@ -215,8 +229,10 @@ class Sampler:
                 network_dtype,
             )
             check_out(given["out"], start.x)
-            learned = isinstance(self.engine, PlanEngine) and self.engine.plan.learned_variance
-            network = Network(model, len(start.x), given["model_kwargs"], given["cond"], given["uncond"], learned)
+            own = self.engine.plan if isinstance(self.engine, PlanEngine) else None
+            learned, two_times = own is not None and own.learned_variance, own is not None and own.two_times
+            halves = given["cond"], given["uncond"]
+            network = Network(model, len(start.x), given["model_kwargs"], *halves, learned, two_times)
             hooks = Hooks(
                 callback=given["callback"],
                 trajectory=[] if given["return_trajectory"] else None,
@@ -244,6 +260,7 @@ class Sampler:
                 self.graph,
                 given["progress"],
                 given["out"],
+                None if self.graph is False else self._noting(model, x, options),
             )
             result, trajectory, info = self.engine.run(job)
         asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
@@ -319,6 +336,19 @@ class Sampler:
             check_x(x)
         return self.inverse(model, x, **filled("Sampler.invert", options, INVERT_DEFAULTS))
 
+    def _stated_by(self, model: Any) -> tuple[Any, Any]:
+        """The model's own prediction and schedule, as far as this sampler was not told them."""
+        prediction = stated(model, "prediction") if self.prediction is None else None
+        return prediction, stated(model, "schedule") if self._unnamed else None
+
+    def _noting(self, model: Any, x: Any, options: Mapping[str, Any]) -> Callable[[Any, Run], None] | None:
+        """What remembers this call once a graph has replayed it; None for calls that are warned of each time."""
+        engine = self.engine
+        if not isinstance(engine, PlanEngine) or engine.plan.origin or (x is None and warns_of_start(engine.first)):
+            return None
+        said, std = self._stated_by(model), engine.prior_std
+        return lambda entry, r: self._recalls.note(model, x, options, said, entry, r, std)
+
     def _check_stated(self, model: Any) -> None:
         """Raise where the model states a prediction or a schedule that does not go with this sampler."""
         prediction = stated(model, "prediction")
@@ -380,7 +410,7 @@ class Sampler:
         if state.done:
             raise ValueError("the run is complete: state.x is the sample; sampler.begin(...) starts another")
         with sampling_mode():
-            state.step(state.r.network.check(output, state.input))
+            state.step(output)
         return state
 
 

@@ -100,7 +100,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ((), "required: command"),
         (("sample",), "invalid choice: 'sample'"),
-        (("plan",), "required: method"),
         (("plan", "unipk"), "did you mean 'unipc'?"),
         (("plan", "dpm3", "--steps", "many"), "invalid int value: 'many'"),
         (("plan", "dpm3", "--steps", "0"), "steps got 0; expected an integer >= 1"),

@@ -1,53 +1,53 @@
-"""How far the defaults of `fastdiff.sample` are from the best setting: ``python tools/defaults.py``, some minutes.
+"""How far `fastdiff.sample` with no method named is from the best setting: ``python tools/defaults.py --networks DIR``.
 
-Problems: the exact network of a Gaussian mixture of dimension 16 on four schedules, from t_max to t_min, against the
-converged ODE. The table gives, for 5 to 10 steps, the median error of settings as multiples of the best of all that
-`tune` lists.
+Cases: the exact network of a Gaussian mixture of dimension 16 on four schedules, the digits network that ships with the
+package, and small networks of the demo's kind in DIR: ``vp``, ``subvp`` and ``ve.safetensors`` of
+``python -m fastdiff.demo.train_sde``, ``flow.safetensors`` of ``python tools/flow_network.py``. For 5 to 10 steps, from
+t_max to t_min, the median distance of settings to the converged ODE as multiples of the best of all that `tune` lists.
+Writes benchmarks/results/defaults.json and the table of docs/solvers.md.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from fitting import record
+from flow_network import load as load_flow
 from torch import Tensor
 
 import fastdiff
+from fastdiff.demo import load_model
+from fastdiff.demo.train_sde import load as load_sde
 from fastdiff.fitting.candidates import candidates
 from fastdiff.fitting.teacher import teacher_times
 from fastdiff.schedules import NoiseSchedule
 
-DIM, COMPONENTS, SAMPLES = 16, 4, 256
-SCHEDULES = {"VP (ddpm)": ("ddpm", "eps"), "sub-VP": ("subvp", "eps"), "VE": ("ve", "eps"), "flow": ("flow", "flow")}
+DIM, COMPONENTS = 16, 4
 STEPS = (5, 6, 7, 8, 9, 10)
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dpm3, default": ("dpm3", {}),
-    "dpm3, time_quadratic": ("dpm3", {"spacing": "time_quadratic"}),
-    "dpm3, time_quadratic, full order": ("dpm3", {"spacing": "time_quadratic", "lower_order_final": False}),
-    "dpm3, karras to t_min, full order": ("dpm3", {"spacing": "karras", "lower_order_final": False, "final": "t_min"}),
-    "dpm3, logsnr, full order": ("dpm3", {"lower_order_final": False}),
-    "dpm2, default": ("dpm2", {}),
-    "dpm2, time_quadratic, full order": ("dpm2", {"spacing": "time_quadratic", "lower_order_final": False}),
-    "dpmpp2m, default": ("dpmpp2m", {}),
-    "dpmpp2m, logsnr": ("dpmpp2m", {"spacing": "logsnr"}),
-    "dpmpp2m, time_quadratic": ("dpmpp2m", {"spacing": "time_quadratic"}),
-    "unipc, default": ("unipc", {}),
-    "unipc, time_quadratic": ("unipc", {"spacing": "time_quadratic"}),
-    "unipc, logsnr": ("unipc", {"spacing": "logsnr"}),
-}
+FIRST_LOOK, FINALISTS, TEACHER = 8, 12, 160
+"""Starts on which all settings are scored, settings that are scored on all starts, and steps of the truth."""
+SAMPLES = {"mixture": 256, "network": 64}
+METHODS = (None, "dpm3", "dpm2", "dpmpp2m", "unipc")
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "defaults.json", ROOT / "docs" / "solvers.md"
 
 
 class Mixture:
     """The exact network of a Gaussian mixture, float64, on any schedule."""
 
     dtype = torch.float64
+    sample_shape = (DIM,)
 
-    def __init__(self, schedule: NoiseSchedule, prediction: str) -> None:
+    def __init__(self, schedule: str) -> None:
         draw = np.random.default_rng(1)
-        self.schedule, self.prediction = schedule, prediction
+        self.schedule: NoiseSchedule = fastdiff.schedules.resolve(schedule)
+        self.prediction = "flow" if schedule == "flow" else "eps"
         self.means = torch.from_numpy(0.5 * draw.normal(size=(COMPONENTS, DIM)))
         self.stds = torch.from_numpy(draw.uniform(0.2, 0.5, size=COMPONENTS))
         weights = torch.from_numpy(draw.uniform(0.5, 1.5, size=COMPONENTS))
@@ -67,45 +67,85 @@ class Mixture:
         return eps - x0
 
 
-def error(model: Mixture, x: Tensor, truth: Tensor, plan: fastdiff.Plan) -> float:
-    found = fastdiff.sample(model, x, plan=plan, dtype=torch.float64)
-    return float((found - truth).square().mean(1).sqrt().median())
+def cases(folder: Path | None) -> dict[str, Callable[[], Any]]:
+    """Networks by name, with a schedule and a prediction each."""
+    found: dict[str, Callable[[], Any]] = {}
+    for title, name in (("VP (ddpm)", "ddpm"), ("sub-VP", "subvp"), ("VE", "ve"), ("flow", "flow")):
+        found[f"mixture, {title}"] = lambda name=name: Mixture(name)
+    found["digits, VP (ddpm)"] = load_model
+    if folder is not None:
+        for title, name in (("VP", "vp"), ("sub-VP", "subvp"), ("VE", "ve")):
+            found[f"digits, {title}"] = lambda name=name: load_sde(folder / f"{name}.safetensors", name)
+        found["digits, flow"] = lambda: load_flow(folder / "flow.safetensors")
+    return found
 
 
-def row(name: str, values: Sequence[float]) -> str:
-    return f"| {name} | " + " | ".join("–" if np.isnan(v) else f"{v:.2g}" for v in values) + " |"
+def study(title: str, model: Any) -> dict[str, Any]:
+    """Of one network: for each number of steps the best setting, its error, and the errors of the defaults."""
+    exact = title.startswith("mixture")
+    count, dtype = SAMPLES["mixture" if exact else "network"], torch.float64 if exact else torch.float32
+    schedule = fastdiff.schedules.resolve(model.schedule)
+    x = fastdiff.randn((count, *model.sample_shape), seed=5, prior=True, dtype=dtype) * schedule.prior_std()
+    y = torch.arange(count) % 10
+
+    def error(plan: fastdiff.Plan, rows: int = count) -> float:
+        run: dict[str, Any] = {} if exact else {"model_kwargs": {"y": y[:rows]}}
+        found = fastdiff.sample(model, x[:rows], plan=plan, dtype=dtype, prediction=model.prediction, **run)
+        return float((found - truth[:rows]).flatten(1).square().mean(1).sqrt().median())
+
+    times = teacher_times(schedule, schedule.t_max, schedule.t_min, TEACHER)
+    truth = torch.zeros_like(x)
+    truth_plan = fastdiff.plan("unipc", schedule=schedule, spacing=times)
+    run: dict[str, Any] = {} if exact else {"model_kwargs": {"y": y}}
+    truth = fastdiff.sample(model, x, plan=truth_plan, dtype=dtype, prediction=model.prediction, **run)
+    found: dict[str, Any] = {"schedule": schedule.factory, "starts": count, "best": [], "setting": [], "errors": {}}
+    for steps in STEPS:
+        every = candidates(schedule, schedule.t_max, schedule.t_min, steps)
+        every.sort(key=lambda c: error(c.plan, FIRST_LOOK))
+        best, label = min((error(c.plan), c.label) for c in every[:FINALISTS])
+        found["best"].append(best)
+        found["setting"].append(label)
+        for method in METHODS:
+            try:
+                plan = fastdiff.plan(method, steps, schedule)
+            except ValueError:
+                continue  # a noise-prediction method where alpha = 0
+            name = plan.method if method else "none named"
+            if not method:
+                found.setdefault("chosen", []).append(plan.method)
+            found["errors"].setdefault(name, []).append(error(plan))
+        print(title, steps, f"{best:.3g}", {k: round(v[-1] / best, 2) for k, v in found["errors"].items()}, flush=True)
+    return found
+
+
+def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: multiples of the best setting's error at each number of steps."""
+    names = ["none named", *(m for m in METHODS if m)]
+    rows = []
+    for title, found in results.items():
+        cells = []
+        for name in names:
+            errors = found["errors"].get(name)
+            ratios = [] if errors is None else [e / b for e, b in zip(errors, found["best"], strict=True)]
+            cells.append(", ".join(f"{r:.2g}" for r in ratios) or "–")
+        chosen = ", ".join(f"`{m}`" for m in dict.fromkeys(found["chosen"]))
+        rows.append([title, chosen, *cells])
+    return ["case", "chosen", *(n if n == "none named" else f"`{n}`" for n in names)], rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.parse_args()
-    for title, (name, prediction) in SCHEDULES.items():
-        schedule = fastdiff.schedules.resolve(name)
-        # Where sigma is 0 at the end, settings that end just before it and those that end there are two contests.
-        end = schedule.t_min
-        model = Mixture(schedule, prediction)
-        x = fastdiff.randn((SAMPLES, DIM), seed=5, prior=True, dtype=torch.float64) * schedule.prior_std()
-        times = teacher_times(schedule, schedule.t_max, end, 400)
-        truth_plan = fastdiff.plan("unipc", schedule=schedule, spacing=times)
-        truth = fastdiff.sample(model, x, plan=truth_plan, dtype=torch.float64)
-        best, labels = [], []
-        for steps in STEPS:
-            every = [(error(model, x, truth, c.plan), c.label) for c in candidates(schedule, times[0], end, steps)]
-            best.append(min(every)[0])
-            labels.append(min(every)[1])
-        print(f"\n{title}\n\n| setting | {' | '.join(map(str, STEPS))} |\n|---|{'---|' * len(STEPS)}")
-        print(row("best, median error", best))
-        for setting, (method, options) in SETTINGS.items():
-            ratios = []
-            for steps, least in zip(STEPS, best, strict=True):
-                try:
-                    ends = {} if options.get("spacing") is None else {"t_end": end}
-                    plan = fastdiff.plan(method, steps, schedule, **{**ends, **options})
-                    ratios.append(error(model, x, truth, plan) / least)
-                except ValueError:
-                    ratios.append(float("nan"))
-            print(row(setting, ratios), flush=True)
-        print("best: " + "; ".join(f"{n}: {label}" for n, label in zip(STEPS, labels, strict=True)), flush=True)
+    parser.add_argument("--networks", type=Path, default=None, help="folder of the small networks")
+    parser.add_argument("--cases", nargs="*", default=None, help="names of cases; default: all; none: print alone")
+    options = parser.parse_args()
+    known = cases(options.networks)
+    for title in known if options.cases is None else options.cases:
+        found = study(title, known[title]())
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results[title] = found
+        order = [name for name in cases(Path()) if name in results]
+        RESULTS.write_text(json.dumps({name: results[name] for name in order}, indent=1) + "\n")
+    record("defaults", *table(json.loads(RESULTS.read_text())), PAGE)
 
 
 if __name__ == "__main__":

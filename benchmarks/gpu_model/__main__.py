@@ -1,8 +1,8 @@
 """Predicts the fraction of a copy's bandwidth that each stage reaches: python -m benchmarks.gpu_model.
 
-Writes benchmarks/results/model.json and the table in docs/gpu-model.md. Needs the extension fastdiff._cuda, Triton, and
-a C++ compiler; no GPU. The instructions are those of the machine code, as one thread executes them in the interpreter
-of tests/machine_code.
+Writes benchmarks/results/model.json, the part of it that the package carries, and the table in docs/gpu-model.md. Needs
+the extension fastdiff._cuda, Triton, and a C++ compiler; no GPU. The instructions are those of the machine code, as one
+thread executes them in the interpreter of tests/machine_code.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.fused import stage_bytes
+from benchmarks.gpu_model.shipped import write
 from benchmarks.gpu_model.stages import SHAPE, Stage, stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +178,7 @@ def main() -> None:
         "stages": rows,
     }
     (ROOT / "benchmarks/results/model.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result)
     page = ROOT / "docs/gpu-model.md"
     text = re.sub(
         r"(<!-- table -->\n).*?(<!-- end -->)", lambda m: m[1] + table(rows) + m[2], page.read_text(encoding="utf-8"),

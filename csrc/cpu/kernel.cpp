@@ -78,7 +78,7 @@ void combine_n(T *out, const Terms<T> &terms, int64_t len) {
   FD_LOOP
   for (int64_t i = 0; i < len; ++i) {
     T total = c[0] * r[0][i];
-    for (int j = 1; j < N; ++j) total += c[j] * r[j][i];
+    for (int j = 1; j < N; ++j) total = multiply_add(c[j], r[j][i], total);
     out[i] = total;
   }
 }
@@ -173,7 +173,7 @@ void learned_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scr
   const T c0 = row[S0], c1 = row[S1], *v = load(a.first, a.net, at, len, s.learned);
   T *e = s.learned;
   FD_LOOP
-  for (int64_t i = 0; i < len; ++i) e[i] = exponential(c0 + c1 * v[i]);
+  for (int64_t i = 0; i < len; ++i) e[i] = exponential(multiply_add(c1, v[i], c0));
   if (const T *z = r[RZA]) {
     T *to = s.registers[RZA];
     FD_LOOP

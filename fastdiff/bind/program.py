@@ -39,6 +39,10 @@ class Move(NamedTuple):
     ends: bool
 
 
+Launched = tuple[StageSpec, int, int, int, int, int | None, int, bool, bool, bool]
+"""Of a move: (spec, row, x, u, u_to, x_to, copies, evaluate, keep, whether it is the last), unpacked at once."""
+
+
 def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
     """Where every stage finds and leaves x and u, with two slots and no copies.
 
@@ -75,7 +79,7 @@ class Site(NamedTuple):
         row: of the table, and of the x0 rows.
         spec: the structure of the stage.
         t: the schedule's time: a float, or (B,) float64 where samples differ.
-        clock: (rows of the network's input,) the times that the network is given.
+        clock: (rows of the network's input,) the times that the network is given; (2, rows) where it is given two.
         x0: coefficients and structure of the predicted x0, or None where it is not needed.
         where: for errors, such as "step 3 (stage 4, model time 7)": of the batch, or of every sample.
         ignored: (rows,) bool: outputs whose NaN and Inf do not matter, or None.
@@ -100,7 +104,7 @@ class Program:
         opening: structure of row 0, which writes x into its slot and the network's first input.
         values: (stages + 1, WIDTH) coefficients in the state's dtype.
         draws: int32, (stages + 1, 3), or as `path_table` (bind/table.py).
-        clock: (stages, rows of network input): the model's times.
+        clock: (stages, rows of network input): the model's times; (stages, 2, rows) where it is given two.
         x0: coefficients and structures of the predicted x0, or None where it is not needed.
         raw: whether the model value is the network's raw output, so that outputs themselves may be the history.
     """
@@ -113,6 +117,17 @@ class Program:
     clock: torch.Tensor
     x0: tuple[torch.Tensor, tuple[StageSpec, ...]] | None
     raw: bool
+
+    @cached_property
+    def launches(self) -> tuple[Launched, ...] | None:
+        """The stages as `Launched`; None where one of them is more than a launch."""
+        if any(m.langevin_norm for m in self.moves):
+            return None
+        last = len(self.moves) - 1
+        return tuple(
+            (m.spec, m.row, m.x, m.u, m.u_to, m.x_to, m.spec.copies, m.evaluate, m.keep, k == last)
+            for k, m in enumerate(self.moves)
+        )
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -160,7 +175,7 @@ def program(
         x0 = put(values), specs
     # Spread over the rows before it goes to the device: what is kept there can then be read from any stream.
     times = torch.from_numpy(in_range(table.times, clock_dtype(network_dtype), "the network's time"))
-    clock = times.to(clock_dtype(network_dtype)).reshape(-1, 1).repeat(1, rows).to(device)
+    clock = times.to(clock_dtype(network_dtype)).unsqueeze(-1).expand(*times.shape, rows).contiguous().to(device)
     return Program(
         plan=plan,
         moves=moves(plan, table.specs),

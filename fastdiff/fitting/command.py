@@ -30,6 +30,7 @@ def add_commands(commands: Any) -> None:
         command.add_argument("--plot", type=Path, default=None, help="draw errors here")
     fit.add_argument("--out", type=Path, required=True, help="plan.json; of several steps a folder for 3.json, 5.json")
     fit.add_argument("--polish", action="store_true", help="go on with gradients")
+    fit.add_argument("--optimizer", choices=["lbfgs", "adam"], default="lbfgs", help="of --polish (default: lbfgs)")
     fit.add_argument("--checkpoint", type=Path, default=None, help="a .safetensors file to go on from")
     fit.set_defaults(run=_fit)
     tune.set_defaults(run=_tune)
@@ -59,7 +60,6 @@ def _asked(chosen: argparse.Namespace) -> tuple[Callable[..., Any], dict[str, An
 def _fit(chosen: argparse.Namespace) -> None:
     from fastdiff.fitting.fit import fit
     from fastdiff.fitting.picture import against_methods
-    from fastdiff.fitting.tune import tune
 
     model, options = _asked(chosen)
     several = len(chosen.steps) > 1
@@ -70,7 +70,7 @@ def _fit(chosen: argparse.Namespace) -> None:
     checkpoint = None if chosen.checkpoint is None else str(chosen.checkpoint)
     plans = []
     for steps in chosen.steps:
-        made = fit(model, steps, polish=chosen.polish, checkpoint=checkpoint, **options)
+        made = fit(model, steps, polish=chosen.polish, optimizer=chosen.optimizer, checkpoint=checkpoint, **options)
         path = chosen.out / f"{steps}.json" if several else chosen.out
         made.save(path)
         plans.append(made)
@@ -80,7 +80,7 @@ def _fit(chosen: argparse.Namespace) -> None:
             f"fitted: median {after['median']:.2g}, RMS {after['rms']:.2g}; saved {path}"
         )
     if chosen.plot:
-        against_methods([tune(model, steps, **_for_tune(options)) for steps in chosen.steps], plans, chosen.plot)
+        against_methods([], plans, chosen.plot)
         print(f"drew {chosen.plot}")
 
 

@@ -14,16 +14,17 @@ from fastdiff.fitting.checkpoint import STATES, Checkpoint, fingerprint
 from fastdiff.fitting.explicit import explicit_plan
 from fastdiff.fitting.loss import Errors, check_loss, errors, mean, of_samples, sample_rms
 from fastdiff.fitting.options import FIT_DEFAULTS, FitOptions, whole
-from fastdiff.fitting.polish import Polish
+from fastdiff.fitting.polish import OPTIMIZERS, Polish
 from fastdiff.fitting.problem import Batch, Problem
 from fastdiff.fitting.progress import Progress
 from fastdiff.fitting.ranks import world
 from fastdiff.fitting.search import Found, Memo, Places, coarse_steps, search, snap
 from fastdiff.fitting.student import Student
+from fastdiff.fitting.table import Score
 from fastdiff.fitting.teacher import Teacher
 from fastdiff.fitting.tune import FIRST_LOOK, score, tune_cost
 from fastdiff.guidance import described
-from fastdiff.names import warn
+from fastdiff.names import one_of, warn
 from fastdiff.options import filled
 from fastdiff.plan import Plan
 from fastdiff.run.job import sampling_mode
@@ -76,7 +77,8 @@ def fit(model: Callable[..., Any], steps: int = 5, **options: Unpack[FitOptions]
             squares) and is what a polish makes small.
         polish: go on with gradients through the whole loop: coefficients, times of the state and times given to the
             network. Needs a model that is differentiable in x and, for its times to move, in t.
-        polish_rounds: of `polish`: how many times L-BFGS runs for ten iterations.
+        polish_rounds: of `polish`: how many times the optimizer runs for ten iterations.
+        optimizer: of `polish`: "lbfgs", or "adam", for networks whose gradients are rough.
         checkpoint: a file ending in .safetensors: an unfinished fit is saved there every 20 seconds and when it is
             interrupted, and the same call goes on with it, to the same result. Removed at the end.
         offload: keep trajectories in host memory: a fit holds 161 states of each.
@@ -123,7 +125,9 @@ class _Fit:
         if start is None:
             self.made = candidates(p.schedule, p.t_start, p.t_end, self.steps, given["methods"])
         self.few = min(self.count, 2 * FIRST_LOOK)
-        self.polish = Polish(p, self.loss, whole("polish_rounds", given["polish_rounds"])) if given["polish"] else None
+        rounds = whole("polish_rounds", given["polish_rounds"])
+        optimizer = one_of("optimizer", given["optimizer"], OPTIMIZERS)
+        self.polish = Polish(p, self.loss, rounds, optimizer) if given["polish"] else None
         self.batches = p.batches(self.count, p.seed)
         self.validation = p.batches(self.held, p.seed + 1, self.count)
         self.checkpoint = Checkpoint(given["checkpoint"], self._settings())
@@ -147,7 +151,7 @@ class _Fit:
             "start": None if self.given["start"] is None else self.given["start"].fingerprint(),
             "budget": self.budget,
             "loss": "function" if callable(self.loss) else self.loss,
-            "polish": self.given["polish"] and self.given["polish_rounds"],
+            "polish": self.given["polish"] and (self.given["optimizer"], self.given["polish_rounds"]),
             "dtype": p.dtype,
         }
 
@@ -176,6 +180,7 @@ class _Fit:
 
     def _run(self, progress: Progress) -> Plan:
         own = self.teacher.error(self.batches[0])
+        progress.add("teacher", self.problem.evaluations)
         states = self._states(progress)
         starts, start_plan, label = self._starts(states, progress)
         found = self._search(states, starts, progress)
@@ -184,8 +189,9 @@ class _Fit:
             plan = self.polish.run(plan, self.batches, [s[-1] for s in states], self.checkpoint, progress)
         ends = []
         for b in self.validation:
+            spent = self.problem.evaluations
             ends.append(self.teacher.ends(b))
-            progress.add("validation", b.size * self.teacher.cost)
+            progress.add("validation", self.problem.evaluations - spent)
         before, lost = self._errors(start_plan, ends, progress)
         after, loss = self._errors(plan, ends, progress)
         if not loss < lost:
@@ -203,7 +209,7 @@ class _Fit:
             f"on {self.held} other starts, distance to the teacher, median / RMS: {label} {before.median:.2g} / "
             f"{before.rms:.2g}, fitted {after.median:.2g} / {after.rms:.2g}; the teacher's own error {own:.2g}"
         )
-        origin = self._origin(own, label, before, after, found)
+        origin = self._origin(own, label, before, after, found, progress.done)
         self.checkpoint.remove()
         return replace(plan, origin=origin)
 
@@ -213,11 +219,13 @@ class _Fit:
             name = f"{STATES}{i}"
             known = self.checkpoint.tensors.get(name)
             if known is None:
+                before = self.problem.evaluations
                 known = self.teacher.states(b)
                 self.checkpoint.tensors[name] = known
+                self.checkpoint.facts[name] = self.problem.evaluations - before
                 self.checkpoint.save()
             states.append(known.to(self.problem.store))
-            progress.add("teacher", b.size * self.teacher.cost)
+            progress.add("teacher", self.checkpoint.facts[name])
         return states
 
     def _starts(self, states: Sequence[torch.Tensor], progress: Progress) -> tuple[list[Places], Plan, str]:
@@ -226,12 +234,16 @@ class _Fit:
         if start is not None:
             return [snap(grid, [s.t for s in start.stages if s.evaluate], self.steps)], start, f"start ({start.method})"
         tuned = self.checkpoint.facts.get("tuned")
-        if tuned is None:
+        if tuned is not None:
+            progress.add("tune", self.checkpoint.facts["tuning"])
+        else:
+            before = progress.done
             few = self._part(self.few)
             found = score(self.problem, self.made, few, [s[-1] for s in states], progress)
             places = {id(c.plan): i for i, c in enumerate(self.made)}
             tuned = [places[id(s.plan)] for s in found[: 4 * STARTS]]
-            self.checkpoint.facts["tuned"] = tuned
+            self.checkpoint.facts["tuned"], self.checkpoint.facts["tuning"] = tuned, progress.done - before
+            self.checkpoint.facts["methods"] = _of_methods(found)
             self.checkpoint.save()
         best = [self.made[i] for i in tuned]
         starts: list[Places] = []
@@ -290,7 +302,9 @@ class _Fit:
             progress.add("validation", plan.nfe * b.size)
         return errors(torch.cat(distances)), mean(torch.cat(losses))
 
-    def _origin(self, own: float, label: str, before: Errors, after: Errors, found: Found) -> dict[str, Any]:
+    def _origin(
+        self, own: float, label: str, before: Errors, after: Errors, found: Found, spent: int
+    ) -> dict[str, Any]:
         p = self.problem
         return {
             "kind": "fit",
@@ -305,6 +319,7 @@ class _Fit:
             "clip": None if p.clip is None else str(p.clip),
             "teacher": {"name": self.teacher.name, "error": own},
             "start": label,
+            "methods": self.checkpoint.facts.get("methods", {}),
             "loss": "function" if callable(self.loss) else self.loss,
             "polish": self.polish is not None,
             "search_complete": found.complete,
@@ -314,9 +329,17 @@ class _Fit:
                 "validation": p.seed + 1,
                 "validation_trajectories": self.held,
             },
-            "evaluations": p.evaluations,
+            "evaluations": spent,
             "errors": {"before": before._asdict(), "after": after._asdict()},
         }
+
+
+def _of_methods(scores: Sequence[Score]) -> dict[str, float]:
+    """Median error of each method's best setting, the least first."""
+    found: dict[str, float] = {}
+    for one in scores:
+        found[one.method] = min(one.errors.median, found.get(one.method, float("inf")))
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
 
 def _check_start(start: Any, problem: Problem, steps: int) -> None:

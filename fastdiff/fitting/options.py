@@ -59,6 +59,7 @@ class FitOptions(TuneOptions, total=False):
     loss: FitLoss
     polish: bool
     polish_rounds: int
+    optimizer: Literal["lbfgs", "adam"]
     checkpoint: str | None
 
 
@@ -96,6 +97,7 @@ FIT_DEFAULTS: dict[str, Any] = {
     "loss": "norm",
     "polish": False,
     "polish_rounds": 12,
+    "optimizer": "lbfgs",
     "checkpoint": None,
 }
 

@@ -14,8 +14,8 @@ SHOWN = 8
 
 
 def against_methods(tables: Sequence[Table], plans: Sequence[Plan], path: str | Path, title: str = "") -> None:
-    """Draw the median distance to the teacher against network evaluations: the best setting of each method, from
-    `tune`, and the fitted plans, from their origins.
+    """Draw the median distance to the teacher against network evaluations: the fitted plans, from their origins, and
+    the best setting of each method, from the same place and from tables of `tune`.
 
     Raises:
         ValueError: a plan that `fit` did not make, or neither tables nor plans.
@@ -25,6 +25,9 @@ def against_methods(tables: Sequence[Table], plans: Sequence[Plan], path: str | 
         for score in table:
             own = found.setdefault(score.method, {})
             own[table.steps] = min(score.errors.median, own.get(table.steps, float("inf")))
+    for plan in plans:
+        for method, median in plan.origin.get("methods", {}).items():
+            found.setdefault(method, {}).setdefault(plan.nfe, median)
     best = sorted(found, key=lambda name: min(found[name].values()))[:SHOWN]
     fitted: dict[int, float] = {}
     for plan in plans:

@@ -1,4 +1,4 @@
-"""Gradients through the whole loop: L-BFGS from fitted coefficients, with recomputation of the network.
+"""Gradients through the whole loop: L-BFGS or Adam from fitted coefficients, with recomputation of the network.
 
 Each stage's network call is made again in the backward pass (`torch.utils.checkpoint`), so that memory holds the
 states and model values of one batch, and the activations of one call.
@@ -25,10 +25,14 @@ from fastdiff.plan import H1, MAX_HISTORY, M, Plan, Stage, X
 from fastdiff.prediction import SPACES, conversion
 from fastdiff.run.network import Network, placement
 
+OPTIMIZERS = ("lbfgs", "adam")
 ITERATIONS = 10
-"""Of L-BFGS in a round; a round is what a checkpoint goes on from."""
+"""Of an optimizer in a round; a round is what a checkpoint goes on from."""
 CLOSURES = 13
 """Passes of a round, at most: an iteration's line search may need more than one."""
+RATE = 0.03
+"""Step of Adam at the start of a round, as a part of the loss: both are distances of the state. It falls to 0 by half a
+cosine."""
 DAMPING = 1e-8
 """Of the products that coefficients are measured in."""
 
@@ -37,14 +41,15 @@ class Polish:
     """A polish under way.
 
     Args:
-        rounds: of L-BFGS.
+        rounds: of the optimizer.
+        optimizer: one of `OPTIMIZERS`.
 
     Raises:
         ValueError: a guidance or clip that gradients do not go through.
     """
 
-    def __init__(self, problem: Problem, loss: Any, rounds: int) -> None:
-        self.problem, self.loss, self.rounds = problem, loss, rounds
+    def __init__(self, problem: Problem, loss: Any, rounds: int, optimizer: str) -> None:
+        self.problem, self.loss, self.rounds, self.optimizer = problem, loss, rounds, optimizer
         if problem.guidance.gradient is not None:
             raise ValueError(
                 "polish=True needs second derivatives of the classifier, which classifier_grad does not give: fit "
@@ -79,13 +84,16 @@ class Polish:
         name = f"{POLISHED}z"
         if name in store.tensors:
             z, first = store.tensors[name].clone(), int(store.facts["polished"])
+            progress.add("polish", store.facts["polishing"])
+        begun = progress.done - int(store.facts.get("polishing", 0))
         for k in range(first, self.rounds):
             before, _ = self._pass(start, measure, z, batches, ends, progress, gradient=False)
-            tried = self._round(start, measure, z, batches, ends, progress)
+            tried = self._round(start, measure, z, before, batches, ends, progress)
             after, _ = self._pass(start, measure, tried, batches, ends, progress, gradient=False)
             done = not after < before or not start.moved(measure, tried, self.raw).ordered
             if not done:
                 z = tried
+            store.facts["polishing"] = progress.done - begun
             store.tensors[name], store.facts["polished"] = z, self.rounds if done else k + 1
             store.save()
             if done:
@@ -97,20 +105,32 @@ class Polish:
         start: _Numbers,
         measure: list[torch.Tensor],
         z: torch.Tensor,
+        before: float,
         batches: Sequence[Batch],
         ends: Sequence[torch.Tensor],
         progress: Progress,
     ) -> torch.Tensor:
         own = z.clone().requires_grad_()
-        optimiser = torch.optim.LBFGS(
-            [own], max_iter=ITERATIONS, max_eval=CLOSURES - 2, history_size=ITERATIONS, line_search_fn="strong_wolfe"
-        )
 
         def closure() -> float:
             loss, own.grad = self._pass(start, measure, own.detach(), batches, ends, progress, gradient=True)
             return loss
 
-        optimiser.step(closure)
+        if self.optimizer == "lbfgs":
+            torch.optim.LBFGS(
+                [own],
+                max_iter=ITERATIONS,
+                max_eval=CLOSURES - 2,
+                history_size=ITERATIONS,
+                line_search_fn="strong_wolfe",
+            ).step(closure)
+            return own.detach()
+        adam = torch.optim.Adam([own], lr=RATE * before, betas=(0.8, 0.95))
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, CLOSURES - 2)
+        for _ in range(CLOSURES - 2):
+            closure()
+            adam.step()
+            decay.step()
         return own.detach()
 
     def _pass(

@@ -17,6 +17,9 @@ class Progress:
         expected: evaluations over all processes, at most.
         shown: whether to show the bar, on the first process.
         watch: the user's callback, or None.
+
+    Attributes:
+        done: evaluations so far; those of a checkpoint too, so that a fit that was killed tells what a whole one does.
     """
 
     def __init__(self, name: str, expected: int, shown: bool, watch: Any) -> None:

@@ -1,17 +1,20 @@
 """The fused stage: its layout, the random-number contract, and the back ends that run it."""
 
-from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.buffers import Buffers, Coeffs, Launch
 from fastdiff.ops.choice import select
 from fastdiff.ops.door import address, admitted, returned, symbolic, tracing
 from fastdiff.ops.library import Recorded
 from fastdiff.ops.registry import BACKENDS, Backend, backends, load
+from fastdiff.ops.speed import Traits
 
 __all__ = [
     "BACKENDS",
     "Backend",
     "Buffers",
     "Coeffs",
+    "Launch",
     "Recorded",
+    "Traits",
     "address",
     "admitted",
     "backends",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,10 @@ import torch
 from fastdiff.ops.brownian import PATH_WIDTH
 from fastdiff.ops.layout import NONE, StageSpec
 from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, M
+
+Launch = Callable[..., None]
+"""One stage of a run by addresses: (spec, k, x, u, first, second, h, u_out, x_out, m_out, net_in), `h` a list, 0 for
+what is not given. Shapes and dtypes are as the stages of the run share them; all noise is drawn by the kernel."""
 
 
 @dataclass(slots=True)

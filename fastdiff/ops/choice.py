@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 
 from fastdiff.names import warn
 from fastdiff.ops.door import tracing
 from fastdiff.ops.library import Recorded
 from fastdiff.ops.registry import Backend, load
+from fastdiff.ops.speed import Traits, chip_of, faster
 
 SETTING = "FASTDIFF_SIMD"
 """The environment variable that forces an instruction set: one that cannot run must not mean the slow path."""
@@ -15,23 +19,52 @@ _WARNED: set[str] = set()
 """Kinds of device for which the lack of a compiled back end was told."""
 
 
-def select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
+def select(
+    name: str | None,
+    device: torch.device,
+    state: torch.dtype,
+    network: torch.dtype,
+    traits: Callable[[], Traits] | None = None,
+) -> Backend:
     """The named back end, or the fastest that can run; as operations of `torch.ops` where these are recorded.
 
     Args:
         name: one of `BACKENDS`, or None.
         device: where the state lives.
         state, network: dtypes of the state and of the network's output.
+        traits: gives what the run's stages are like, by which the faster of `cuda` and `triton` is taken.
 
     Raises:
         ValueError: unknown name.
         RuntimeError: the named back end cannot run there; it never falls back without a word.
     """
-    found = _select(name, device, state, network)
+    found = _select(name, device, state, network, traits)
     return Recorded(found) if tracing() else found
 
 
-def _select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
+def _order(device: torch.device, traits: Callable[[], Traits] | None) -> tuple[str, ...]:
+    """The compiled back ends for a device, the fastest first."""
+    if device.type != "cuda":
+        return ("cpu",) if device.type == "cpu" else ()
+    if traits is None or torch.version.hip is not None:
+        return ("cuda", "triton")
+    name, capability = _chip(device)
+    best = faster(traits(), chip_of(name, capability)).name
+    return (best, *(other for other in ("cuda", "triton") if other != best))
+
+
+@functools.cache
+def _chip(device: torch.device) -> tuple[str, tuple[int, int]]:
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+
+
+def _select(
+    name: str | None,
+    device: torch.device,
+    state: torch.dtype,
+    network: torch.dtype,
+    traits: Callable[[], Traits] | None,
+) -> Backend:
     if name is not None:
         module = load(name)
         ok, why = module.available()
@@ -44,7 +77,7 @@ def _select(name: str | None, device: torch.device, state: torch.dtype, network:
             )
         return module
     reasons = []
-    for candidate in {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ()):
+    for candidate in _order(device, traits):
         module = load(candidate)
         ok, why = module.available()
         if ok and module.supports(device, state, network)[0]:

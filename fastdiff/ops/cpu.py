@@ -5,13 +5,14 @@ FASTDIFF_SIMD=portable|avx2|avx512 forces an instruction set; one that cannot ru
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from typing import Any
 
 import torch
 
-from fastdiff.ops.buffers import Buffers, Coeffs, per_sample
+from fastdiff.ops.buffers import Buffers, Coeffs, Launch, per_sample
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.rank import rank
 
@@ -98,6 +99,20 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         0,
         _threads(),
     )
+
+
+def launcher(
+    coeffs: Coeffs, batch: int, n: int, network: torch.dtype, history: torch.dtype, given: torch.dtype
+) -> Launch:
+    """Stages of a run by addresses, their common arguments packed once: `n` elements in a sample, the dtypes of the
+    network's output, of the history and of the network's input. The coefficients must outlive it."""
+    c = coeffs
+    assert _ext is not None, _reason
+    packed = _ext.pack(
+        batch, n, _CODES[c.table.dtype], _CODES[network], _CODES[history], _CODES[given], c.table, c.draws, c.rows,
+        c.seeds, c.index, c.lo, c.hi, c.scale, 0,
+    )  # fmt: skip
+    return functools.partial(_ext.launch, packed, _threads())
 
 
 def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from typing import Any
 
 import torch
 
-from fastdiff.ops.buffers import Buffers, Coeffs, per_sample
+from fastdiff.ops.buffers import Buffers, Coeffs, Launch, per_sample
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.rank import rank
 
@@ -91,14 +92,35 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         coeffs.hi,
         coeffs.scale,
         device.index or 0,
-        torch.cuda.current_stream(device).cuda_stream,
+        _stream(device),
     )
+
+
+def _stream(device: torch.device) -> int:
+    """The current stream's handle, without an object around it."""
+    handle: int = torch._C._cuda_getCurrentRawStream(device.index or 0)
+    return handle
+
+
+def launcher(
+    coeffs: Coeffs, batch: int, n: int, network: torch.dtype, history: torch.dtype, given: torch.dtype
+) -> Launch:
+    """Stages of a run by addresses, their common arguments packed once: `n` elements in a sample, the dtypes of the
+    network's output, of the history and of the network's input. The coefficients must outlive it. A launch goes to the
+    stream that is current then."""
+    c = coeffs
+    assert _ext is not None, _missing
+    packed = _ext.pack(
+        batch, n, _CODES[c.table.dtype], _CODES[network], _CODES[history], _CODES[given], c.table, c.draws, c.rows,
+        c.seeds, c.index, c.lo, c.hi, c.scale, c.table.device.index or 0,
+    )  # fmt: skip
+    return functools.partial(_ext.launch, packed, torch._C._cuda_getCurrentRawStream)
 
 
 def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:
     """Fill `out` (B, ...), contiguous float32 or float64, with the normals of draw `draw` of stream `stream`."""
     assert _ext is not None, _missing
-    n, on = math.prod(out.shape[1:]), torch.cuda.current_stream(out.device).cuda_stream
+    n, on = math.prod(out.shape[1:]), _stream(out.device)
     device = out.device.index or 0
     _ext.normal(
         out.data_ptr(), _CODES[out.dtype], len(out), n, seeds.data_ptr(), index.data_ptr(), draw, stream, device, on
@@ -110,7 +132,7 @@ def quantile_(out: torch.Tensor, x0: torch.Tensor, q: float) -> None:
     alike."""
     assert _ext is not None, _missing
     batch = len(x0)
-    n, on = x0.numel() // batch, torch.cuda.current_stream(x0.device).cuda_stream
+    n, on = x0.numel() // batch, _stream(x0.device)
     workspace = torch.empty(_ext.quantile_workspace(batch, n), dtype=torch.uint8, device=x0.device)
     addresses = out.data_ptr(), x0.data_ptr(), workspace.data_ptr()
     _ext.quantile(*addresses, _CODES[x0.dtype], batch, n, *rank(q, n), x0.device.index or 0, on)

@@ -3,6 +3,7 @@ call."""
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -168,7 +169,7 @@ def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.T
     """x, already checked, as a contiguous state; ValueError for values that are not finite in its dtype."""
     state = x.detach().to(device=device, dtype=dtype).contiguous()
     # On a device this would wait for it, in every call: check_finite=True looks at what the network makes of x.
-    if x.device.type == "cpu" and not ops.symbolic(x) and not bool(torch.isfinite(state).all()):
+    if x.device.type == "cpu" and not ops.symbolic(x) and not _finite(state):
         if bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"x has values up to {float(x.detach().abs().max()):.3g}, which {dtype} cannot hold: scale it, or give "
@@ -176,6 +177,11 @@ def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.T
             )
         raise ValueError("x has NaN or Inf; expected finite values")
     return state
+
+
+def _finite(x: torch.Tensor) -> bool:
+    """Whether all values are. A sum is not finite where one of them is not, and costs far less than a look at each."""
+    return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:
@@ -280,9 +286,9 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
             )
     signed = [int(v) - 2**64 if int(v) >= 2**63 else int(v) for v in values]
     if not several:
-        # Made on the device: a copy from the host would wait for all the work that the stream still has.
-        seeds = torch.full((batch,), signed[0], dtype=torch.int64, device=device)
-        return seeds, torch.arange(first, first + batch, dtype=torch.int32, device=device)
+        # No kernel writes them. On a device they are each call's own, which may be on another stream.
+        made = _one_seed if device.type != "cpu" or ops.tracing() else _kept_seed
+        return made(signed[0], first, batch, device)
     if len(values) != batch:
         raise ValueError(f"got {len(values)} seeds for a batch of {batch}: give one seed, or one per sample")
     if first:
@@ -293,6 +299,15 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
     return own.to(device), torch.zeros(batch, dtype=torch.int32, device=device)
 
 
+def _one_seed(seed: int, first: int, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Made on the device: a copy from the host would wait for all the work that the stream still has."""
+    seeds = torch.full((batch,), seed, dtype=torch.int64, device=device)
+    return seeds, torch.arange(first, first + batch, dtype=torch.int32, device=device)
+
+
+_kept_seed = functools.lru_cache(maxsize=64)(_one_seed)
+
+
 def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
     value = noise(-1, like)
     if not isinstance(value, torch.Tensor) or value.shape != like.shape:
@@ -301,6 +316,6 @@ def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
             f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
         )
     value = ops.returned("noise", value)
-    if value.device.type == "cpu" and not ops.symbolic(value) and not bool(torch.isfinite(value).all()):
+    if value.device.type == "cpu" and not ops.symbolic(value) and not _finite(value):
         raise ValueError("noise(-1, like) returned NaN or Inf; expected standard normals, the prior's noise")
     return value

@@ -12,15 +12,45 @@ from typing import Any
 import torch
 
 
-class Pool:
-    """The memory that the graphs of one model share. They never replay at the same time: one lock, and one event
-    between streams."""
+class Turn:
+    """Uses of something on a device, from any thread and stream, one after another: one lock, and one event between
+    streams."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.lock = threading.RLock()
-        self.graphs: weakref.WeakSet[CudaCapture] = weakref.WeakSet()
         self.event: torch.cuda.Event | None = None
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for the last use, on whichever stream it was, and let the next one wait for this."""
+        with self.lock:
+            stream = torch.cuda.current_stream(self.device)
+            if self.event is None:
+                self.event = torch.cuda.Event()
+            else:
+                stream.wait_event(self.event)
+            try:
+                yield
+            finally:
+                self.event.record(stream)
+
+
+# Of the workspaces that libraries keep for the captures' stream of a device.
+_WORKSPACES: dict[torch.device, Turn] = {}
+
+
+class Pool:
+    """The memory that the graphs of one model share, which never replay at the same time.
+
+    Attributes:
+        shared: whether one of them reads a workspace that graphs of other models read too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.shared = device, False
+        self.own = Turn(device)
+        self.graphs: weakref.WeakSet[CudaCapture] = weakref.WeakSet()
         self._handle: Any = None
 
     def handle(self) -> Any:
@@ -35,17 +65,16 @@ class Pool:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for the last use, on whichever stream it was, and let the next one wait for this."""
-        with self.lock:
-            stream = torch.cuda.current_stream(self.device)
-            if self.event is None:
-                self.event = torch.cuda.Event()
-            else:
-                stream.wait_event(self.event)
-            try:
-                yield
-            finally:
-                self.event.record(stream)
+        """The use of this memory, and of the workspaces where these are shared."""
+        with self.own.taken(), self.workspaces():
+            yield
+
+    def workspaces(self) -> contextlib.AbstractContextManager[None]:
+        """The turn at the workspaces of the captures' stream, where graphs share them."""
+        if not self.shared:
+            return contextlib.nullcontext()
+        with _CAPTURING:
+            return _WORKSPACES.setdefault(self.device, Turn(self.device)).taken()
 
 
 # The start of a capture synchronises the device and empties the allocator's cache, which would break another capture.
@@ -85,6 +114,9 @@ class CudaCapture:
         self.device, self.pool = device, pool
         self.graph = torch.cuda.CUDAGraph()
         self.stream = side_stream(device)
+        # What is cleared for one thread may be in use by another.
+        self.clears = threading.active_count() == 1
+        pool.shared = pool.shared or not self.clears
 
     @staticmethod
     def refusal() -> str | None:
@@ -102,14 +134,15 @@ class CudaCapture:
 
     def warm_up(self, body: Callable[[], torch.Tensor]) -> None:
         """Run once on the capture's stream, so that libraries make their handles and workspaces outside the graph."""
-        current = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(self.stream):
-                body()
-        finally:
-            # Also where it raised: its kernels still read buffers that are now given back.
-            current.wait_stream(self.stream)
+        with self.pool.workspaces():
+            current = torch.cuda.current_stream(self.device)
+            self.stream.wait_stream(current)
+            try:
+                with torch.cuda.stream(self.stream):
+                    body()
+            finally:
+                # Also where it raised: its kernels still read buffers that are now given back.
+                current.wait_stream(self.stream)
 
     def capture(self, body: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Record `body`; its result is the tensor that every replay fills."""
@@ -118,7 +151,7 @@ class CudaCapture:
         with _CAPTURING, no_garbage_collection(), torch.cuda.stream(torch.cuda.current_stream(self.device)):
             torch.cuda.synchronize(self.device)
             handle = self.pool.handle()
-            _clear_workspaces()
+            self._clear_workspaces()
             try:
                 # Other threads may go on allocating and launching.
                 with torch.cuda.graph(self.graph, pool=handle, stream=self.stream, capture_error_mode="thread_local"):
@@ -128,24 +161,24 @@ class CudaCapture:
                 _recover(self.device, handle)
                 raise
             finally:
-                _clear_workspaces()
+                self._clear_workspaces()
             self.pool.graphs.add(self)
             return result
 
     def replay(self) -> None:
         self.graph.replay()
 
+    def _clear_workspaces(self) -> None:
+        """Let cuBLAS take its workspace again: inside a capture from the graph's own memory, after it from elsewhere.
 
-def _clear_workspaces() -> None:
-    """Let cuBLAS take its workspace again: inside a capture from the graph's own memory, after it from elsewhere.
-
-    Torch keeps one for each stream. The warm-up's would be read by the graph's launches, while torch may give it back
-    (it does with every graph of torch.compile, and with graphs captured on the same stream: pytorch/pytorch#193402), or
-    use it for other work on that stream at the same time.
-    """
-    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
-    if clear is not None:
-        clear()
+        Torch keeps one for each thread's handle and stream. The warm-up's would be read by the graph's launches, while
+        torch may give it back (it does with every graph of torch.compile, and with graphs captured on the same stream:
+        pytorch/pytorch#193402), or use it for other work on that stream at the same time. Torch clears those of all
+        threads, so that where there are others nothing is cleared: graphs captured then take turns instead.
+        """
+        clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+        if clear is not None and self.clears:
+            clear()
 
 
 def _recover(device: torch.device, handle: Any) -> None:

@@ -8,7 +8,6 @@ x, coefficients, times, bounds, conditioning) lies in static buffers, which ever
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import threading
 import weakref
@@ -18,11 +17,10 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastdiff.names import warn
-from fastdiff.ops import Coeffs
 from fastdiff.run.capture import CudaCapture
+from fastdiff.run.entry import Entry, leaves_of, sources_of, static_run
 from fastdiff.run.history import recycles
 from fastdiff.run.loop import Run, run
 from fastdiff.run.weights import Weights
@@ -35,10 +33,6 @@ _MAX_SEEN = 1024
 CAPTURE: Any = CudaCapture
 
 
-SLOT = type("SLOT", (), {"__repr__": lambda self: "SLOT"})()
-"""Stands for a tensor among the other values of the keyword arguments."""
-
-
 class Refusal(NamedTuple):
     """Why a run can have no graph. `asked`: because the call asks for work on the host, which needs no warning."""
 
@@ -46,57 +40,13 @@ class Refusal(NamedTuple):
     asked: bool = False
 
 
-class Leaves(NamedTuple):
-    """The tensors of the model's keyword arguments, and all else about them."""
-
-    tensors: list[torch.Tensor]
-    rest: tuple[Any, ...]
-    spec: Any
-
-    def fill(self, tensors: list[torch.Tensor]) -> dict[str, Any]:
-        """The keyword arguments with these tensors in their places."""
-        given = iter(tensors)
-        filled: dict[str, Any] = tree_unflatten([next(given) if v is SLOT else v for v in self.rest], self.spec)
-        return filled
-
-
-@dataclasses.dataclass
-class Entry:
-    """A captured run: the graph and the static buffers that it reads and writes. It does not keep the model alive."""
-
-    graph: Any
-    pool: Any
-    coeffs: Coeffs
-    clock: torch.Tensor
-    x0: torch.Tensor | None
-    start: torch.Tensor
-    result: torch.Tensor
-    leaves: Leaves
-    weights: Weights
-    stream: Any
-    sources: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-
-    def in_use(self) -> None:
-        """Tell the allocator where another stream than the buffers' own reads them, perhaps beyond the entry's life."""
-        if self.stream is None:
-            return
-        stream = torch.cuda.current_stream(self.start.device)
-        if stream == self.stream:
-            return
-        c = self.coeffs
-        buffers = (self.start, self.clock, self.x0, c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale)
-        for buffer in (*buffers, *self.leaves.tensors):
-            if buffer is not None:
-                buffer.record_stream(stream)
-
-
 class Cache:
-    """Graphs by signature, least recently used first; signatures seen once; and signatures that failed, with the
-    reason."""
+    """Graphs by signature; signatures seen once; and signatures that failed, with the reason."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self.entries: dict[Hashable, Entry] = {}
+        self.uses = 0
         self.seen: OrderedDict[Hashable, None] = OrderedDict()
         self.failed: OrderedDict[Hashable, str] = OrderedDict()
         self.pools: dict[Hashable, Any] = {}
@@ -105,14 +55,20 @@ class Cache:
         with self.lock:
             entry = self.entries.get(key)
             if entry is not None:
-                self.entries.move_to_end(key)
+                self.touch(entry)
             return entry
+
+    def touch(self, entry: Entry) -> None:
+        """It is being used."""
+        self.uses += 1
+        entry.used = self.uses
 
     def put(self, key: Hashable, entry: Entry) -> None:
         with self.lock:
             self.entries[key] = entry
+            self.touch(entry)
             while len(self.entries) > MAX_GRAPHS:
-                self.entries.popitem(last=False)
+                del self.entries[min(self.entries, key=lambda k: self.entries[k].used)]
 
     def forget(self, key: Hashable) -> None:
         with self.lock:
@@ -183,13 +139,6 @@ def _forget(dead: Any) -> None:
     CACHE.drop(lambda key: key[0][0] is dead or key[0][0] == dead)
 
 
-def _leaves(kwargs: dict[str, Any]) -> Leaves:
-    values, spec = tree_flatten(kwargs)
-    tensors = [v for v in values if isinstance(v, torch.Tensor)]
-    rest = tuple(SLOT if isinstance(v, torch.Tensor) else v for v in values)
-    return Leaves(tensors, rest, spec)
-
-
 def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
     """The key of a run's graph, or why it cannot have one."""
     model, hooks, program = r.network.model, r.hooks, r.program
@@ -214,7 +163,7 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
         return Refusal(f"a {type(model).__name__} cannot be weakly referenced, so its graph could outlive it")
     if _has_own_graphs(model):
         return Refusal(f"the model {_OWN_GRAPHS}")
-    leaves = _leaves(r.network.kwargs)
+    leaves = leaves_of(r.network.kwargs)
     elsewhere = next((t.device for t in leaves.tensors if t.device != start.device), None)
     if elsewhere is not None:
         return Refusal(
@@ -293,31 +242,14 @@ def execute(r: Run, start: torch.Tensor, mode: bool | str, out: torch.Tensor | N
             # Not in the handler, where the error's frames would still hold the memory of the attempt.
             warn(f"{_EAGERLY}{reason}")
             return _deliver(run(r, start), out)
-    return _replay(entry, r, start, out)
+    result = _replay(entry, r, start, out)
+    if r.note is not None:
+        r.note(entry, r)
+    return result
 
 
 def _deliver(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     return result if out is None else out.copy_(result)
-
-
-def _static(r: Run, leaves: Leaves) -> Run:
-    """A copy of the run whose every device value lies in a buffer of its own; `leaves` holds the static tensors."""
-    c, program, evaluator = r.coeffs, r.program, r.evaluator
-
-    def own(t: torch.Tensor | None) -> torch.Tensor | None:
-        return None if t is None else t.clone()
-
-    coeffs = Coeffs(
-        c.table.clone(), c.draws.clone(), c.seeds.clone(), c.index.clone(), own(c.lo), own(c.hi), own(c.scale)
-    )
-    x0 = None if program.x0 is None else (program.x0[0].clone(), program.x0[1])
-    network = r.network.with_kwargs(leaves.fill(leaves.tensors))
-    return dataclasses.replace(
-        r,
-        coeffs=coeffs,
-        program=dataclasses.replace(program, clock=program.clock.clone(), x0=x0),
-        evaluator=evaluator.on(network),
-    )
 
 
 def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
@@ -329,9 +261,9 @@ def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
         if made is not None:
             # Another thread captured it while this one waited.
             return made
-        found = _leaves(r.network.kwargs)
+        found = leaves_of(r.network.kwargs)
         leaves = found._replace(tensors=[t.clone() for t in found.tensors])
-        static, first = _static(r, leaves), start.clone()
+        (static, words), first = static_run(r, leaves), start.clone()
         graph = CAPTURE(start.device, pool)
         body = functools.partial(run, static, first)
         graph.warm_up(body)
@@ -346,7 +278,9 @@ def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
             raise RuntimeError("it gives its parameters or buffers other memory whenever it runs")
         stream = torch.cuda.current_stream(start.device) if start.device.type == "cuda" else None
         x0 = None if static.program.x0 is None else static.program.x0[0]
-        entry = Entry(graph, pool, static.coeffs, static.program.clock, x0, first, result, leaves, weights, stream)
+        entry = Entry(
+            graph, pool, static.coeffs, words, static.program.clock, x0, first, result, leaves, weights, stream
+        )
         CACHE.put(key, entry)
     return entry
 
@@ -355,31 +289,15 @@ def _replay(entry: Entry, r: Run, start: torch.Tensor, out: torch.Tensor | None)
     """Fill the static buffers, launch, and return a fresh tensor, or `out` filled."""
     with entry.pool.turn():
         entry.in_use()
-        _fill(entry, r, start)
+        entry.start.copy_(start)
+        entry.seeded = None
+        entry.coeffs.seeds.copy_(r.coeffs.seeds)
+        entry.coeffs.index.copy_(r.coeffs.index)
+        entry.load(sources_of(r))
+        for kept, given in zip(entry.leaves.tensors, leaves_of(r.network.kwargs).tensors, strict=True):
+            kept.copy_(given)
         entry.graph.replay()
         return entry.result.clone() if out is None else out.copy_(entry.result)
-
-
-def _fill(entry: Entry, r: Run, start: torch.Tensor) -> None:
-    """Copy every value of `r` into the buffers that the graph reads. On the device: no synchronisation."""
-    static, c = entry.coeffs, r.coeffs
-    entry.start.copy_(start)
-    static.seeds.copy_(c.seeds)
-    static.index.copy_(c.index)
-    sources = (c.table, c.draws, r.program.clock)
-    # A sampler's tables are made once and never written again: the same tensors need no second copy.
-    if entry.sources is None or any(a is not b for a, b in zip(entry.sources, sources, strict=True)):
-        static.table.copy_(c.table)
-        static.draws.copy_(c.draws)
-        entry.clock.copy_(r.program.clock)
-        if entry.x0 is not None and r.program.x0 is not None:
-            entry.x0.copy_(r.program.x0[0])
-        entry.sources = sources
-    for mine, theirs in ((static.lo, c.lo), (static.hi, c.hi), (static.scale, c.scale)):
-        if mine is not None and theirs is not None:
-            mine.copy_(theirs)
-    for kept, given in zip(entry.leaves.tensors, _leaves(r.network.kwargs).tensors, strict=True):
-        kept.copy_(given)
 
 
 @contextlib.contextmanager

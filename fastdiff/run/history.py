@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastdiff.ops import Buffers, returned
+from fastdiff.ops import returned
 from fastdiff.plan import MAX_DRAWS
 
 Noise = Callable[[int, torch.Tensor], torch.Tensor]
@@ -133,6 +133,10 @@ class History:
         self.values: list[torch.Tensor] = []
         # Memory and version (if it has one) of each value that is the network's own.
         self.marks: list[tuple[int, int | None]] = []
+        # Addresses of the values; 0 where it was not asked for.
+        self.where: list[int] = []
+        # Whether a value may be the network's own.
+        self.lent = False
         self.ring: list[torch.Tensor] = []
         self.latest: torch.Tensor | None = None
         self.storage = 0
@@ -153,21 +157,27 @@ class History:
             storage: the address of its storage; 0 where operations are recorded, and every value is copied.
             k: the stage.
         """
-        for value, (kept, version) in zip(self.values, self.marks, strict=True):
-            if storage == kept or (version is not None and value._version != version):
-                raise Recycled(k)
-        if self.watch:
-            self._compare(storage)
+        self.look(storage, k)
         if self.raw and self.values and self.values[0].dtype != out.dtype:
             # All entries have one dtype. From here on it is the state's, which holds values of both.
             self.values = [value.to(self.dtype) for value in self.values]
-            self.marks = [OWN] * len(self.values)
+            self.marks, self.where = [OWN] * len(self.values), [0] * len(self.values)
             self.ring, self.raw, self.copies, self.watch, self.beside = [], False, True, False, []
         self.latest, self.storage = out, storage
         if storage in self.own:
-            self.copies, self.reused = True, True
             return out if out.data_ptr() == storage else out.clone()
         return out
+
+    def look(self, storage: int, k: int) -> None:
+        """Look at the memory of an output whose dtype is the last one's; as `arrived`."""
+        if self.lent:
+            for value, (kept, version) in zip(self.values, self.marks, strict=True):
+                if storage == kept or (version is not None and value._version != version):
+                    raise Recycled(k)
+        if self.watch:
+            self._compare(storage)
+        if storage in self.own:
+            self.copies, self.reused = True, True
 
     def _compare(self, storage: int) -> None:
         self.seen += 1
@@ -186,23 +196,46 @@ class History:
         # The oldest value may be overwritten: every element is read before it is written.
         needed = self.values[: self.length - 1]
         for buffer in self.ring:
-            if all(buffer is not v for v in needed):
+            for value in needed:
+                if value is buffer:
+                    break
+            else:
                 return buffer
         dtype = out.dtype if self.raw else like.dtype
         self.ring.append(torch.empty(like.shape, dtype=dtype, device=like.device))
         return self.ring[-1]
 
-    def keep(self, buf: Buffers) -> None:
-        """The stage has run: its m is now h1."""
-        value = buf.first if buf.m_out is None else buf.m_out
-        if not self.length or value is None:
+    def keep(self, first: torch.Tensor | None, m_out: torch.Tensor | None, address: int = 0) -> None:
+        """The stage has run: its m, in `m_out` or the network's output itself, is now h1; `address`: where it lies, if
+        that is known."""
+        value, length = first if m_out is None else m_out, self.length
+        if not length or value is None:
             return
         self.values.insert(0, value)
-        self.marks.insert(0, OWN if buf.m_out is not None else self._mark(value))
-        del self.values[self.length :], self.marks[self.length :]
-        if self.watch and not self.reused and buf.first is not None:
-            self.beside.insert(0, (buf.first, self._mark(buf.first)))
-            del self.beside[self.length :]
+        if m_out is None:
+            self.lent = True
+            self.marks.insert(0, self._mark(value))
+        else:
+            self.marks.insert(0, OWN)
+        # A new list: a launch may have been given the old one.
+        self.where = [address, *self.where]
+        if len(self.values) > length:
+            del self.values[length:], self.marks[length:], self.where[length:]
+        if self.watch and not self.reused and first is not None:
+            self.beside.insert(0, (first, self._mark(first)))
+            del self.beside[length:]
+
+    def addresses(self) -> list[int]:
+        """Of the values, newest first."""
+        if 0 in self.where:
+            self.where = [value.data_ptr() for value in self.values]
+        return self.where
+
+    def kind(self, network: torch.dtype) -> torch.dtype:
+        """The dtype of all values, where the network's output has `network`."""
+        if self.values:
+            return self.values[0].dtype
+        return network if self.raw and self.length else self.dtype
 
     def _mark(self, value: torch.Tensor) -> tuple[int, int | None]:
         """Where a value of the network's lies, and its version if it has one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from fastdiff.plan import Stage
 from fastdiff.run.arguments import cast_x, check_callables, check_x, is_path, prior_noise, resolve_device, resolve_seeds
 from fastdiff.run.evaluate import Evaluator, Hooks
 from fastdiff.run.history import Noise
+from fastdiff.run.loop import Run
 from fastdiff.run.network import Network
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.run.threshold import Dynamic, set_bounds
@@ -55,6 +56,7 @@ class Job:
         bounds: of the predicted x0.
         graph: "auto", True or False.
         out: where the result goes, or None.
+        note: told of a graph that was replayed, or None.
     """
 
     start: Start
@@ -66,6 +68,7 @@ class Job:
     graph: bool | str = False
     progress: bool = False
     out: torch.Tensor | None = None
+    note: Callable[[Any, Run], None] | None = None
 
     def evaluator(self, coeffs: Coeffs, direct: bool) -> Evaluator:
         """What this run does with the network's outputs; `coeffs` gets the bounds. `direct`: the network is given
@@ -94,11 +97,19 @@ class Engine(Protocol):
     def prior_std(self) -> float:
         """Of x there, when it is drawn from the prior."""
 
+    def traits(self, guided: bool, network: torch.dtype, size: tuple[int, ...]) -> ops.Traits:
+        """What the stages of a run are like."""
+
     def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
         """Raise for arguments of a run that do not go with it."""
 
     def run(self, job: Job) -> tuple[torch.Tensor, Trajectory | None, Info | None]:
         """Sample."""
+
+
+def warns_of_start(first: Stage | Point) -> bool:
+    """Whether pure noise there is unlike what a network expects."""
+    return first.alpha > first.sigma
 
 
 def begin(
@@ -119,11 +130,14 @@ def begin(
         x = check_x(x)
     where = resolve_device(arguments["device"], x, model_device)
     seeds, index = resolve_seeds(arguments["seed"], arguments["first_sample"], size[0], where)
-    module = ops.select(backend, where, dtype, network_dtype or dtype)
+    guided = arguments.get("cond") is not None
+    module = ops.select(
+        backend, where, dtype, network_dtype or dtype, lambda: engine.traits(guided, network_dtype or dtype, size)
+    )
     if x is not None:
         return Start(module, cast_x(x, where, dtype), seeds, index, noise, path)
     first = engine.first
-    if first.alpha > first.sigma:
+    if warns_of_start(first):
         warn(
             f"x is pure noise, drawn at t={first.t:g}, where alpha={first.alpha:.3g}, sigma={first.sigma:.3g}: a "
             "network expects little noise there, and the result will be no sample; start at a noisier time, or "
@@ -142,5 +156,7 @@ def begin(
 def sampling_mode() -> Iterator[None]:
     """No gradients, and ordinary tensors even in a caller's inference mode, whose tensors have no version counter."""
     # In this order: leaving inference mode switches gradients on.
-    with torch.inference_mode(False), torch.no_grad():
+    # A compiler cannot ask which mode it is.
+    leaves = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+    with torch.inference_mode(False) if leaves else contextlib.nullcontext(), torch.no_grad():
         yield

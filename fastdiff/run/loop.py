@@ -5,12 +5,14 @@ Where x and u live, when the history is written and which buffer is free are dec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from fastdiff.bind import Move, Program
-from fastdiff.ops import Backend, Buffers, Coeffs
+from fastdiff.ops import Backend, Buffers, Coeffs, Launch
 from fastdiff.ops.layout import StageSpec
 from fastdiff.run.corrections import corrected
 from fastdiff.run.evaluate import Evaluator, Hooks, placed
@@ -31,6 +33,7 @@ class Run:
         direct: whether the slots themselves are the network's input (same dtype, in_scale = 1).
         noise: the user's own noise, or None.
         echo: the rows that write x instead of u', for an x_t corrected by the user, or None.
+        note: told of a graph that replayed this run, or None.
     """
 
     program: Program
@@ -40,6 +43,7 @@ class Run:
     direct: bool
     noise: Noise | None = None
     echo: Coeffs | None = None
+    note: Callable[[Any, Run], None] | None = None
 
     @property
     def network(self) -> Network:
@@ -60,7 +64,7 @@ class State:
     Attributes:
         k: the stage whose network evaluation is due; the number of stages when all is done.
         input: what the network is to be given, (B, ...) or (2·B, ...) under batched guidance, in its own dtype.
-        time: the model's time for `input`, one per row.
+        time: the model's time for `input`, one per row; (2, rows) where it is given two (`Plan.two_times`).
         x: the latest state; the result at the end.
     """
 
@@ -68,6 +72,7 @@ class State:
         self.r, self.k, self.quiet = r, 0, quiet
         self.evaluator, self.hooks, self.backend = r.evaluator, r.hooks, r.backend
         self.moves, self.sites, self.watches = r.program.moves, r.program.sites, r.hooks.watches
+        self.launches = r.program.launches or ()
         self.batch, guided, program = x.shape[0], r.network.guided, r.program
         both = (2 * self.batch, *x.shape[1:]) if guided else x.shape
         apart = any(m.x != m.u or m.u_to != m.u or m.x_to is not None for m in program.moves)
@@ -85,6 +90,12 @@ class State:
         # The user's noise and corrections may not be asked for twice, so such a run must never begin again.
         once = r.noise is not None or r.hooks.correct_x0 is not None or r.echo is not None
         own_copies = copies or once or recorded
+        # Where nothing but the stage looks at the outputs, it is launched by addresses.
+        quick = not once and r.evaluator.quick and r.program.launches is not None
+        self.launcher = getattr(r.backend, "launcher", None) if quick else None
+        self.launch: Launch | None = None
+        self.kinds: tuple[torch.dtype, torch.dtype] | None = None
+        self.places = addresses
         self.past = History(program.plan.history, program.raw, own_copies, addresses, x.dtype, watch)
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves), r.hooks.finite)
         self._write(Buffers(x=x), program.opening, 0, r.coeffs, 0)
@@ -98,22 +109,73 @@ class State:
     def _settle(self) -> None:
         """Run the stages that need no network, up to the next that does."""
         moves = self.moves
-        while self.k < len(moves) and not moves[self.k].evaluate:
-            self._finish(moves[self.k], self._buffers(moves[self.k]), None)
-        if self.k < len(moves):
-            self.input = self.slots[moves[self.k].u] if self.shared is None else self.shared
+        while self.k < len(moves):
+            move = moves[self.k]
+            if not move.evaluate:
+                self._finish(move, self._buffers(move), None)
+                continue
+            self.input = self.slots[move.u] if self.shared is None else self.shared
             self.time = self.times[self.k]
             evaluator = self.evaluator
             if evaluator.compared:
                 evaluator.give(self.input)
             elif evaluator.keeps_input:
                 evaluator.version = self.input._version
+            return
 
     def _buffers(self, move: Move) -> Buffers:
         return Buffers(x=self.halves[move.x], u=self.halves[move.u], h=tuple(self.past.values))
 
     def step(self, out: torch.Tensor) -> None:
-        """Take the network's output at `input`, and go on to the next evaluation. `out` has the shape of `input`."""
+        """Take the network's output at `input`, and go on to the next evaluation.
+
+        Raises TypeError or ValueError for an output that is no tensor of the input's shape and device.
+        """
+        if self.launch is not None:
+            at = self.evaluator.known(out, self.input)
+            if at:
+                self._launched(self.launch, out, at)
+                return
+        out = self.r.network.check(out, self.input)
+        self._looked_at(out)
+        if self.launcher is not None and self.evaluator.admitted is not None:
+            kinds = self.evaluator.admitted, self.past.kind(self.evaluator.admitted)
+            if kinds != self.kinds:
+                r, n = self.r, self.halves[0].numel() // self.batch
+                self.kinds, self.launch = kinds, self.launcher(r.coeffs, self.batch, n, *kinds, r.network_dtype)
+
+    def _launched(self, launch: Launch, out: torch.Tensor, at: int) -> None:
+        """A step that is one launch: `out`, at the address `at`, is like the one before it."""
+        k, places, past, evaluator = self.k, self.places, self.past, self.evaluator
+        spec, row, x, u, u_to, x_to, copies, _, keep, last = self.launches[k]
+        past.look(at, k)
+        past.latest, past.storage = out, at
+        m_out, m_at, second = None, 0, 0
+        if evaluator.guided:
+            second = at + evaluator.nbytes // 2
+        if keep:
+            m_out = past.slot(out, self.halves[u])
+            if m_out is not None:
+                m_at = m_out.data_ptr()
+        result, u_out, net_in = self.halves[u_to], places[u_to], 0
+        if copies:
+            net_in = places[-1]
+            if self.shared is None:
+                net_in, u_out = u_out, 0
+        elif last and evaluator.guided and self.shared is None:
+            # A fresh tensor, rather than half of a buffer that would stay alive with it.
+            result = torch.empty_like(result)
+            u_out = result.data_ptr()
+        x_out = 0 if x_to is None else places[x_to]
+        launch(spec, row, places[x], places[u], at, second, past.addresses(), u_out, x_out, m_at, net_in)
+        if keep:
+            past.keep(out, m_out, m_at or at)
+        self.x = result
+        self.k = k + 1
+        self._settle()
+
+    def _looked_at(self, out: torch.Tensor) -> None:
+        """A step whose output may be unlike the last, or is watched, corrected or changed on its way to the stage."""
         k, r = self.k, self.r
         move, site, evaluator, hooks = self.moves[k], self.sites[k], self.evaluator, self.hooks
         loud = k >= self.quiet
@@ -155,7 +217,7 @@ class State:
             self._write(buf, move.spec, row, coeffs, move.u_to)
             self.x = self.halves[move.u_to]
         if move.keep:
-            self.past.keep(buf)
+            self.past.keep(buf.first, buf.m_out)
         if move.ends:
             if r.echo is not None:
                 self._correct(move, r.echo)
@@ -209,7 +271,7 @@ def _run(r: Run, x: torch.Tensor, copies: bool, quiet: int) -> torch.Tensor:
 
 
 def _walked(state: State) -> State:
-    network, lends, last = state.r.network, state.evaluator.lends, len(state.moves)
+    call, lends, last = state.r.network.call, state.evaluator.lends, len(state.moves)
     while state.k < last:
-        state.step(network(state.input if lends else state.input.clone(), state.time))
+        state.step(call(state.input if lends else state.input.clone(), state.time))
     return state

@@ -89,6 +89,10 @@ def _unwrap(out: Any) -> torch.Tensor:
     )
 
 
+def _tensor(out: Any) -> torch.Tensor:
+    return admitted("the model's output", out if isinstance(out, torch.Tensor) else _unwrap(out))
+
+
 def check_kwargs(model_kwargs: Any) -> None:
     """TypeError for what cannot be given to a model as keyword arguments."""
     if model_kwargs is None or (isinstance(model_kwargs, Mapping) and all(isinstance(k, str) for k in model_kwargs)):
@@ -146,6 +150,7 @@ class Network:
         model_kwargs: given with every call; tensors whose first dimension is B are repeated under guidance.
         cond, uncond: dicts of tensors (or nested dicts and lists) with first dimension B: classifier-free guidance.
         learned: whether the model gives (B, 2·C, ...), the prediction and the value that its variance is made from.
+        two_times: whether the model is called as (x, t, s), with the time of the step's end.
 
     Raises:
         TypeError, ValueError: conditioning of the wrong type, batch or structure.
@@ -159,6 +164,7 @@ class Network:
         cond: Tree | None = None,
         uncond: Tree | None = None,
         learned: bool = False,
+        two_times: bool = False,
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
@@ -168,6 +174,13 @@ class Network:
         check_kwargs(model_kwargs)
         self.model = model
         self.named = time_by_name(model)
+        self.two_times = two_times
+        if two_times and self.named:
+            raise TypeError(
+                f"{type(model).__name__} takes its time as timestep=..., and a flow map is called as model(x, t, s): "
+                "name its second time, lambda x, t, s, **kw: model(x, timestep=t, r_timestep=s, **kw), or give "
+                "two_times=False"
+            )
         self.batch = batch
         self.learned = learned
         self.guided = cond is not None
@@ -193,8 +206,17 @@ class Network:
         return other
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        out = self.model(x, timestep=t, **self.kwargs) if self.named else self.model(x, t, **self.kwargs)
-        return self.check(out, x)
+        return self.check(self.call(x, t), x)
+
+    def call(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The tensor in the model's output, not checked yet."""
+        if self.two_times:
+            out = self.model(x, t[0], t[1], **self.kwargs)
+        elif self.named:
+            out = self.model(x, timestep=t, **self.kwargs)
+        else:
+            out = self.model(x, t, **self.kwargs)
+        return out if type(out) is torch.Tensor else _tensor(out)
 
     def check(self, out: Any, x: torch.Tensor) -> torch.Tensor:
         """The tensor in a model's output, of x's device, and of its shape, with twice the channels if `learned`.
@@ -202,7 +224,7 @@ class Network:
         Raises TypeError or ValueError for anything else.
         """
         if type(out) is not torch.Tensor:
-            out = admitted("the model's output", out if isinstance(out, torch.Tensor) else _unwrap(out))
+            out = _tensor(out)
         if self.learned and x.ndim < 2:
             raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
         want = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned else x.shape

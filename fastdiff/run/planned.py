@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from fastdiff.bind import Binding, Program, echo_rows, program
-from fastdiff.ops import Coeffs
+from fastdiff.ops import Coeffs, Traits
 from fastdiff.plan import Plan, Stage
 from fastdiff.run.corrections import check_corrections
 from fastdiff.run.graph import execute
@@ -40,6 +41,10 @@ class PlanEngine:
     @property
     def prior_std(self) -> float:
         return self.plan.prior_std
+
+    def traits(self, guided: bool, network: torch.dtype, size: tuple[int, ...]) -> Traits:
+        plan = self.plan
+        return Traits(plan.stochastic, guided, plan.learned_variance, plan.history, network, math.prod(size))
 
     def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
         if arguments["return_info"]:
@@ -86,7 +91,8 @@ class PlanEngine:
         echo = None
         if job.hooks.correct_xt is not None:
             echo = Coeffs(echo_rows(bound.values), bound.draws, start.seeds, start.index)
-        return Run(bound, coeffs, job.evaluator(coeffs, direct), job.network_dtype, direct, start.noise, echo)
+        evaluator = job.evaluator(coeffs, direct)
+        return Run(bound, coeffs, evaluator, job.network_dtype, direct, start.noise, echo, job.note)
 
     def _bind(self, binding: Binding, keep: bool, **where: Any) -> Program:
         """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""

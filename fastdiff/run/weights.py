@@ -4,55 +4,54 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from itertools import chain
+from operator import attrgetter
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-
-class _Module(NamedTuple):
-    """One module, weakly held, with the addresses of its own tensors and its children as they were."""
-
-    module: weakref.ref[torch.nn.Module]
-    parameters: tuple[tuple[str, int], ...]
-    buffers: tuple[tuple[str, int], ...]
-    children: tuple[tuple[str, int], ...]
+_VALUES, _CHILDREN = dict.values, attrgetter("_modules")
 
 
 class Weights:
     """The memory of a module's parameters and buffers at one moment. Nothing is known of a model that is not a module.
 
-    The list is kept, so that a look at it costs a dictionary access and an address for each tensor, and no walk through
-    the modules. It does not keep the model alive.
+    The modules' own tables of tensors are kept, so that a look at them costs an address for each tensor, and no walk
+    through the modules. They do not keep the model alive, nor a tensor that was exchanged.
     """
 
     def __init__(self, model: Any) -> None:
         owner = model.__self__ if isinstance(model, MethodType) else model
-        self.known: list[_Module] = []
-        if isinstance(owner, torch.nn.Module):
-            for module in owner.modules():
-                tables = (module._parameters, module._buffers)
-                own = [tuple((n, p.data_ptr()) for n, p in t.items() if p is not None) for t in tables]
-                children = tuple((n, id(child)) for n, child in module._modules.items())
-                self.known.append(_Module(weakref.ref(module), own[0], own[1], children))
+        modules = list(owner.modules()) if isinstance(owner, torch.nn.Module) else []
+        tables: list[Any] = [t for m in modules for t in (m._parameters, m._buffers) if t]
+        self.full = [t for t in tables if all(value is not None for value in t.values())]
+        # Those with an entry that is None, such as the bias of a layer without one.
+        self.other = [t for t in tables if any(value is None for value in t.values())]
+        # Identities say nothing of a module that is gone.
+        self.gone: list[bool] = []
+        gone = self.gone
+        self.alive = [weakref.ref(m, lambda _: gone.append(True)) for m in modules]
+        self.parents = [weakref.ref(m) for m in modules if m._modules]
+        self.seen = self._look()
+
+    def _look(self) -> tuple[list[int], list[int | None], list[int]]:
+        """Addresses of the tensors and identities of the modules. By functions in C, of which none is a step of Python
+        for each."""
+        full = list(map(torch.Tensor.data_ptr, chain.from_iterable(map(_VALUES, self.full))))
+        other = [None if t is None else t.data_ptr() for t in chain.from_iterable(map(_VALUES, self.other))]
+        parents = [reference() for reference in self.parents]
+        return full, other, list(map(id, chain.from_iterable(map(_VALUES, map(_CHILDREN, parents)))))
 
     def moved(self) -> bool:
         """Whether any of them lies elsewhere now, was exchanged, or is gone."""
-        for reference, parameters, buffers, children in self.known:
-            module = reference()
-            if module is None:
-                return True
-            for table, tensors in ((module._parameters, parameters), (module._buffers, buffers)):
-                for name, address in tensors:
-                    tensor = table.get(name)
-                    if tensor is None or tensor.data_ptr() != address:
-                        return True
-            if children:
-                held = module._modules
-                for name, child in children:
-                    if id(held.get(name)) != child:
-                        return True
-        return False
+        if self.gone:
+            return True
+        try:
+            return self._look() != self.seen
+        except (AttributeError, TypeError):
+            # A module or a tensor is None now.
+            return True
 
 
 def fingerprint(model: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,24 @@ import numpy as np
 from fastdiff.names import unknown, warn
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.schedules.grids import SPACINGS, end_time
+from fastdiff.schedules.grids import SPACINGS, end_time, grid
 from fastdiff.solvers import (
     analytic,
+    ancestral,
     ddim,
+    distilled,
     dpm_adaptive,
     dpm_multistep,
     dpm_sde,
     dpm_singlestep,
+    er_sde,
     heun,
+    mean_flow,
     ode,
     predictor_corrector,
+    restart,
+    sa_solver,
+    seeds,
     unipc,
 )
 from fastdiff.solvers.base import DrawsNoise, Method, Request
@@ -33,8 +40,10 @@ METHODS: dict[str, Method] = {}
 """Every method by its canonical name."""
 ALIASES: dict[str, str] = {}
 """Canonical names by alias, as `key_of` writes it."""
-GRID_OPTIONS = ("rho", "steps_offset", "final")
+GRID_OPTIONS = ("rho", "steps_offset", "original_steps", "final")
 DEFAULT_STEPS = 10
+FEW_STEPS = 10
+"""Up to so many steps second order is the default on VP schedules, above it third (docs/solvers.md has the table)."""
 
 
 def key_of(name: str) -> str:
@@ -50,23 +59,16 @@ ABSENT = {
     "deis": "dpm3",
     "deismultistep": "dpm3",
     "dpm_2": "heun",
-    "dpm_2_ancestral": "dpmpp2m_sde",
-    "dpmpp_2s_ancestral": "dpmpp2s, or dpmpp2m_sde with noise",
-    "dpmpp_3m_sde": "dpmpp2m_sde",
-    "dpmpp_sde": "dpmpp2m_sde",
-    "dpmsolversde": "dpmpp2m_sde",
     "edmdpmsolvermultistep": "dpmpp2m, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
     "edmeuler": "ddim, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
     "flowmatchheundiscrete": "dpmpp2m, with schedule='flow', prediction='flow'",
     "ipndm": "dpm3",
     "ipndm_v": "dpm3",
-    "kdpm2ancestraldiscrete": "dpmpp2m_sde",
     "kdpm2discrete": "heun",
     "lms": "dpm3",
     "lmsdiscrete": "dpm3",
     "plms": "dpm3",
     "pndm": "dpm3",
-    "sasolver": "dpmpp2m_sde",
 }
 """Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""
 
@@ -136,6 +138,51 @@ def find(name: str | Method) -> Method:
                 )
         raise ValueError(message)
     return METHODS[key]
+
+
+def default(
+    steps: int | None,
+    schedule: NoiseSchedule,
+    spacing: str | Sequence[float] | None,
+    t_start: float | None,
+    t_end: float | None,
+) -> tuple[Method, dict[str, Any]]:
+    """The method of a call that names none, and options of it; docs/solvers.md has the errors that it was chosen by.
+
+    - Where alpha is 0 at the start, as in flow matching, "dpmpp2m": a noise-prediction method cannot start there.
+    - On VE and EDM schedules "dpm3" of full order, whose last time is `t_floor`: a step to sigma = 0 is of first order.
+    - Else "dpm2" up to `FEW_STEPS` steps, and "dpm3" above.
+    """
+    first, count = t_start, steps
+    if spacing is not None and not (isinstance(spacing, str) and spacing in SPACINGS):
+        named = spacing if isinstance(spacing, str) else own_times(spacing)
+        times = grid(named, schedule, steps, t_start, t_end)
+        first, count = float(times[0]), len(times) - 1
+    first = end_time("t_start", first, schedule.t_max, schedule)
+    if schedule.kind == "flow" or schedule.lam(first) == -math.inf:
+        return METHODS["dpmpp2m"], {}
+    if schedule.kind in ("ve", "edm"):
+        options: dict[str, Any] = {"lower_order_final": False}
+        if spacing is None and t_end is None and not schedule.discrete:
+            options["final"] = "t_min"
+        return METHODS["dpm3"], options
+    many = isinstance(count, int | np.integer) and count > FEW_STEPS
+    return METHODS["dpm3" if many else "dpm2"], {}
+
+
+def chosen(name: str | Method | None, asked: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """The method of that name, or the default for `asked`; and the options that the default brings.
+
+    Args:
+        asked: "steps", "schedule", "spacing", "t_start" and "t_end" of a call, where they are given.
+
+    Raises:
+        ValueError, TypeError: as `find`, `resolve` and `grid`.
+    """
+    if name is not None:
+        return find(name), {}
+    schedule = resolve("ddpm" if asked.get("schedule") is None else asked["schedule"])
+    return default(asked.get("steps"), schedule, asked.get("spacing"), asked.get("t_start"), asked.get("t_end"))
 
 
 def implied(name: Any, schedule: Any, prediction: str | None) -> str | None:
@@ -258,7 +305,7 @@ def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) ->
         return own
     if schedule.kind in ("ve", "edm"):
         return "linspace" if schedule.discrete else "karras"
-    if own == "leading":
+    if own in ("leading", "lcm"):
         return own if schedule.discrete else "uniform"
     if (
         own in ("logsnr", "karras")
@@ -269,7 +316,7 @@ def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) ->
 
 
 def plan(
-    method: str | Method = "dpm3",
+    method: str | Method | None = None,
     steps: int | None = None,
     schedule: str | NoiseSchedule = "ddpm",
     spacing: str | Sequence[float] | None = None,
@@ -282,7 +329,7 @@ def plan(
     """The table of a solver.
 
     Args:
-        method: a name or alias of `methods()`.
+        method: a name or alias of `methods()`; default: chosen from schedule and steps, as `fastdiff.sample` says.
         steps: number of steps, at least 1 (singlestep methods: of network evaluations). Default: what own times or a
             respacing string say, else 10.
         schedule: a `NoiseSchedule` or a name, such as "ddpm".
@@ -292,38 +339,41 @@ def plan(
             indices 0 … N − 1: DPM-Solver's t in (0, 1] is t·N − 1 (a float t_start up to 1 there warns).
         invert: the same times upwards, from data to noise (DDIM, Song et al. 2021, arXiv 2010.02502, section 4.3), for
             a deterministic method; without `denoise_to_zero`, and from the lowest time with noise (`Request.points`).
-        **options: the method's options, and the spacing's (`rho`, `steps_offset`, `final`).
+        **options: the method's options, and the spacing's (`rho`, `steps_offset`, `original_steps`, `final`).
 
     Raises:
         ValueError: unknown names, steps < 1, times outside the schedule or not strictly monotone, unknown options.
         TypeError: values of the wrong type.
     """
-    chosen = find(method)
+    own, brought = chosen(
+        method, {"steps": steps, "schedule": schedule, "spacing": spacing, "t_start": t_start, "t_end": t_end}
+    )
+    options = {**brought, **options}
     flag("invert", invert)
-    if chosen.adaptive:
+    if own.adaptive:
         raise ValueError(
-            f"method {chosen.name!r} is adaptive and has no plan: its steps are chosen while it runs; "
-            f"fastdiff.sample(model, method={chosen.name!r}, return_info=True) tells them"
+            f"method {own.name!r} is adaptive and has no plan: its steps are chosen while it runs; "
+            f"fastdiff.sample(model, method={own.name!r}, return_info=True) tells them"
         )
     resolved = resolve(schedule)
     warn_of_unit_times(resolved, t_start, t_end)
     if spacing is None:
-        spacing = default_spacing(chosen.spacing, resolved, t_start)
+        spacing = default_spacing(own.spacing, resolved, t_start)
     named = spacing if isinstance(spacing, str) else own_times(spacing)
     if steps is None and named in SPACINGS:
         steps = DEFAULT_STEPS
-    grid_options = {k: options.pop(k) for k in GRID_OPTIONS if k in options and k not in chosen.options}
-    filled = chosen.check_options(options, METHODS.values())
+    grid_options = {k: options.pop(k) for k in GRID_OPTIONS if k in options and k not in own.options}
+    filled = own.check_options(options, METHODS.values())
     request = Request(resolved, steps, named, t_start, t_end, grid_options)
-    made = chosen.build(request, **filled)
+    made = own.build(request, **filled)
     if not invert:
         return made
     if "denoise_to_zero" in filled:
         filled["denoise_to_zero"] = False
     # Both: a last step to sigma = 0 draws nothing downwards, whatever the options, and is a noisy one upwards.
-    up = made if made.stochastic else chosen.build(dataclasses.replace(request, upward=True), **filled)
+    up = made if made.stochastic else own.build(dataclasses.replace(request, upward=True), **filled)
     if up.stochastic:
-        raise DrawsNoise(chosen.name)
+        raise DrawsNoise(own.name)
     return up
 
 
@@ -332,10 +382,17 @@ for family in (
     analytic,
     dpm_multistep,
     dpm_singlestep,
+    ancestral,
     dpm_sde,
+    seeds,
+    er_sde,
+    sa_solver,
     unipc,
     heun,
+    restart,
     predictor_corrector,
+    distilled,
+    mean_flow,
     ode,
     dpm_adaptive,
 ):

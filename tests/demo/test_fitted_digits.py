@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.demo import fit, load_model
+from fastdiff.demo import fewer, fit, load_model
 from fastdiff.demo.fewer import best_setting
 from fastdiff.demo.quality import measure
 from fastdiff.demo.run import generate
@@ -33,6 +33,19 @@ def test_three_fitted_evaluations_beat_five_of_the_best_setting() -> None:
     # Both have the bias of 500 digits; with 2,000 the distances are 0.36 and 0.51.
     assert fitted.frechet < best.frechet
     assert fitted.accuracy > 0.98
+
+
+def test_the_demo_s_figures_are_those_of_its_plans(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(fewer.FILE.read_text(encoding="utf-8"))
+    rows = {(row["name"], row["steps"]): row for row in found["rows"]}
+    assert found["seeds"] == [1, 2, 3] and [(name, steps) for name, steps, _ in fewer.plans()] == list(rows)
+    assert all(len(row["frechet"]) == len(row["accuracy"]) == 3 for row in rows.values())
+    # Three fitted evaluations are better than five of any setting, and five as ten, seed by seed.
+    best = {steps: row["frechet"] for (name, steps), row in rows.items() if name != "fitted"}
+    assert all(a < b for a, b in zip(rows["fitted", 3]["frechet"], best[5], strict=True))
+    assert all(a < 1.05 * b for a, b in zip(rows["fitted", 5]["frechet"], best[10], strict=True))
+    assert fewer.main(["--per-class", "2", "--seeds", "4", "--out", str(tmp_path / "fewer.json")]) == 0
+    assert len(fewer.lines(tmp_path / "fewer.json")) == 1 + len(rows)
 
 
 def test_the_script_writes_a_plan(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

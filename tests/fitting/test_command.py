@@ -35,10 +35,14 @@ def test_fit_writes_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "3 evaluations: dpm2" in capsys.readouterr().out
 
 
-def test_fit_of_several_numbers_of_evaluations_draws_them(folder: Path) -> None:
+def test_fit_of_several_numbers_of_evaluations_draws_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["--trajectories", "16"]
+    # The picture is of the fits' own search: no other is made for it.
+    monkeypatch.setattr("fastdiff.fitting.tune.tune", lambda *_, **__: pytest.fail("searched twice"))
     assert main(["fit", "fitme:network", "--steps", "2", "3", "--out", "plans", "--plot", "errors.png", *small]) == 0
     assert sorted(p.name for p in (folder / "plans").iterdir()) == ["2.json", "3.json"]
+    found = fastdiff.Plan.load(folder / "plans" / "3.json").origin["methods"]
+    assert list(found) == ["dpm2"] and found["dpm2"] > 0
     assert (folder / "errors.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -56,6 +56,7 @@ DDIM = fastdiff.plan("ddim", 4)
             ValueError,
             r"polish=True needs second derivatives of the classifier",
         ),
+        ({"optimizer": "sgd"}, ValueError, r"unknown optimizer 'sgd'.*lbfgs, adam"),
         ({"polish": True, "clip": "dynamic"}, ValueError, r"polish=True does not go through dynamic thresholding"),
     ],
 )

@@ -215,6 +215,9 @@ def install() -> None:
     torch.Generator, torch.autocast = Generator, Autocast  # type: ignore[misc]
     torch.compile = compiled  # type: ignore[assignment]
     capture.CudaCapture.DEVICE = "cpu"
+    for module in (cpu, cuda):
+        # Launches by address keep nothing alive for a recorder.
+        module.launcher = None  # type: ignore[assignment]
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     for module in (cpu, triton) if interpreted else (cpu,):
         for name in KERNELS:

@@ -179,5 +179,5 @@ class Backend:
 
 @contextmanager
 def no_stream() -> Iterator[None]:
-    with mock.patch.object(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0)):
+    with mock.patch.object(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, create=True):
         yield

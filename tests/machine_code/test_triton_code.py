@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from triton_launches import TritonBackend
 from variants import ALL, ONE, TWO, Variant, case_for
 
 from fastdiff.ops.buffers import Buffers
-from fastdiff.ops.layout import LINEAR, StageSpec
+from fastdiff.ops.layout import LINEAR, RAW, StageSpec
 from fastdiff.plan import H1, M, U, X
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -48,6 +49,29 @@ def test_warps_may_run_in_any_order(hist: torch.dtype) -> None:
     case.buf.net_in = case.buf.net_in.to(BF16)
     for seed in range(3):
         check(TritonBackend(90, order=np.random.default_rng(seed)), case)
+
+
+class WithoutBarrier(TritonBackend):
+    def run(self, kernel: Any, values: dict[str, Any], grid: int, warps: int) -> None:
+        super().run(kernel, {**values, "EXCHANGES": False}, grid, warps)
+
+
+def test_the_barrier_before_the_stores() -> None:
+    """m, which neither row reads, goes over h3, which one reads: the two have nothing in common but their memory, and a
+    16-bit stream gives a thread other elements than a 32-bit one. Without the barrier a warp stores m where another has
+    yet to load h3."""
+    spec = StageSpec(RAW, False, False, 1 << X | 7 << H1, 0, 1)
+    case = random_case(27, spec=spec, state=F32, network=BF16, shape=(1, 2048))
+    case.buf.h = tuple(torch.randn(1, 2048) for _ in range(3))
+    case.buf.m_out, case.buf.u_out, case.buf.net_in = case.buf.h[2], case.buf.x, torch.empty(1, 2048, dtype=BF16)
+    racing = 0
+    for seed in range(4):
+        check(TritonBackend(90, order=np.random.default_rng(seed)), case)
+        try:
+            check(WithoutBarrier(90, order=np.random.default_rng(seed)), case)
+        except AssertionError:
+            racing += 1
+    assert racing, "the machine does not see the race"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("fastdiff._cuda") is None, reason="fastdiff._cuda is not built")

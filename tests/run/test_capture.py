@@ -4,6 +4,7 @@ device's own word."""
 from __future__ import annotations
 
 import contextlib
+import threading
 
 import pytest
 import torch
@@ -66,6 +67,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     def log(name: str):
         return lambda *arguments: state.calls.append((name, *arguments))
 
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
     for name, value in {
         "CUDAGraph": object,
         "Stream": Stream,
@@ -174,3 +176,30 @@ def test_a_capture_is_recorded_on_its_stream_and_leaves_other_threads_alone(
     one.capture(lambda: cuda.calls.append("body") or torch.ones(1))
     assert cuda.calls == [("synchronize", DEVICE), "clear", "begin", "body", "end", "clear"]
     assert given == [(one.stream, "thread_local")]
+
+
+def test_beside_other_threads_no_workspace_is_cleared(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may be using one. The graphs then read workspaces of one stream, and wait for each other on the
+    device, whichever model they are of; those that were captured alone wait for none."""
+
+    class Event:
+        def record(self, stream: Stream) -> None:
+            cuda.calls.append("record")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(Stream, "wait_event", lambda self, event: cuda.calls.append("wait"), raising=False)
+    monkeypatch.setattr(capture, "_WORKSPACES", {})
+    alone, one, two = (capture.Pool(DEVICE) for _ in range(3))
+    capture.CudaCapture(DEVICE, alone)
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    made = capture.CudaCapture(DEVICE, one)
+    capture.CudaCapture(DEVICE, two)
+    made.capture(lambda: torch.ones(1))
+    assert "clear" not in cuda.calls and (alone.shared, one.shared, two.shared) == (False, True, True)
+    made.warm_up(lambda: torch.ones(1))
+    cuda.calls.clear()
+    for pool in (alone, two, one):
+        with pool.turn():
+            cuda.calls.append("use")
+    # Each is the first use of its memory; the last two wait for the workspaces: the warm-up, then one another.
+    assert cuda.calls == ["use", "record", *2 * ["wait", "use", "record", "record"]]
