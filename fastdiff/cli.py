@@ -156,10 +156,10 @@ def _demo(chosen: argparse.Namespace) -> None:
 
 
 def _methods(chosen: argparse.Namespace) -> None:
-    from fastdiff.solvers import METHODS, find
+    from fastdiff.solvers import GUIDED, METHODS, find
 
     if chosen.method is None:
-        listed = METHODS
+        listed = {**METHODS, **GUIDED}
         width = max(map(len, listed))
         print(f"{'method':<{width}}  order")
         for m in listed.values():

@@ -42,14 +42,16 @@ def merged(types: list[str]) -> str:
 def content() -> str:
     """The file."""
     sys.path.insert(0, str(ROOT))
-    from fastdiff.solvers import METHODS
+    from fastdiff.solvers import GUIDED, METHODS
+
+    every = {**METHODS, **GUIDED}
 
     options: dict[str, list[str]] = {}
-    for method in METHODS.values():
+    for method in every.values():
         for name, option in method.options.items():
             options.setdefault(name, []).extend(kind(option))
-    aliases = sorted(alias for method in METHODS.values() for alias in method.aliases)
-    names = list(dict.fromkeys([*METHODS, *aliases]))
+    aliases = sorted(alias for method in every.values() for alias in method.aliases)
+    names = list(dict.fromkeys([*every, *aliases]))
     fields = {**{name: merged(types) for name, types in sorted(options.items())}, **GRID_TYPES}
     any_used = any(t == "Any" for t in fields.values())
     lines = [

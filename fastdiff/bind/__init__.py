@@ -1,7 +1,17 @@
 """From a plan to numbers: prediction, guidance and clipping bound into table rows, and the rows on a device."""
 
 from fastdiff.bind.program import Move, Program, Site, clock_dtype, echo_rows, in_range, program
-from fastdiff.bind.table import Binding, Table, bind, bind_stage, bind_stage_x0, join
+from fastdiff.bind.table import (
+    Binding,
+    Table,
+    bind,
+    bind_stage,
+    bind_stage_x0,
+    blend_numbers,
+    check_batch,
+    join,
+    without_late,
+)
 
 __all__ = [
     "Binding",
@@ -12,9 +22,12 @@ __all__ = [
     "bind",
     "bind_stage",
     "bind_stage_x0",
+    "blend_numbers",
+    "check_batch",
     "clock_dtype",
     "echo_rows",
     "in_range",
     "join",
     "program",
+    "without_late",
 ]

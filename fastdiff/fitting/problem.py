@@ -67,6 +67,11 @@ class Problem:
         self.store = torch.device("cpu") if arguments["offload"] else self.device
         self.backend, self.clip = arguments["backend"], arguments["clip"]
         self.guidance: Guidance = guidance.choose(arguments, "fitted")
+        if self.guidance.weak is not None or self.guidance.further is not None:
+            raise ValueError(
+                f"a plan is not fitted with {type(self.guidance).__name__}, which has outputs beyond the two halves: "
+                "fit with guidance=7.5, and sample with any form"
+            )
         self.asked = {name: arguments[name] for name in ("classifier_grad", "classifier_form")}
         self.asked["guidance"] = self.guidance if arguments["classifier_grad"] is None else None
         self._conditions = arguments["conditions"]

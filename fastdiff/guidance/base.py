@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -115,9 +114,9 @@ class Guidance:
         return None
 
     @property
-    def negatives(self) -> tuple[Mapping[str, Any], ...]:
-        """Conditions of the outputs beyond the two halves."""
-        return ()
+    def further(self) -> Mapping[str, Any] | None:
+        """Conditions of a third output beside the two halves."""
+        return None
 
     @property
     def key(self) -> Hashable:
@@ -195,8 +194,9 @@ def settled_scale(name: str, scale: Any) -> Scale:
         ValueError: anything else.
     """
     if callable(scale):
-        return scale  # type: ignore[no-any-return]
+        return scale
     listed = isinstance(scale, list | tuple | np.ndarray) or (isinstance(scale, torch.Tensor) and scale.ndim > 0)
+    values: Any = None
     try:
         values = scale.tolist() if isinstance(scale, np.ndarray | torch.Tensor) else scale
         if listed and len(values) > 0 and all(_is_number(v) for v in values):
@@ -204,7 +204,7 @@ def settled_scale(name: str, scale: Any) -> Scale:
     except TypeError:
         values = scale
     if not listed and _is_number(values):
-        return values  # type: ignore[no-any-return]
+        return float(values) if isinstance(values, np.integer | np.floating) else values
     raise ValueError(
         f"{name}={short(scale)}: expected a finite number, such as 3.0, one for each sample, (B,), or a function of "
         "the time"

@@ -82,6 +82,7 @@ class PlanEngine:
             type(start.x) is torch.Tensor,
             copies=2 if guided else int(not direct),
             rows=len(start.x) * (1 + guided),
+            batch=len(start.x),
             observed=job.observed,
             path=start.path,
             network_dtype=job.network_dtype,

@@ -16,6 +16,7 @@ from fastdiff.schedules.grids import SPACINGS, end_time, grid
 from fastdiff.solvers import (
     analytic,
     ancestral,
+    cfg_pp,
     ddim,
     distilled,
     dpm_adaptive,
@@ -38,6 +39,8 @@ from fastdiff.values import flag
 
 METHODS: dict[str, Method] = {}
 """Every method by its canonical name."""
+GUIDED: dict[str, Method] = {}
+"""Those that run with guidance alone: their rows say what becomes of it (`Plan.shifted`)."""
 ALIASES: dict[str, str] = {}
 """Canonical names by alias, as `key_of` writes it."""
 GRID_OPTIONS = ("rho", "steps_offset", "original_steps", "final")
@@ -94,7 +97,7 @@ def register(method: Method) -> Method:
         )
     names = [key_of(n) for n in (method.name, *method.aliases)]
     for name in names:
-        owner = ALIASES.get(name, name if name in METHODS else None)
+        owner = ALIASES.get(name, name if name in METHODS or name in GUIDED else None)
         if owner is not None:
             raise ValueError(f"the name {name!r} is taken by method {owner!r}: give method {method.name!r} another")
     if names[0] != method.name:
@@ -127,8 +130,10 @@ def find(name: str | Method) -> Method:
             f"method {name!r} is a sampler of another library that fastdiff does not have; the nearest here: "
             f"{ABSENT[key]}. Valid: {', '.join(METHODS)}"
         )
+    if key in GUIDED:
+        return GUIDED[key]
     if key not in METHODS:
-        message = unknown("method", name, METHODS, also=ALIASES)
+        message = unknown("method", name, [*METHODS, *GUIDED], also=ALIASES)
         for spacing in ("karras", "exponential"):
             base = key.removesuffix(f"_{spacing}")
             if base != key and ALIASES.get(base, base) in METHODS:
@@ -209,7 +214,7 @@ def implied(name: Any, schedule: Any, prediction: str | None) -> str | None:
 
 def settled(name: str, value: Any) -> Any:
     """An option's value with files read, so that it may be kept: whatever a file holds later, the value stays."""
-    for method in METHODS.values():
+    for method in (*METHODS.values(), *GUIDED.values()):
         if name in method.options:
             return method.options[name].settled(value)
     return value
@@ -230,7 +235,7 @@ def methods() -> dict[str, dict[str, Any]]:
             "aliases": tuple(m.aliases),
             "paper": m.paper,
         }
-        for m in METHODS.values()
+        for m in (*METHODS.values(), *GUIDED.values())
     }
 
 
@@ -398,3 +403,4 @@ for family in (
 ):
     for one in family.METHODS:
         register(one)
+GUIDED.update({one.name: one for one in cfg_pp.METHODS})
