@@ -22,9 +22,10 @@ from fastdiff.options import (
     parted,
     shows,
 )
-from fastdiff.run.network import stated
+from fastdiff.run.network import check_model, stated
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.sampler import Sampler
+from fastdiff.schedules.registry import told
 
 Model = Callable[..., Any]
 
@@ -89,9 +90,11 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             by the schedule and the number of steps, by measured errors (docs/solvers.md, "Defaults at few steps"):
             "dpm2" up to 10 steps and "dpm3" above; on VE and EDM schedules "dpm3" with lower_order_final=False and
             final="t_min"; "dpmpp2m" where alpha is 0 at the start, as in flow matching. `Sampler(...).method` tells.
-        schedule: a `NoiseSchedule` or its name; default: `model.schedule`, else "ddpm".
-        prediction: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the mean of the next,
-            cleaner state of the steps taken. Default: `model.prediction`, else "eps".
+        schedule: a `NoiseSchedule`, its name, or a scheduler of diffusers, `pipe.scheduler`, whose config says schedule
+            and prediction; default: `model.schedule`, else "ddpm".
+        prediction: "eps", "x0", "v", "score", "flow" or "edm" (the output of EDM's network itself); with method "ddpm"
+            also "previous": the mean of the next, cleaner state of the steps taken. Default: `model.prediction`, else
+            "eps".
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
         t_start, t_end: schedule times to begin and end at. Of a discrete schedule of N times these are its indices, 0
             to N − 1, and not DPM-Solver's t in (0, 1], whose index is t·N − 1: a float t_start in (0, 1] gives a
@@ -104,6 +107,8 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             0 draws nothing, others may draw twice; `plan.stages[i].draws` says which. Or "brownian": the steps' noise
             is one Brownian path, so that a seed keeps its sample, up to the error of the steps, at any number of steps;
             for methods each of whose draws has its span of time (`plan.spanned`).
+        frames: a `fastdiff.Frames`: each frame, or token, at a step of its own (docs/frames.md). The model's t is then
+            (B, F), the t of hooks a (B, F) float64 tensor. Methods with a plan.
         guidance: a number s for classifier-free guidance uncond + s·(cond − uncond) (Ho and Salimans 2022, arXiv
             2207.12598), a function of the schedule's time that gives it, or a form of `fastdiff.guidance`:
             `Interval`, `Rescale`, `CFGPlusPlus`, ... `guidance_scale` is another word for a number.
@@ -137,16 +142,20 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             neither can be captured into a CUDA graph. Not with adaptive methods; with "unipc" and its corrector,
             give split=True.
         out: (B, ...) tensor of dtype `dtype`, contiguous, on the device: written and returned instead of a fresh one.
+        output_dtype: of the result: "network" (its parameters' dtype), or a dtype such as torch.bfloat16; default: the
+            state's.
         plan: a `Plan` of your own, instead of method, steps, schedule, spacing, t_start, t_end and options.
         Others: options of the method and the spacing (`fastdiff.methods()` lists them).
 
     Returns:
-        (B, ...) tensor of dtype `dtype`: the sample at `t_end`; with `return_trajectory`, also a `Trajectory`.
+        (B, ...) tensor of dtype `dtype`, or `output_dtype`: the sample at `t_end`; with `return_trajectory`, also a
+        `Trajectory`.
 
     Raises:
         ValueError, TypeError: bad arguments or model outputs; the message says what was got and what would be right.
         RuntimeError: a named back end that cannot run, or a model that changes its input in place.
     """
+    check_model(model)
     run, made = {}, {}
     for name, value in options.items():
         if name in RUN_DEFAULTS:
@@ -159,4 +168,9 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         noted = stated(model, "schedule")
         if noted is not None:
             made["schedule"] = noted
+    if "schedule" in made:
+        given: Any = made.get("prediction")
+        made["schedule"], given = told(made["schedule"], given)
+        if given is not None:
+            made["prediction"] = given
     return _sampler(made)(model, x, **run)

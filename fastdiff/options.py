@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from typing_extensions import Required, TypedDict
 
 from fastdiff.guidance import Guidance
 from fastdiff.names import CONDITIONING, ELSEWHERE, misplaced, nearest
-from fastdiff.plan import Plan
+from fastdiff.plan import Frames, Plan
 from fastdiff.run.corrections import CorrectX0, CorrectXt
 from fastdiff.run.evaluate import Callback
 from fastdiff.run.history import Noise
@@ -21,16 +21,27 @@ from fastdiff.solvers import GRID_OPTIONS, GUIDED, METHODS, Method
 from fastdiff.solvers.method_names import MethodName, MethodOptions
 
 Clip = Literal["dynamic"] | Dynamic | tuple[float, float] | None
-Prediction = Literal["eps", "x0", "v", "score", "flow", "previous"]
+Prediction = Literal["eps", "x0", "v", "score", "flow", "edm", "previous"]
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Seeds = int | Sequence[int] | torch.Tensor
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class HasConfig(Protocol):
+    """A scheduler of diffusers."""
+
+    @property
+    def config(self) -> Any:
+        """What its network was trained with."""
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
+        """Not called."""
+
+
 class SamplerOptions(MethodOptions, total=False):
     """What a `Sampler` is made with, besides its method and steps."""
 
-    schedule: str | NoiseSchedule | None
+    schedule: str | NoiseSchedule | HasConfig | None
     prediction: Prediction | None
     spacing: str | Sequence[float] | None
     t_start: float | None
@@ -57,6 +68,7 @@ class StartOptions(PlaceOptions, total=False):
     seed: Seeds
     first_sample: int
     noise: Noise | Literal["brownian"] | None
+    frames: Frames | None
 
 
 class BeginOptions(StartOptions, total=False):
@@ -79,6 +91,7 @@ class InvertOptions(PlaceOptions, total=False):
     correct_x0: CorrectX0 | None
     correct_xt: CorrectXt | None
     out: torch.Tensor | None
+    output_dtype: torch.dtype | Literal["network"] | None
 
 
 class RunOptions(StartOptions, InvertOptions, total=False):
@@ -146,7 +159,14 @@ SAMPLER_DEFAULTS: dict[str, Any] = {
     "plan": None,
 }
 _PLACE_DEFAULTS: dict[str, Any] = {"device": None, "guidance": None, "guidance_scale": None}
-_START_DEFAULTS: dict[str, Any] = {"shape": None, "seed": 0, "first_sample": 0, "noise": None, **_PLACE_DEFAULTS}
+_START_DEFAULTS: dict[str, Any] = {
+    "shape": None,
+    "seed": 0,
+    "first_sample": 0,
+    "noise": None,
+    "frames": None,
+    **_PLACE_DEFAULTS,
+}
 BEGIN_DEFAULTS: dict[str, Any] = {**_START_DEFAULTS, "network_dtype": None}
 INVERT_DEFAULTS: dict[str, Any] = {
     **_PLACE_DEFAULTS,
@@ -161,6 +181,7 @@ INVERT_DEFAULTS: dict[str, Any] = {
     "correct_x0": None,
     "correct_xt": None,
     "out": None,
+    "output_dtype": None,
     "return_trajectory": False,
 }
 RUN_DEFAULTS: dict[str, Any] = {**_START_DEFAULTS, **INVERT_DEFAULTS, "return_info": False}

@@ -27,6 +27,8 @@ TARGETS: dict[str, Callable[[Any, Any], Form]] = {
     "score": lambda alpha, sigma: (0.0, -1.0 / sigma),
     # Lipman et al. 2023, arXiv 2210.02747, on straight paths.
     "flow": lambda alpha, sigma: (-1.0, 1.0),
+    # Karras et al. 2022, arXiv 2206.00364, eq. 7: F of EDM's preconditioning, in units of the data's deviation.
+    "edm": lambda alpha, sigma: (sigma, -alpha),
 }
 """(p, q) of each prediction as a function of alpha and sigma."""
 

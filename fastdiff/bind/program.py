@@ -63,9 +63,9 @@ def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
             after = x_to = x if u != x else 1 - u
         # Whether this is the first evaluation of its step: churn may open a step with a stage that has none. A stage
         # that only corrects ends a step, and the next step begins with the value that it keeps.
-        begins = stage.evaluate and (stage.step != begun or (stage.keep and stage.t_next == stage.t))
-        begun = stage.step if stage.evaluate else begun
         ends = k + 1 == len(stages) or stages[k + 1].step != stage.step
+        begins = stage.evaluate and (stage.step != begun or (ends and stage.keep and stage.t_next == stage.t))
+        begun = stage.step if stage.evaluate else begun
         flow = (stage.evaluate, stage.keep, stage.draws, stage.langevin_norm)
         result.append(Move(k + 1, specs[k + 1], *flow, x, u, u_to, x_to, begins, ends))
         x, u = after, u_to
@@ -78,8 +78,9 @@ class Site(NamedTuple):
     Attributes:
         row: of the table, and of the x0 rows.
         spec: the structure of the stage.
-        t: the schedule's time: a float, or (B,) float64 where samples differ.
-        clock: (rows of the network's input,) the times that the network is given; (2, rows) where it is given two.
+        t: the schedule's time: a float, or float64, (B,) where samples differ, (B, F) where frames do.
+        clock: (rows of the network's input,) the times that the network is given; (2, rows) where it is given two; with
+            frames (rows, F).
         x0: coefficients and structure of the predicted x0, or None where it is not needed.
         where: for errors, such as "step 3 (stage 4, model time 7)": of the batch, or of every sample.
         ignored: (rows,) bool: outputs whose NaN and Inf do not matter, or None.
@@ -109,6 +110,12 @@ class Program:
         clock: (stages, rows of network input): the model's times; (stages, 2, rows) where it is given two.
         x0: coefficients and structures of the predicted x0, or None where it is not needed.
         raw: whether the model value is the network's raw output, so that outputs themselves may be the history.
+        history: how many earlier model values the stages read.
+        places: of each stage, the schedule's time and the words for errors that are a `Site`'s.
+        done: steps, or with frames evaluations, that are done after each stage.
+        times: of a trajectory, float64: (steps + 1,), or with frames (evaluations + 1, B, F).
+        rows, inner: with frames, (stages + 1, B, F) int32 rows of `values`, and the elements of a frame that lie
+            together; `clock` is then (stages, rows of network input, F).
         numbers: (stages + 1, 1 or B, K): what the guidance's `blend` reads, or None.
     """
 
@@ -120,6 +127,12 @@ class Program:
     clock: torch.Tensor
     x0: tuple[torch.Tensor, tuple[StageSpec, ...]] | None
     raw: bool
+    history: int
+    places: tuple[tuple[Any, str], ...]
+    done: tuple[int, ...]
+    times: np.ndarray
+    rows: torch.Tensor | None = None
+    inner: int = 0
     numbers: torch.Tensor | None = None
 
     @cached_property
@@ -137,11 +150,10 @@ class Program:
     def sites(self) -> tuple[Site, ...]:
         """Of each stage."""
         made = []
-        for k, (s, move, clock) in enumerate(zip(self.plan.stages, self.moves, self.clock.unbind(0), strict=True)):
+        for (t, where), move, clock in zip(self.places, self.moves, self.clock.unbind(0), strict=True):
             x0 = None if self.x0 is None else (self.x0[0], self.x0[1][move.row])
-            where = f"step {s.step} (stage {k}, model time {s.model_time:g})"
             numbers = None if self.numbers is None else self.numbers.select(0, move.row)
-            made.append(Site(move.row, move.spec, s.t, clock, x0, (where,), None, numbers))
+            made.append(Site(move.row, move.spec, t, clock, x0, (where,), None, numbers))
         return tuple(made)
 
 
@@ -197,6 +209,12 @@ def program(
         clock=clock,
         x0=x0,
         raw=is_raw(table, plan) and not binding.corrected and not binding.guidance.reverses,
+        history=plan.history,
+        places=tuple(
+            (s.t, f"step {s.step} (stage {k}, model time {s.model_time:g})") for k, s in enumerate(plan.stages)
+        ),
+        done=tuple(s.step + 1 for s in plan.stages),
+        times=np.array(plan.times),
         numbers=None if table.numbers is None else put(table.numbers),
     )
 

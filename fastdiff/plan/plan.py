@@ -87,9 +87,9 @@ class Plan:
 
     @cached_property
     def shifted(self) -> bool:
-        """Whether the rows say what becomes of guidance, as those of CFG++ do: m is then the unconditional value, and
-        `second` in a row stands for the guided x0 minus the unconditional one."""
-        return any(s.next_u[SECOND] or s.next_x[SECOND] for s in self.stages)
+        """Whether the rows say what becomes of guidance, as those of CFG++ do (the option guidance="cfg_pp"): m is then
+        the unconditional value, and `second` in a row stands for the guided x0 minus the unconditional one."""
+        return self.options.get("guidance") == "cfg_pp"
 
     @cached_property
     def stochastic(self) -> bool:

@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ import torch
 from fastdiff import ops
 from fastdiff.guidance import Guidance
 from fastdiff.names import short, unknown, warn_once
+from fastdiff.plan import Frames
 from fastdiff.prediction import ALL_PREDICTIONS
 from fastdiff.run.history import Noise
-from fastdiff.run.network import sample_shape
+from fastdiff.run.network import DTYPES, sample_shape
 from fastdiff.run.threshold import Dynamic
-from fastdiff.values import flag
+from fastdiff.values import flag, shown
 
 BROWNIAN = "brownian"
 STATE_DTYPES = (torch.float32, torch.float64)
@@ -162,6 +163,28 @@ def check_callables(noise: Any, callback: Any) -> None:
             raise TypeError(f"{name} must be callable as {call}, got {type(value).__name__}{hint}")
 
 
+def check_frames(frames: Any, arguments: Mapping[str, Any], has_x: bool) -> None:
+    """Frames, and what does not go with them."""
+    if frames is None:
+        return
+    if not isinstance(frames, Frames):
+        raise TypeError(
+            f"frames={shown(frames)}: expected a fastdiff.Frames, such as fastdiff.Frames(axis=2, steps='pyramid')"
+        )
+    if arguments["noise"] is not None:
+        raise ValueError("noise=... draws whole samples, and with frames each has draws of its own: leave it out")
+    if arguments.get("correct_xt") is not None:
+        raise ValueError(
+            "correct_xt is called after the steps of a whole sample, and with frames each has steps of its own: "
+            "correct x0 with correct_x0, or call sampler.begin and sampler.step"
+        )
+    if frames.begun and not has_x:
+        raise ValueError(
+            "some frames are no pure noise at the start: pass x with these frames in their places, and noise in the "
+            "others, x = fastdiff.randn(...)"
+        )
+
+
 def check_x(x: Any) -> torch.Tensor:
     """`x`, through the door of `fastdiff.ops`; raises for what no run can begin with."""
     if not isinstance(x, torch.Tensor):
@@ -229,6 +252,26 @@ def check_out(out: Any, start: torch.Tensor) -> None:
     want = (tuple(start.shape), start.dtype, start.device)
     if got != want or out.requires_grad:
         raise ValueError(f"out has shape, dtype and device {got}; expected {want}, without requires_grad")
+
+
+def check_output_dtype(
+    asked: Any, network: torch.dtype | None, state: torch.dtype, out: torch.Tensor | None
+) -> torch.dtype:
+    """The dtype of the result that was asked for: the network's, or one that was named."""
+    if isinstance(asked, str) and asked == "network":
+        if network is None:
+            raise ValueError(
+                "output_dtype='network', and the model, which is no module with parameters, does not say its own: name "
+                "it, such as output_dtype=torch.bfloat16"
+            )
+        asked = network
+    if asked not in DTYPES:
+        raise ValueError(f"output_dtype={short(asked)}: expected 'network' or one of {', '.join(map(str, DTYPES))}")
+    if out is not None and asked != state:
+        raise ValueError(
+            f"output_dtype={asked} with out of dtype {state}: the result is written into out; give one of them"
+        )
+    return cast(torch.dtype, asked)
 
 
 def resolve_shape(model: Any, shape: Any, x: Any) -> tuple[int, ...]:

@@ -1,8 +1,21 @@
 """Noise schedules, and the time grids on them."""
 
 from fastdiff.schedules.base import NoiseSchedule, Point
-from fastdiff.schedules.continuous import VE, SubVP, VPLinear, edm, flow, subvp, ve, vp_cosine, vp_linear
+from fastdiff.schedules.continuous import (
+    VE,
+    SubVP,
+    VPLinear,
+    dynamic_shift,
+    edm,
+    flow,
+    preconditioned,
+    subvp,
+    ve,
+    vp_cosine,
+    vp_linear,
+)
 from fastdiff.schedules.discrete import Discrete, cosine, ddpm, discrete, scaled_linear
+from fastdiff.schedules.gits import gits_times
 from fastdiff.schedules.registry import SCHEDULES, resolve
 from fastdiff.schedules.smld import SMLD, smld
 
@@ -18,8 +31,11 @@ __all__ = [
     "cosine",
     "ddpm",
     "discrete",
+    "dynamic_shift",
     "edm",
     "flow",
+    "gits_times",
+    "preconditioned",
     "resolve",
     "scaled_linear",
     "smld",

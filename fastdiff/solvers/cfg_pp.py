@@ -20,6 +20,7 @@ from fastdiff.solvers.base import ROW, Draw, Exponential, Method, Option, Record
 from fastdiff.solvers.ddim import check_downward
 from fastdiff.solvers.reverse import DOWN, S_NOISE, Ancestral, at_lambda, check_start, rule_of
 
+FORM = {"guidance": "cfg_pp"}
 SHIFT: Row = ROW["second"]
 GUIDED: Row = ROW["m"] + SHIFT
 
@@ -83,7 +84,7 @@ def ancestral(
         check_start(name, s)
         step = Ancestral(s, t, eta, rule)
         one(rows, request, step, s_noise * step.std, Draw(s, t), i)
-    options = {"eta": eta, "s_noise": s_noise, "down": down} if name in NOISY else {}
+    options = {**FORM, **({"eta": eta, "s_noise": s_noise, "down": down} if name in NOISY else {})}
     return rows.plan(name, "data", 1, request, points, options)
 
 
@@ -98,7 +99,7 @@ def build_dpmpp_2m(request: Request) -> Plan:
             r = (s.lam - points[i - 1].lam) / step.h
             row = row + 0.5 / r * step.gain(1) * (GUIDED - ROW["h1"])
         rows.add(s, t, row, step=i, keep=True)
-    return rows.plan(name, "data", 1, request, points, {})
+    return rows.plan(name, "data", 1, request, points, FORM)
 
 
 def build_gradient_estimation(request: Request, *, gamma: float) -> Plan:
@@ -111,7 +112,7 @@ def build_gradient_estimation(request: Request, *, gamma: float) -> Plan:
         if i and end > 0:
             row = row + (gamma - 1.0) * (end - start) * (ROW["m"] - ROW["h1"])
         rows.add(s, t, t.alpha * row, step=i, keep=True)
-    return rows.plan(name, "noise", 1, request, points, {"gamma": gamma})
+    return rows.plan(name, "noise", 1, request, points, {**FORM, "gamma": gamma})
 
 
 NOISY = ("euler_ancestral_cfg_pp", "dpmpp_2s_ancestral_cfg_pp", "res_multistep_ancestral_cfg_pp")
