@@ -193,6 +193,7 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
         program.raw,
         r.network.guided,
         form,
+        guidance.reverses,
         program.opening,
         program.moves,
         r.backend.NAME,
