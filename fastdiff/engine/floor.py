@@ -17,6 +17,7 @@ from fastdiff.engine.joint import union, widest
 from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, put
 from fastdiff.names import warn
+from fastdiff.options import RUN_DEFAULTS
 from fastdiff.run.job import begin
 from fastdiff.run.network import Network
 
@@ -135,7 +136,7 @@ class Floor:
         """The next request, in this slot; those that fail here are over at once."""
         while (run := following()) is not None:
             run.request.began(self.ticks - run.since)
-            given = {**run.arguments, "device": self.batch.x.device}
+            given = {**RUN_DEFAULTS, **run.arguments, "device": self.batch.x.device}
             try:
                 run.place(self.batch)
                 size, dtypes = (1, *self.batch.x.shape[1:]), (self.batch.x.dtype, self.batch.backend.NAME)
