@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fastdiff.bind.clipping import unclipped_parts
-from fastdiff.guidance import UNGUIDED, Guidance, Number, Place
+from fastdiff.guidance import UNGUIDED, Guidance, Place
+from fastdiff.guidance.base import Number
 from fastdiff.ops.brownian import PATH_WIDTH, Path
 from fastdiff.ops.layout import (
     BLEND,

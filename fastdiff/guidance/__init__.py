@@ -2,7 +2,7 @@
 
 from fastdiff.guidance.apg import AdaptiveProjected
 from fastdiff.guidance.autoguidance import Autoguidance
-from fastdiff.guidance.base import UNGUIDED, Blend, Guidance, Number, Outputs, Place
+from fastdiff.guidance.base import UNGUIDED, Blend, Guidance, Outputs, Place
 from fastdiff.guidance.cfg_pp import CFGPlusPlus
 from fastdiff.guidance.cfg_zero import CFGZeroStar
 from fastdiff.guidance.choice import choose
@@ -26,7 +26,6 @@ __all__ = [
     "ClassifierScore",
     "Guidance",
     "Interval",
-    "Number",
     "Outputs",
     "PerpNeg",
     "Place",
