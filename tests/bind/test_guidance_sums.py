@@ -457,3 +457,78 @@ def test_errors_where_a_form_is_made(make: Callable[[], Any], kind: type[Excepti
 def test_a_plan_is_not_fitted_with_further_outputs(form: Any) -> None:
     with pytest.raises(ValueError, match=r"has outputs beyond the two halves: fit with guidance=7\.5"):
         fastdiff.fit(conditional, 3, shape=(4, 3, 2), guidance=form, **HALVES)
+
+
+def test_a_polish_needs_evaluations_by_themselves() -> None:
+    with pytest.raises(ValueError, match="this guidance has a momentum over several: fit without polish"):
+        fastdiff.fit(
+            conditional, 3, shape=(4, 3, 2), guidance=AdaptiveProjected(2.0, momentum=-0.5), polish=True, **HALVES
+        )
+
+
+@pytest.mark.parametrize(
+    "form", [Rescale(2.0), PerpNeg(2.0, {"y": C}), [1.0, 2.0, 3.0, 4.0]], ids=["sums", "three", "each"]
+)
+def test_what_a_rollout_does_not_replay(form: Any) -> None:
+    with pytest.raises(ValueError, match=r"gives each sample weights of its own, .*give one number, guidance=4\.5"):
+        fastdiff.Sampler("ddpm", 3).rollout(never, X.float(), guidance=form, **HALVES)
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (AdaptiveProjected(2.0), "guidance AdaptiveProjected takes sums over each whole sample"),
+        ([1.0, 2.0, 3.0, 4.0], "a guidance scale for each sample does not go with frames"),
+    ],
+    ids=["sums", "each"],
+)
+def test_what_does_not_go_with_frames(form: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fastdiff.sample(never, X, method="ddim", steps=3, guidance=form, frames=fastdiff.Frames(1, "pyramid"), **HALVES)
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ([1.0], "a request is one sample, and its guidance has a list of scales: give one number"),
+        (PerpNeg(2.0, {"y": C[:1]}), "PerpNeg has outputs beyond the two halves, which an Engine does not batch"),
+        (Autoguidance(2.0, weaker), "Autoguidance has outputs beyond the two halves"),
+    ],
+    ids=["each", "three", "weak"],
+)
+def test_what_does_not_go_with_an_engine(form: Any, words: str) -> None:
+    engine = fastdiff.Engine(never, slots=2, shape=(3, 2), schedule="ddpm")
+    with pytest.raises(ValueError, match=words):
+        engine.submit(method="ddim", steps=3, guidance=form, cond={"y": A[:1]}, uncond={"y": B[:1]})
+
+
+class Slotted:
+    """A callable that cannot be weakly referenced."""
+
+    __slots__ = ()
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return weaker(x, t, y)
+
+
+def test_a_second_network_that_a_graph_could_outlive(fake: type[FakeCapture]) -> None:
+    sampler = fastdiff.Sampler("ddim", 3, graph=True, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="a Slotted cannot be weakly referenced, so its graph could outlive it"):
+        sampler(Net(), X, guidance=Autoguidance(2.0, Slotted()), model_kwargs={"y": A})
+
+
+@pytest.mark.parametrize("form", [AdaptiveProjected(3.0, 0.2, 1.5), CFGPlusPlus(0.6)], ids=["apg", "cfg_pp"])
+def test_an_engine_gives_the_bits_of_a_run_alone(form: Any) -> None:
+    """Forms with sums run their stages by themselves in an engine, as do the methods of CFG++."""
+    net = Net()
+    method = "dpmpp_2m_cfg_pp" if isinstance(form, CFGPlusPlus) else "dpmpp2m"
+    engine = fastdiff.Engine(net, slots=2, shape=(3, 2), schedule="ddpm")
+    request = engine.submit(
+        method=method, steps=4, guidance=form, seed=5, cond={"y": A[:1].float()}, uncond={"y": B[:1].float()}
+    )
+    engine.run()
+    want = fastdiff.sample(
+        net, shape=(1, 3, 2), method=method, steps=4, guidance=form, seed=[5], schedule="ddpm",
+        cond={"y": A[:1].float()}, uncond={"y": B[:1].float()},
+    )  # fmt: skip
+    assert torch.equal(request.result(), want[0])
