@@ -214,7 +214,8 @@ def settled(name: str, value: Any) -> Any:
 
 
 def methods() -> dict[str, dict[str, Any]]:
-    """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), default
+    """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), whether
+    it runs with guidance alone, default
     spacing ("" for adaptive methods), options, aliases, what it is good for (`GOOD_FOR`), paper."""
     return {
         m.name: {
@@ -223,6 +224,7 @@ def methods() -> dict[str, dict[str, Any]]:
             "nfe_per_step": m.nfe_per_step,
             "stochastic": m.stochastic,
             "adaptive": m.adaptive,
+            "guided": m.name in GUIDED,
             "spacing": m.spacing,
             "options": {k: {"default": o.default, "choices": o.accepted, "doc": o.doc} for k, o in m.options.items()},
             "aliases": tuple(m.aliases),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from helpers.graph_stand_in import FakeCapture, stand_in
 from helpers.models import BACKENDS, wavy
 
 import fastdiff
+from fastdiff.fitting.polish import Polish
 from fastdiff.guidance import (
     AdaptiveProjected,
     Autoguidance,
@@ -26,6 +28,7 @@ from fastdiff.guidance import (
     Place,
     Rescale,
 )
+from fastdiff.run.network import Network
 from fastdiff.schedules import resolve
 
 X = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(4, 3, 2)
@@ -154,7 +157,7 @@ def test_perp_neg(method: str, backend: str) -> None:
         return uncond + scale * (p - weight * (n - dot(n, p) / dot(p, p) * p))
 
     options: dict[str, Any] = {"method": method, "dtype": torch.float64, "backend": backend}
-    options |= {"rtol": 1e-4, "atol": 1e-4} if method == "ode" else {"steps": 5}
+    options |= {"rtol": 1e-2, "atol": 1e-2} if method == "ode" else {"steps": 5}
     got = fastdiff.sample(conditional, X, guidance=PerpNeg(scale, {"y": C}, weight), **HALVES, **options)
     # Rounding, amplified by 1/alpha_T = 160.
     torch.testing.assert_close(got, fastdiff.sample(mixed, X, **options), rtol=1e-8, atol=1e-8)
@@ -459,11 +462,34 @@ def test_a_plan_is_not_fitted_with_further_outputs(form: Any) -> None:
         fastdiff.fit(conditional, 3, shape=(4, 3, 2), guidance=form, **HALVES)
 
 
+@pytest.mark.parametrize("scale", [4.0, SCALES])
+def test_a_polish_sees_the_same_model_value(scale: Any) -> None:
+    """A fit's polish has the step in PyTorch, for gradients."""
+    stage = fastdiff.plan("dpm2", 4, "ddpm").stages[1]
+    problem: Any = SimpleNamespace(
+        guidance=AdaptiveProjected(scale, 0.25, 3.0), clip=None, space="noise", prediction="eps", model=conditional,
+        dtype=torch.float64,
+    )  # fmt: skip
+    x = X.clone().requires_grad_(True)
+    polish = Polish(problem, None, 1, "lbfgs")
+    polish.network_dtype = torch.float64
+    network = Network(conditional, 4, cond=HALVES["cond"], uncond=HALVES["uncond"])
+    got = polish._value(network, stage, x, torch.tensor(stage.t).double(), torch.tensor(stage.model_time).double())
+    t = torch.full((4,), stage.model_time, dtype=torch.float64)
+    a, s = (torch.tensor(v, dtype=torch.float64) for v in (stage.alpha, stage.sigma))
+    cond, uncond = (to_x0("eps", conditional(X, t, y), X, a, s) for y in (A, B))
+    each = column(torch.tensor(scale)) if isinstance(scale, list) else scale
+    want = (X - stage.alpha * projected(cond, cond - uncond, each, 0.25, 3.0)) / stage.sigma
+    # Rounding, and levels of a schedule that is interpolated in its index.
+    torch.testing.assert_close(got.detach(), want, rtol=1e-5, atol=1e-5)
+    (slope,) = torch.autograd.grad(got.sum(), x)
+    assert slope.isfinite().all() and slope.abs().max() > 0
+
+
 def test_a_polish_needs_evaluations_by_themselves() -> None:
+    problem: Any = SimpleNamespace(guidance=AdaptiveProjected(2.0, momentum=-0.5), clip=None)
     with pytest.raises(ValueError, match="this guidance has a momentum over several: fit without polish"):
-        fastdiff.fit(
-            conditional, 3, shape=(4, 3, 2), guidance=AdaptiveProjected(2.0, momentum=-0.5), polish=True, **HALVES
-        )
+        Polish(problem, None, 1, "lbfgs")
 
 
 @pytest.mark.parametrize(
