@@ -265,7 +265,7 @@ def check_output_dtype(
                 "it, such as output_dtype=torch.bfloat16"
             )
         asked = network
-    if asked not in DTYPES:
+    if not isinstance(asked, torch.dtype) or asked not in DTYPES:
         raise ValueError(f"output_dtype={short(asked)}: expected 'network' or one of {', '.join(map(str, DTYPES))}")
     if out is not None and asked != state:
         raise ValueError(

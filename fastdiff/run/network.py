@@ -78,6 +78,17 @@ def time_by_name(model: Any) -> bool:
     return "timestep" in names and names.index("timestep") != 1
 
 
+def _takes_two_times(model: Any) -> bool:
+    """Whether model(x, t, s) is a call that it takes, as far as its signature says."""
+    function = getattr(model, "_orig_mod", model).forward if isinstance(model, torch.nn.Module) else model
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True  # written in C++
+    places = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return places >= 3 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
 def _unwrap(out: Any) -> torch.Tensor:
     if isinstance(out, tuple | list) and out and isinstance(out[0], torch.Tensor):
         return out[0]
@@ -223,6 +234,11 @@ class Network:
                 f"{type(model).__name__} takes its time as timestep=..., and a flow map is called as model(x, t, s): "
                 "name its second time, lambda x, t, s, **kw: model(x, timestep=t, r_timestep=s, **kw), or give "
                 "two_times=False"
+            )
+        if two_times and not _takes_two_times(model):
+            raise TypeError(
+                "two_times=True calls the network as model(x, t, s), from time t to time s, and this one does not take "
+                "three arguments: give a flow map, or leave two_times out"
             )
         self.batch = batch
         self.learned = learned
