@@ -185,6 +185,12 @@ def scale_at(scale: Any, t: float) -> Number:
     return number if number.ndim else float(number)
 
 
+# Named, since torch.compile makes no unions of these.
+_LISTS = (list, tuple, np.ndarray)
+_ARRAYS = (np.ndarray, torch.Tensor)
+_NUMBERS = (int, float, np.integer, np.floating)
+
+
 def settled_scale(name: str, scale: Any) -> Scale:
     """A finite number as it is, a function of time, or a list or tensor of them as a tuple, a number for each sample.
 
@@ -195,16 +201,16 @@ def settled_scale(name: str, scale: Any) -> Scale:
     """
     if callable(scale):
         return scale
-    listed = isinstance(scale, list | tuple | np.ndarray) or (isinstance(scale, torch.Tensor) and scale.ndim > 0)
+    listed = isinstance(scale, _LISTS) or (isinstance(scale, torch.Tensor) and scale.ndim > 0)
     values: Any = None
     try:
-        values = scale.tolist() if isinstance(scale, np.ndarray | torch.Tensor) else scale
+        values = scale.tolist() if isinstance(scale, _ARRAYS) else scale
         if listed and len(values) > 0 and all(_is_number(v) for v in values):
             return tuple(float(v) for v in values)
     except TypeError:
         values = scale
     if not listed and _is_number(values):
-        return float(values) if isinstance(values, np.integer | np.floating) else values
+        return float(values) if isinstance(values, np.generic) else values
     raise ValueError(
         f"{name}={short(scale)}: expected a finite number, such as 3.0, one for each sample, (B,), or a function of "
         "the time"
@@ -212,7 +218,7 @@ def settled_scale(name: str, scale: Any) -> Scale:
 
 
 def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    number = isinstance(value, _NUMBERS) and not isinstance(value, bool)
     return number and representable(value)
 
 
