@@ -79,7 +79,7 @@ METHODS = (
     ),
     Method(
         name="cps",
-        summary="coefficient-preserving sampling, for reinforcement learning",
+        summary="Coefficient-preserving sampling, for reinforcement learning",
         paper="Wang and Yu 2025, arXiv 2509.05952",
         order=1,
         build=build_cps,

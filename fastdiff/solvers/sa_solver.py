@@ -87,13 +87,13 @@ def build(
     steps = len(points) - 1
     if correct_end and points[-1].sigma == 0:
         raise ValueError(
-            "correct_end=True evaluates the network at the run's end, and this one ends at sigma = 0: final='t_min', or "
-            "correct_end=False"
+            "correct_end=True evaluates the network at the run's end, and this one ends at sigma = 0: final='t_min', "
+            "or correct_end=False"
         )
     if correct_end and (use_pece or not corrector_order):
         raise ValueError(
-            "correct_end=True corrects the last step of sa_solver, and use_pece=True does so already, corrector_order=0 "
-            "never: leave it out"
+            "correct_end=True corrects the last step of sa_solver, and use_pece=True does so already, "
+            "corrector_order=0 never: leave it out"
         )
     # Steps with noise at their end: towards a clean one the orders fall. A last correction counts as a step.
     clean = points[-1].sigma == 0

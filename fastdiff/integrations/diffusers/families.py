@@ -153,6 +153,10 @@ MAP: dict[str, Family] = {
     "FlowMatchEulerDiscreteScheduler": Family(grids.matching, Named("ddim")),
     "FlowMatchHeunDiscreteScheduler": Family(grids.matching_heun, Named("velocity_heun"), order=2),
     "FlowMatchLCMScheduler": Family(grids.matching, rowwise(plans.renoised)),
+    "CogVideoXDDIMScheduler": Family(grids.discrete_grid, Named("ddim"), integer=True, pair=True),
+    "CogVideoXDPMScheduler": Family(grids.discrete_grid, rowwise(plans.video), integer=True, pair=True),
+    "CosineDPMSolverMultistepScheduler": Family(grids.edm, rowwise(plans.cosine), prior="edm"),
+    "IPNDMScheduler": Family(grids.ipndm, rowwise(plans.ipndm)),
     "EDMEulerScheduler": Family(grids.edm, Named("ddim"), pair=True, prior="edm"),
     "EDMDPMSolverMultistepScheduler": Family(grids.edm, DPM, prior="edm"),
 }
@@ -170,11 +174,7 @@ STOCHASTIC = Family(grids.matching, rowwise(plans.renoised))
 NEAREST = {
     "AmusedScheduler": "",
     "CMStochasticIterativeScheduler": "",
-    "CogVideoXDDIMScheduler": "DDIMScheduler with trained_betas",
-    "CogVideoXDPMScheduler": "DPMSolverMultistepScheduler with trained_betas",
-    "CosineDPMSolverMultistepScheduler": "EDMDPMSolverMultistepScheduler",
     "DDPMWuerstchenScheduler": "",
-    "IPNDMScheduler": "PNDMScheduler; its first step divides 0 by 0",
     "RePaintScheduler": "",
     "SCMScheduler": "",
     "ScoreSdeVeScheduler": "fastdiff.sample(model, method='pc', schedule='ve')",
