@@ -227,6 +227,7 @@ SUBMITTED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"on_preview": 3}, TypeError, "must be callable"),
     ({"stepz": 3}, ValueError, "stepz"),
     ({"method": "ddpm", "variance": "learned_range"}, ValueError, r"Engine\(..., learned_variance=True\)"),
+    ({"method": "mean_flow", "two_times": True}, ValueError, r"calls the network as model\(x, t, s\)"),
     ({"method": "ddpm", "steps": 900}, ValueError, r"a plan of 900 stages takes up to 1802 rows"),
 ]
 
