@@ -108,7 +108,7 @@ class Floor:
             if run.next is not None:
                 run.rebind(batch, run.next)
                 run.next, changed = None, True
-            if run.over:
+            if run.result is not None or run.request.ended:
                 holes.append(slot)
                 self._release(run)
         before = len(self.running)
