@@ -220,7 +220,11 @@ class Batch:
         second = out.index_select(0, self.partner[:n]) if spec.guided else None
         if self._launcher is None:
             buf = Buffers(x=x[:n], u=u[:n], first=out[:n], second=second, h=tuple(value[:n] for value in h))
-            buf.u_out, buf.x_out, buf.net_in = buf.u, buf.x if spec.x_mask else None, self.given[:n] if spec.copies else None
+            buf.u_out, buf.x_out, buf.net_in = (
+                buf.u,
+                buf.x if spec.x_mask else None,
+                self.given[:n] if spec.copies else None,
+            )
             buf.m_out = None if kept is None else kept[:n]
             self.backend.stage(spec, 0, self.coeffs(n), buf)
             return

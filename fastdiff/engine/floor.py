@@ -85,6 +85,8 @@ class Floor:
         self.ticks = self.evaluations = self.padded = self.version = self.needed = 0
         self.network = Network(model, 1, learned=learned)
         self.shape: Shape | None = None
+        # The request that leaves the queue at this moment and has no slot yet.
+        self.coming: Run | None = None
 
     @property
     def stats(self) -> Stats:
@@ -94,7 +96,8 @@ class Floor:
     @property
     def room(self) -> int:
         """Rows of the network's input that are free."""
-        return self.buckets[-1] - sum(run.width for run in self.running if not run.over)
+        runs = self.running if self.coming is None else [*self.running, self.coming]
+        return self.buckets[-1] - sum(run.width for run in runs if not run.over)
 
     def arrange(self, following: Callable[[], Run | None]) -> None:
         """Let those leave who are done, and those enter who wait; then what the next tick needs is known.
@@ -122,6 +125,7 @@ class Floor:
                 holes.remove(slot)
             else:
                 self.running.append(entered)
+        self.coming = None
         for hole in reversed(holes):
             changed = True
             self._close(hole)
@@ -216,7 +220,9 @@ class Floor:
     def _direct(self) -> bool:
         """Whether u can be the network's input."""
         batch = self.batch
-        return batch.given.dtype is batch.u.dtype and not any(run.alone is not None or run.joint.scaled for run in self.running)
+        return batch.given.dtype is batch.u.dtype and not any(
+            run.alone is not None or run.joint.scaled for run in self.running
+        )
 
     def _learned(self, spec: Any) -> Any:
         return spec._replace(learned=1 + spec.guided) if self.learned else spec

@@ -287,7 +287,7 @@ def test_a_network_that_begins_to_write_to_its_input() -> None:
     engine = fastdiff.Engine(model, slots=2, shape=SHAPE, schedule="ddpm")
     lost = engine.submit("dpm3", 4, seed=1)
     engine.run()
-    with pytest.raises(RuntimeError, match="the network wrote to its input.*submit the requests again"):
+    with pytest.raises(RuntimeError, match=r"the network wrote to its input.*submit the requests again"):
         lost.result()
     request = engine.submit("dpm3", 4, seed=1)
     engine.run()

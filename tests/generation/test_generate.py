@@ -326,7 +326,11 @@ def test_a_sample_that_is_not_finite_is_named(tmp_path: Path) -> None:
         ({"shard": 0}, ValueError, "shard=0"),
         ({"batch": 0}, ValueError, "batch=0"),
         ({"worker": (3, 3)}, ValueError, "worker 3 of 3: expected a number from 0 to 2"),
-        ({"decode": lambda x: x[:3]}, ValueError, r"decode returned shape \(3, 3, 6, 5\): expected \(8, ...\), one for"),
+        (
+            {"decode": lambda x: x[:3]},
+            ValueError,
+            r"decode returned shape \(3, 3, 6, 5\): expected \(8, ...\), one for",
+        ),
         ({"decode": lambda x: [1]}, TypeError, r"decode returned list: expected a tensor or array \(8, ...\)"),
         ({"format": "png", "decode": lambda x: x}, TypeError, "decode returned torch.float32: expected a uint8"),
         ({"format": "png", "decode": lambda x: x[:2].byte()}, ValueError, r"decode returned shape \(2, 3, 6, 5\)"),
@@ -413,7 +417,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        with pytest.raises(OSError, match="No space left on device.*samples-00001"):
+        with pytest.raises(OSError, match=r"No space left on device.*samples-00001"):
             make(tmp_path)
     assert not list(tmp_path.rglob("*.partial")) and verify(tmp_path).found == 16
     assert make(tmp_path) and not verify(tmp_path).problems
