@@ -86,6 +86,12 @@ class Desk:
                 "must read, so that it cannot go in step with others: use fastdiff.sample(model, "
                 f"method={engine.name!r}), or a method with a plan, such as dpm3"
             )
+        if engine.plan.two_times:
+            raise ValueError(
+                f"method {engine.name!r} with two_times=True calls the network as model(x, t, s), and the engine calls "
+                "it as model(x, t) for all requests: use fastdiff.sample, or two_times=False for a network that takes "
+                "one time"
+            )
         check_callables(own["noise"], own["on_preview"])
         check_corrections(engine.plan, own["correct_x0"], own["correct_xt"])
         if not engine.plan.nfe:

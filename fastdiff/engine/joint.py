@@ -53,6 +53,11 @@ class Joint:
         return tuple(k + 1 for k, s in enumerate(self.plan.stages) if s.evaluate)
 
     @cached_property
+    def scaled(self) -> bool:
+        """Whether the network's input is ever other than u."""
+        return bool((self.values[:-1, IN_SCALE] != 1.0).any())
+
+    @cached_property
     def spec(self) -> StageSpec:
         """The union of the rows that evaluate the network."""
         return union(self.specs[k] for k in self.evaluated)
