@@ -68,6 +68,13 @@ MethodName = Literal[
     "mean_flow",
     "ode",
     "dpm_adaptive",
+    "euler_cfg_pp",
+    "euler_ancestral_cfg_pp",
+    "dpmpp_2m_cfg_pp",
+    "dpmpp_2s_ancestral_cfg_pp",
+    "res_multistep_cfg_pp",
+    "res_multistep_ancestral_cfg_pp",
+    "gradient_estimation_cfg_pp",
     "ancestral",
     "anyflow",
     "cm",
@@ -192,6 +199,7 @@ class MethodOptions(TypedDict, total=False):
     clip_pixels: float
     clip_steps: Any
     control: Literal["batch", "sample"]
+    correct_end: bool
     corrector: bool | Literal["langevin", "ald", "none"]
     corrector_order: Literal[0, 1, 2, 3, 4]
     data_range: Any
