@@ -108,6 +108,10 @@ def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return torch.tanh(x)
 
 
+def labelled(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x + y[:, None])
+
+
 def sampled(name: str, **options: Any) -> tuple[str, torch.Tensor]:
     steps = {} if fastdiff.solvers.find(name).adaptive else {"steps": 4}
     made = fastdiff.sample(network, shape=(1, 4), method=name, schedule="sd", seed=3, **steps, **options)
@@ -120,8 +124,17 @@ def test_samplers_of_comfyui(name: str, method: str) -> None:
     assert found == method and bool(torch.isfinite(x).all())
 
 
-def test_there_are_forty_four_of_them() -> None:
+@pytest.mark.parametrize("name", CFG_PP)
+def test_samplers_of_comfyui_that_run_with_guidance(name: str) -> None:
+    given = {"cond": {"y": torch.ones(1)}, "uncond": {"y": torch.zeros(1)}, "guidance": 2.0}
+    x = fastdiff.sample(labelled, shape=(1, 4), method=f"{name}_cfg_pp", schedule="sd", steps=4, **given)
+    assert fastdiff.solvers.find(f"{name}_cfg_pp").name == f"{name}_cfg_pp" and bool(torch.isfinite(x).all())
+
+
+def test_all_of_them() -> None:
     assert len(COMFYUI) + len(CFG_PP) == 44
+    # The web UI's menu has one of them.
+    assert fastdiff.solvers.find("DDIM CFG++").name == "euler_cfg_pp"
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

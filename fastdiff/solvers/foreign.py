@@ -13,8 +13,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dpmpp_2m_sde_heun": {"solver_type": "heun"},
 }
 """Options that a name brings, by its key."""
-OTHER = {"dpm2_karras": "dpm_2", "dpm2_a_karras": "dpm_2_ancestral"}
-"""What a name of a menu means where its beginning is another method's name here: its DPM2 is k-diffusion's dpm_2."""
+OTHER = {"dpm2_karras": "dpm_2_karras", "dpm2_a_karras": "dpm_2_ancestral_karras", "ddim_cfgpp": "euler_cfg_pp"}
+"""What a menu's name means, where it is not what it says here: its DPM2 is k-diffusion's dpm_2, and not our dpm2."""
 
 
 def parted(key: str, known: Container[str]) -> tuple[str, dict[str, Any]]:
@@ -24,11 +24,11 @@ def parted(key: str, known: Container[str]) -> tuple[str, dict[str, Any]]:
         key: as `registry.key_of` writes a name.
         known: keys of methods and aliases.
     """
+    key = OTHER.get(key, key)
     brought: dict[str, Any] = {}
+    # The longest first: "polyexponential" ends with another grid's name.
     for spacing in sorted(SPACINGS, key=len, reverse=True):
         base = key.removesuffix(f"_{spacing}")
-        if key not in known and base != key and (base in known or key in OTHER):
-            # The longest: "polyexponential" ends with another grid's name.
-            key, brought = OTHER.get(key, base), {"spacing": spacing}
-            break
+        if key not in known and base != key and base in known:
+            key, brought = base, {"spacing": spacing}
     return key, {**brought, **OPTIONS.get(key, {})}

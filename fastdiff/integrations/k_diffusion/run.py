@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -56,10 +57,14 @@ class Denoiser:
         self.model, self.dtype, self.extra, self.tell = model, dtype, extra, tell
         self.calls = 0
 
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def bound(self) -> Callable[..., torch.Tensor]:
+        """What the engine is given: a method of the model, by which it knows a model that it has seen before."""
+        return MethodType(self, self.model)
+
+    def __call__(self, model: Model, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         # Of the engine's memory, which the next step overwrites, a callback gets a copy.
         x = x.to(self.dtype, copy=self.tell is not None)
-        denoised = self.model(x, sigma.to(self.dtype), **self.extra)
+        denoised = model(x, sigma.to(self.dtype), **self.extra)
         if self.tell is not None:
             self.tell(self.calls, x, denoised)
         self.calls += 1
@@ -70,7 +75,7 @@ def start(engine: Engine, model: Denoiser, x: torch.Tensor, noise: Any, dtype: t
     """A run from x."""
     given = {"noise": noise, "frames": None, "device": None, "seed": 0, "first_sample": 0}
     begun = begin(engine, x, tuple(x.shape), given, dtype, None, None, None)
-    return Job(begun, Network(model, len(x)), dtype, Binding("x0", UNGUIDED), None, Hooks(callback=watch))
+    return Job(begun, Network(model.bound(), len(x)), dtype, Binding("x0", UNGUIDED), None, Hooks(callback=watch))
 
 
 def shown(disable: bool | None) -> bool:
