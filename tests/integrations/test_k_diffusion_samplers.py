@@ -238,6 +238,20 @@ def test_plans_are_kept() -> None:
     assert listed.cache_info().hits == before.hits + 1 and listed.cache_info().misses == before.misses
 
 
+def test_a_model_that_writes_into_one_buffer() -> None:
+    """As compiled networks that replay a CUDA graph do."""
+    buffer, seen = torch.empty(3, 2, dtype=torch.float64), []
+
+    def model(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return buffer.copy_(denoiser(x, sigma))
+
+    want = called("dpmpp_2m", LISTS["to 0"], {})
+    for callback in (None, seen.append, None):
+        made = FUNCTIONS["sample_dpmpp_2m"](model, 80.0 * Z, LISTS["to 0"], None, callback, True)
+        assert torch.equal(made, want)
+    assert [s["i"] for s in seen] == list(range(10))
+
+
 def test_flow_matching() -> None:
     """x = (1 − sigma)·x0 + sigma·eps: as fastdiff.sample on the flow schedule."""
     sigmas = torch.linspace(1.0, 0.0, 9, dtype=torch.float64)

@@ -65,10 +65,12 @@ class Denoiser:
         # Of the engine's memory, which the next step overwrites, a callback gets a copy.
         x = x.to(self.dtype, copy=self.tell is not None)
         denoised = model(x, sigma.to(self.dtype), **self.extra)
-        if self.tell is not None:
-            self.tell(self.calls, x, denoised)
+        if self.tell is None:
+            return denoised
+        self.tell(self.calls, x, denoised)
         self.calls += 1
-        return denoised
+        # Memory of its own: a run over a buffer that the model writes into again begins anew, and would tell twice.
+        return denoised.clone()
 
 
 def start(engine: Engine, model: Denoiser, x: torch.Tensor, noise: Any, dtype: torch.dtype, watch: Watch | None) -> Job:
