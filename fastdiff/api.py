@@ -90,8 +90,9 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             "dpm2" up to 10 steps and "dpm3" above; on VE and EDM schedules "dpm3" with lower_order_final=False and
             final="t_min"; "dpmpp2m" where alpha is 0 at the start, as in flow matching. `Sampler(...).method` tells.
         schedule: a `NoiseSchedule` or its name; default: `model.schedule`, else "ddpm".
-        prediction: "eps", "x0", "v", "score" or "flow"; with method "ddpm" also "previous": the mean of the next,
-            cleaner state of the steps taken. Default: `model.prediction`, else "eps".
+        prediction: "eps", "x0", "v", "score" or "flow", the velocity along the network's own time; with method "ddpm"
+            also "previous": the mean of the next, cleaner state of the steps taken. Default: `model.prediction`, else
+            "eps" ("flow" on the schedule "flow_to_data").
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
         t_start, t_end: schedule times to begin and end at. Of a discrete schedule of N times these are its indices, 0
             to N − 1, and not DPM-Solver's t in (0, 1], whose index is t·N − 1: a float t_start in (0, 1] gives a

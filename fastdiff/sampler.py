@@ -30,7 +30,7 @@ from fastdiff.options import (
     shows,
 )
 from fastdiff.plan import Plan
-from fastdiff.prediction import ALL_PREDICTIONS, check_previous
+from fastdiff.prediction import ALL_PREDICTIONS, along, check_previous
 from fastdiff.run.arguments import (
     check_callables,
     check_clip,
@@ -94,6 +94,11 @@ class Sampler:
         # What the caller named; the one in use is the default where nothing was, and the plan's own where one is given.
         self._said: NoiseSchedule | None = None if given["schedule"] is None else resolve(given["schedule"])
         self.schedule: NoiseSchedule | None = None if own is not None else self._said or resolve("ddpm")
+        self._axis = self.schedule
+        if isinstance(own, Plan) and own.schedule:
+            self._axis = NoiseSchedule.from_dict(own.schedule)
+        if self.prediction is not None:
+            self.prediction = along(self.prediction, self._axis)
         self._asked: tuple[Method, dict[str, Any]] | None = None
         self._recalls = Recalls()
         if own is not None or (chosen is not None and not chosen.adaptive):
@@ -142,7 +147,7 @@ class Sampler:
         self._asked = method, options
         return AdaptiveEngine(
             lambda prediction: solvers.adaptive(method, steps, *place, prediction, **options),
-            self.prediction or "eps",
+            along(self.prediction, self._axis),
             self.dtype,
         )
 
@@ -239,7 +244,7 @@ class Sampler:
                 correct_xt=given["correct_xt"],
             )
             binding = Binding(
-                self.prediction or stated(model, "prediction") or "eps",
+                along(self.prediction or stated(model, "prediction"), self._axis),
                 chosen,
                 clip=self.clip is not None,
                 corrected=hooks.correct_x0 is not None,
@@ -399,7 +404,7 @@ class Sampler:
             start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)
             network = Network(_outside, len(start.x), learned=self.plan.learned_variance)
             network.guided = chosen.batched
-            binding = Binding(self.prediction or "eps", chosen, clip=self.clip is not None)
+            binding = Binding(along(self.prediction, self._axis), chosen, clip=self.clip is not None)
             warn_of_other_use(self.plan, binding.prediction, chosen, self._said)
             return self.engine.state(Job(start, network, network_dtype, binding, self.clip, Hooks()))
 

@@ -45,10 +45,10 @@ def default_schedule(prediction: Any) -> str:
     Raises:
         ValueError: a network of flow matching, whose schedule this cannot be.
     """
-    if prediction == "flow":
+    if prediction in ("flow", "flow_to_data"):
         raise ValueError(
-            "prediction='flow', and no schedule was named: schedule='flow', or fastdiff.schedules.flow(shift, "
-            "time_scale=1000) for a network that is given 0 to 1000"
+            f"prediction={prediction!r}, and no schedule was named: schedule='flow', or fastdiff.schedules.flow(shift, "
+            "time_scale=1000) for a network that is given 0 to 1000, or 'flow_to_data' where t = 1 is data"
         )
     warn_once(
         "schedule",

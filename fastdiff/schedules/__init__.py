@@ -1,7 +1,19 @@
 """Noise schedules, and the time grids on them."""
 
 from fastdiff.schedules.base import NoiseSchedule, Point
-from fastdiff.schedules.continuous import VE, SubVP, VPLinear, edm, flow, subvp, ve, vp_cosine, vp_linear
+from fastdiff.schedules.continuous import (
+    VE,
+    FlowToData,
+    SubVP,
+    VPLinear,
+    edm,
+    flow,
+    flow_to_data,
+    subvp,
+    ve,
+    vp_cosine,
+    vp_linear,
+)
 from fastdiff.schedules.discrete import Discrete, cosine, ddpm, discrete, scaled_linear
 from fastdiff.schedules.registry import SCHEDULES, resolve
 from fastdiff.schedules.smld import SMLD, smld
@@ -11,6 +23,7 @@ __all__ = [
     "SMLD",
     "VE",
     "Discrete",
+    "FlowToData",
     "NoiseSchedule",
     "Point",
     "SubVP",
@@ -20,6 +33,7 @@ __all__ = [
     "discrete",
     "edm",
     "flow",
+    "flow_to_data",
     "resolve",
     "scaled_linear",
     "smld",
