@@ -68,7 +68,9 @@ inline bool known(const StageArgs &a) {
   return a.convert >= CONVERT_NONE && a.convert <= CONVERT_BLEND && (a.u_mask | a.x_mask) >> NREG == 0 &&
          a.copies >= 0 && a.copies <= 2 && a.learned >= 0 && a.learned <= 2 && a.path >= 0 && a.path <= PATH_TERMS &&
          (a.state == F32 || a.state == F64) && dtype(a.net) && dtype(a.hist) && dtype(a.in) && a.batch >= 0 &&
-         a.n >= 0 && a.k >= 0;
+         a.n >= 0 && a.k >= 0 &&
+         (a.inner ? a.inner > 0 && a.frames > 0 && a.rows && a.n % (a.inner * a.frames) == 0 : true) &&
+         !(a.squares && (a.inner || !((a.u_mask | a.x_mask) >> RZA & 1u))) && !(a.path && (a.inner || a.squares));
 }
 
 // The structure, from a tuple in the order of StageSpec.
@@ -129,16 +131,23 @@ inline bool complete(const StageArgs &a) {
   return true;
 }
 
+// The rows of this call, where frames have rows of their own.
+inline bool of_call(StageArgs *a) {
+  if (a->inner) a->rows += a->k * a->batch * a->frames;
+  return true;
+}
+
 inline bool counted(const char *name, Py_ssize_t got, Py_ssize_t expected) {
   if (got != expected) PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, expected, got);
   return got == expected;
 }
 
 // (spec, k, batch, n, state, net, hist, in, x, u, first, second, h, z, u_out, x_out, m_out, net_in, table, draws, rows,
-// seeds, index, lo, hi, scale, device, last): `spec` a tuple in the order of StageSpec, `h` and `z` tuples of pointers,
-// `device` the number of the GPU (0 for the CPU), `last` the thread count or the stream.
+// seeds, index, lo, hi, scale, inner, frames, squares, device, last): `spec` a tuple in the order of StageSpec, `h` and
+// `z` tuples of pointers; where inner is not 0, `rows` holds (calls, batch, frames) numbers, of which those of call k
+// are used; `device` the number of the GPU (0 for the CPU), `last` the thread count or the stream.
 inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, long long *device, long long *last) {
-  if (!counted("stage", count, 28)) return false;
+  if (!counted("stage", count, 31)) return false;
   *a = StageArgs{};
   return parse_spec(args[0], a) && integer(args[1], &a->k) && integer(args[2], &a->batch) && integer(args[3], &a->n) &&
          integer(args[4], &a->state) && integer(args[5], &a->net) && integer(args[6], &a->hist) &&
@@ -147,7 +156,8 @@ inline bool parse_stage(PyObject *const *args, Py_ssize_t count, StageArgs *a, l
          parse_several("h", args[12], a->h) && parse_several("z", args[13], a->z) &&
          parse_pointer(args[14], &a->u_out) && parse_pointer(args[15], &a->x_out) &&
          parse_pointer(args[16], &a->m_out) && parse_pointer(args[17], &a->net_in) && parse_coeffs(args + 18, a) &&
-         integer(args[26], device) && integer(args[27], last) && complete(*a);
+         integer(args[26], &a->inner) && integer(args[27], &a->frames) && parse_pointer(args[28], &a->squares) &&
+         integer(args[29], device) && integer(args[30], last) && complete(*a) && of_call(a);
 }
 
 // What the stages of a run share, as Python holds it: the bytes of this.

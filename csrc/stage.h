@@ -58,11 +58,23 @@ struct StageArgs {
   const void *table;            // rows of WIDTH coefficients in the state's dtype
   const int32_t *draws;         // rows of 3, or of 3 * PATH_WIDTH
   int64_t k;                    // the row
-  const int32_t *rows;          // or a row for each sample
+  const int32_t *rows;          // or a row for each sample; or, where inner is not 0, for each frame of each sample
   const int64_t *seeds;         // per sample
   const int32_t *index;         // per sample
   const void *lo, *hi, *scale;  // per sample, state's dtype
+  // Where inner is not 0, element i of a sample belongs to frame i / inner % frames, whose row is rows[b * frames +
+  // frame]. A coefficient of 0 is then not used at all, so that a frame never sees what its own row does not read.
+  int64_t inner;
+  int32_t frames;
+  // Null, or where the sums of za's squares go: one for each CHUNK elements of a sample, in the state's dtype.
+  void *squares;
 };
+
+// Elements in a sum of squares.
+constexpr int CHUNK = 128;
+
+// Runs of `inner` elements with one row of the table, in the whole batch.
+FD_FN int64_t runs(const StageArgs &a) { return a.n / a.inner * a.batch; }
 
 // The noise alone, of one draw.
 struct NormalArgs {

@@ -20,19 +20,22 @@ from fastdiff.generation import generate
 from fastdiff.integrations import score_sde as score_sde
 from fastdiff.likelihood import LogLikelihood, log_likelihood
 from fastdiff.ops import backends
-from fastdiff.plan import Plan, Stage
+from fastdiff.plan import Frames, Plan, Stage
 from fastdiff.run.graph import clear_graphs
 from fastdiff.run.noise import randn
 from fastdiff.run.report import Info, Trajectory
+from fastdiff.run.rollout import Rollout
 from fastdiff.run.threshold import Dynamic
 from fastdiff.sampler import Sampler
 from fastdiff.solvers import methods, plan, register
 
 __all__ = [
     "Dynamic",
+    "Frames",
     "Info",
     "LogLikelihood",
     "Plan",
+    "Rollout",
     "Sampler",
     "Stage",
     "Trajectory",

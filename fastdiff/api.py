@@ -105,6 +105,8 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             0 draws nothing, others may draw twice; `plan.stages[i].draws` says which. Or "brownian": the steps' noise
             is one Brownian path, so that a seed keeps its sample, up to the error of the steps, at any number of steps;
             for methods each of whose draws has its span of time (`plan.spanned`).
+        frames: a `fastdiff.Frames`: each frame, or token, at a step of its own (docs/frames.md). The model's t is then
+            (B, F), the t of hooks a (B, F) float64 tensor. Methods with a plan.
         guidance: a number s for classifier-free guidance uncond + s·(cond − uncond) (Ho and Salimans 2022, arXiv
             2207.12598), a function of the schedule's time that gives it, or a form of `fastdiff.guidance`:
             `Interval`, `Rescale`, `CFGPlusPlus`, ... `guidance_scale` is another word for a number.

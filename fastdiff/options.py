@@ -11,7 +11,7 @@ from typing_extensions import Required, TypedDict
 
 from fastdiff.guidance import Guidance
 from fastdiff.names import CONDITIONING, ELSEWHERE, misplaced, nearest
-from fastdiff.plan import Plan
+from fastdiff.plan import Frames, Plan
 from fastdiff.run.corrections import CorrectX0, CorrectXt
 from fastdiff.run.evaluate import Callback
 from fastdiff.run.history import Noise
@@ -57,6 +57,7 @@ class StartOptions(PlaceOptions, total=False):
     seed: Seeds
     first_sample: int
     noise: Noise | Literal["brownian"] | None
+    frames: Frames | None
 
 
 class BeginOptions(StartOptions, total=False):
@@ -146,7 +147,14 @@ SAMPLER_DEFAULTS: dict[str, Any] = {
     "plan": None,
 }
 _PLACE_DEFAULTS: dict[str, Any] = {"device": None, "guidance": None, "guidance_scale": None}
-_START_DEFAULTS: dict[str, Any] = {"shape": None, "seed": 0, "first_sample": 0, "noise": None, **_PLACE_DEFAULTS}
+_START_DEFAULTS: dict[str, Any] = {
+    "shape": None,
+    "seed": 0,
+    "first_sample": 0,
+    "noise": None,
+    "frames": None,
+    **_PLACE_DEFAULTS,
+}
 BEGIN_DEFAULTS: dict[str, Any] = {**_START_DEFAULTS, "network_dtype": None}
 INVERT_DEFAULTS: dict[str, Any] = {
     **_PLACE_DEFAULTS,

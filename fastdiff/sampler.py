@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -53,9 +53,11 @@ from fastdiff.run.network import DTYPES, Network, placement, stated
 from fastdiff.run.planned import PlanEngine
 from fastdiff.run.recall import Recalls
 from fastdiff.run.report import Info, Trajectory
+from fastdiff.run.rollout import Rollout, check_rollout, replay, rollout
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.solvers import Method
 from fastdiff.solvers.method_names import MethodName
+from fastdiff.values import whole
 
 Model = Callable[..., Any]
 
@@ -214,6 +216,22 @@ class Sampler:
             if again is not None:
                 return again
         given = filled("the sampler", options, RUN_DEFAULTS)
+        with sampling_mode():
+            plain = self.graph is not False and given["frames"] is None
+            note = self._noting(model, x, options) if plain else None
+            result, trajectory, info = self.engine.run(self._job(model, x, given, note))
+        asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
+        more = [extra for extra in asked if extra is not None]
+        return (result, *more) if more else result
+
+    def _job(
+        self,
+        model: Model,
+        x: torch.Tensor | None,
+        given: dict[str, Any],
+        note: Callable[[Any, Run], None] | None = None,
+    ) -> Job:
+        """One run, from arguments that are checked here; within `sampling_mode`."""
         check_flags(given)
         chosen = guidance.choose(given, self.engine.name)
         check_halves(chosen.batched, given["guidance_scale"], given["cond"], given["uncond"])
@@ -222,53 +240,104 @@ class Sampler:
         self.engine.check(given, x is not None)
         self._check_stated(model)
         found, network_dtype = placement(model)
+        start = begin(
+            self.engine,
+            x,
+            resolve_shape(model, given["shape"], x),
+            given,
+            self.dtype,
+            self.backend,
+            found,
+            network_dtype,
+        )
+        check_out(given["out"], start.x)
+        own = self.engine.plan if isinstance(self.engine, PlanEngine) else None
+        learned, two_times = own is not None and own.learned_variance, own is not None and own.two_times
+        halves = given["cond"], given["uncond"]
+        network = Network(model, len(start.x), given["model_kwargs"], *halves, learned, two_times)
+        hooks = Hooks(
+            callback=given["callback"],
+            trajectory=[] if given["return_trajectory"] else None,
+            finite=given["check_finite"],
+            correct_x0=given["correct_x0"],
+            correct_xt=given["correct_xt"],
+        )
+        binding = Binding(
+            along(self.prediction or stated(model, "prediction"), self._axis),
+            chosen,
+            clip=self.clip is not None,
+            corrected=hooks.correct_x0 is not None,
+        )
+        if isinstance(self.engine, PlanEngine):
+            said = stated(model, "schedule") if self._said is None else self._said
+            said = None if said is None else resolve(said)
+            warn_of_other_use(self.plan, binding.prediction, chosen, said)
+        return Job(
+            start,
+            network,
+            network_dtype or self.dtype,
+            binding,
+            self.clip,
+            hooks,
+            self.graph,
+            given["progress"],
+            given["out"],
+            given["frames"],
+            note,
+        )
+
+    @shows(RUN_DEFAULTS)
+    def rollout(
+        self, model: Model, x: torch.Tensor | None = None, reduce: str = "mean", **options: Unpack[Plain]
+    ) -> tuple[torch.Tensor, Rollout]:
+        """Sample, and keep the states and the log-probability of each transition, for policy gradients
+        (docs/reinforcement-learning.md).
+
+        Args:
+            model, x, **options: as in `fastdiff.sample`.
+            reduce: "mean" of the log-densities of a sample's elements, as Flow-GRPO takes it, or their "sum".
+
+        Returns:
+            The sample, and a `Rollout`.
+
+        Raises:
+            ValueError: a method whose steps are not one evaluation and one draw each, and what `log_prob` cannot
+                replay.
+        """
+        given = filled("Sampler.rollout", options, RUN_DEFAULTS)
+        engine = check_rollout(self.engine, given, reduce)
         with sampling_mode():
-            start = begin(
-                self.engine,
-                x,
-                resolve_shape(model, given["shape"], x),
-                given,
-                self.dtype,
-                self.backend,
-                found,
-                network_dtype,
-            )
-            check_out(given["out"], start.x)
-            learned = isinstance(self.engine, PlanEngine) and self.engine.plan.learned_variance
-            network = Network(model, len(start.x), given["model_kwargs"], given["cond"], given["uncond"], learned)
-            hooks = Hooks(
-                callback=given["callback"],
-                trajectory=[] if given["return_trajectory"] else None,
-                finite=given["check_finite"],
-                correct_x0=given["correct_x0"],
-                correct_xt=given["correct_xt"],
-            )
-            binding = Binding(
-                along(self.prediction or stated(model, "prediction"), self._axis),
-                chosen,
-                clip=self.clip is not None,
-                corrected=hooks.correct_x0 is not None,
-            )
-            if isinstance(self.engine, PlanEngine):
-                said = stated(model, "schedule") if self._said is None else self._said
-                said = None if said is None else resolve(said)
-                warn_of_other_use(self.plan, binding.prediction, chosen, said)
-            job = Job(
-                start,
-                network,
-                network_dtype or self.dtype,
-                binding,
-                self.clip,
-                hooks,
-                self.graph,
-                given["progress"],
-                given["out"],
-                None if self.graph is False else self._noting(model, x, options),
-            )
-            result, trajectory, info = self.engine.run(job)
-        asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
-        more = [extra for extra in asked if extra is not None]
-        return (result, *more) if more else result
+            return rollout(engine, self._job(model, x, given), reduce)
+
+    @shows(RUN_DEFAULTS)
+    def log_prob(
+        self, model: Model, given: Rollout, steps: int | Sequence[int] | None = None, **options: Unpack[Plain]
+    ) -> torch.Tensor:
+        """The log-probabilities of a rollout's transitions under another network, with gradients.
+
+        Args:
+            model: called as in the rollout, once a step.
+            steps: number of the step, or several; default: all of them.
+            **options: guidance, conditions and `model_kwargs` as in the rollout.
+
+        Returns:
+            (B,) float64 for one step, else (len(steps), B).
+
+        Raises:
+            ValueError: a rollout of another number of steps, and steps that it does not have.
+        """
+        arguments = filled("Sampler.log_prob", options, RUN_DEFAULTS)
+        engine = check_rollout(self.engine, arguments, given.reduce)
+        count = len(given.log_prob)
+        if count != engine.plan.steps:
+            raise ValueError(f"the rollout has {count} steps, and this Sampler {engine.plan.steps}: give the same one")
+        chosen = range(count) if steps is None else [steps] if isinstance(steps, int) else list(steps)
+        for k in chosen:
+            whole("steps", k, 0, count - 1, "0")
+        with sampling_mode():
+            job = self._job(model, given.x[0], arguments)
+        found = replay(engine, job, given, chosen)
+        return found[0] if isinstance(steps, int) else found
 
     @functools.cached_property
     def inverse(self) -> Sampler:
@@ -380,9 +449,9 @@ class Sampler:
 
         Args:
             x: (B, ...) the state at the start; default: drawn from the prior.
-            **options: `shape`, `seed`, `first_sample`, `noise` and `device`, as in `fastdiff.sample`; `guidance`: if
-                given, `state.input` has 2·B rows, and so has the output, the conditional half first; `network_dtype`:
-                of `state.input`, default: the state's.
+            **options: `shape`, `seed`, `first_sample`, `noise`, `frames` and `device`, as in `fastdiff.sample`;
+                `guidance`: if given, `state.input` has 2·B rows, and so has the output, the conditional half first;
+                `network_dtype`: of `state.input`, default: the state's.
 
         Raises:
             ValueError: an adaptive method, whose trial steps may be rejected, and bad arguments.
@@ -406,7 +475,8 @@ class Sampler:
             network.guided = chosen.batched
             binding = Binding(along(self.prediction, self._axis), chosen, clip=self.clip is not None)
             warn_of_other_use(self.plan, binding.prediction, chosen, self._said)
-            return self.engine.state(Job(start, network, network_dtype, binding, self.clip, Hooks()))
+            job = Job(start, network, network_dtype, binding, self.clip, Hooks(), frames=given["frames"])
+            return self.engine.state(job)
 
     def step(self, state: State, output: torch.Tensor) -> State:
         """Take the network's `output` at `state.input`, and go to the next evaluation. Returns `state`, advanced."""

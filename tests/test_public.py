@@ -13,11 +13,24 @@ import fastdiff
 
 PUBLIC = {
     "fastdiff": {
-        *("Dynamic", "Info", "LogLikelihood", "Plan", "Sampler", "Stage", "Trajectory", "__version__", "analytic"),
+        *(
+            "Dynamic",
+            "Frames",
+            "Info",
+            "LogLikelihood",
+            "Plan",
+            "Rollout",
+            "Sampler",
+            "Stage",
+            "Trajectory",
+            "__version__",
+            "analytic",
+        ),
         *(
             "backends",
             "clear_graphs",
             "fit",
+            "generate",
             "guidance",
             "log_likelihood",
             "losses",

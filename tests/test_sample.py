@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.analytic import gaussian, gaussian_ode, point
+from helpers.methods import LOOPED
 from helpers.models import BACKENDS, MIXTURE, DiffusersLike, Exact, Linear, X, rounding_bound, wavy
 from helpers.run_plan import network, run
 
@@ -13,7 +14,7 @@ import fastdiff
 from fastdiff import schedules
 from fastdiff.ops.philox import normals
 
-METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
+METHODS = LOOPED
 # Coefficients that depend on norms are made on the device, and have tests of their own.
 TABLED = [m for m in METHODS if not any(s.langevin_norm for s in fastdiff.plan(m, 2).stages)]
 

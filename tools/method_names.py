@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "fastdiff" / "solvers" / "method_names.py"
-GRID_TYPES = {"rho": "float", "steps_offset": "int", "final": 'Literal["clean", "t_min"]'}
+GRID_TYPES = {"rho": "float", "steps_offset": "int", "original_steps": "int", "final": 'Literal["clean", "t_min"]'}
 
 
 def kind(option: Any) -> list[str]:

@@ -109,6 +109,28 @@ def normals(tile, index, draw, stream, seed, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def normals_from(element, index, draw, stream, seed, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """float32 (BLOCK,) standard normals from element number `element` of a sample on, an int64 scalar; ALIGNED: it is a
+    multiple of 4. Else each element makes the four normals of its block and takes its own."""
+    at = index.to(tl.uint32, bitcast=True)
+    number = draw.to(tl.uint32, bitcast=True)
+    if ALIGNED:
+        block = (element // 4).to(tl.uint32) + tl.arange(0, BLOCK // 4).to(tl.uint32)
+        w0, w1, w2, w3 = philox(block, at, number, stream, seed)
+        n0, n1 = box_muller(w0, w1)
+        n2, n3 = box_muller(w2, w3)
+        value = spread(n0, n1, n2, n3)
+    else:
+        own = element + tl.arange(0, BLOCK)
+        w0, w1, w2, w3 = philox((own // 4).to(tl.uint32), at, number, stream, seed)
+        n0, n1 = box_muller(w0, w1)
+        n2, n3 = box_muller(w2, w3)
+        lane = own % 4
+        value = tl.where(lane == 0, n0, tl.where(lane == 1, n1, tl.where(lane == 2, n2, n3)))
+    return value
+
+
+@triton.jit
 def path_sum(tile, index, words, seed, BLOCK: tl.constexpr):
     """float32 (BLOCK,): the sum of normals that `words` says, their number and then a node and the bits of a weight
     for each (fastdiff/ops/brownian.py), by the same fused multiply-adds as in csrc."""

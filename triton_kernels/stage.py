@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastdiff._triton.noise import normals, path_sum
+from fastdiff._triton.noise import normals, normals_from, path_sum
 
 # Columns of a table row, as in fastdiff/table.py.
 W1 = tl.constexpr(0)
@@ -40,6 +40,7 @@ SECOND = tl.constexpr(9)
 ZA = tl.constexpr(10)
 
 ONE = tl.constexpr(1)  # on the left of << and &, since an int there does not know constexpr in the interpreter
+CHUNK = tl.constexpr(128)  # elements in a sum of squares
 STEP = tl.constexpr(0)  # the Philox stream of the stages' noise
 PATH_WIDTH = tl.constexpr(129)  # words of one draw of a Brownian path, as in csrc/stage.h
 
@@ -74,49 +75,65 @@ def _write(target, value, offset, inside, BITS: tl.constexpr):
 
 
 @triton.jit
-def _term(total, row, value, J: tl.constexpr, FIRST: tl.constexpr, MASK: tl.constexpr):
-    """total + coefficient·value for register J of the combination whose coefficients begin at column FIRST."""
+def _term(total, row, value, J: tl.constexpr, FIRST: tl.constexpr, MASK: tl.constexpr, FRAMED: tl.constexpr):
+    """total + coefficient·value for register J of the combination whose coefficients begin at column FIRST.
+
+    With frames a coefficient of 0 is not used.
+    """
     if (ONE << J) & MASK:
         c = tl.load(row + FIRST + J)
+        before = total
         if ((ONE << J) - 1) & MASK:
             total = tl.fma(c, value, total)
         else:
             total = c * value
+        if FRAMED:
+            total = tl.where(c != 0, total, before)
     return total
 
 
 @triton.jit
-def _combine(row, x, u, m, h1, h2, h3, h4, h5, h6, second, za, zb, zc, zero, FIRST: tl.constexpr, MASK: tl.constexpr):
-    total = _term(zero, row, x, X, FIRST, MASK)
-    total = _term(total, row, u, U, FIRST, MASK)
-    total = _term(total, row, m, M, FIRST, MASK)
-    total = _term(total, row, h1, H1, FIRST, MASK)
-    total = _term(total, row, h2, H1 + 1, FIRST, MASK)
-    total = _term(total, row, h3, H1 + 2, FIRST, MASK)
-    total = _term(total, row, h4, H1 + 3, FIRST, MASK)
-    total = _term(total, row, h5, H1 + 4, FIRST, MASK)
-    total = _term(total, row, h6, H1 + 5, FIRST, MASK)
-    total = _term(total, row, second, SECOND, FIRST, MASK)
-    total = _term(total, row, za, ZA, FIRST, MASK)
-    total = _term(total, row, zb, ZA + 1, FIRST, MASK)
-    return _term(total, row, zc, ZA + 2, FIRST, MASK)
+def _combine(row, x, u, m, h1, h2, h3, h4, h5, h6, second, za, zb, zc, zero, FIRST: tl.constexpr, MASK: tl.constexpr,
+    FRAMED: tl.constexpr,
+):  # fmt: skip
+    total = _term(zero, row, x, X, FIRST, MASK, FRAMED)
+    total = _term(total, row, u, U, FIRST, MASK, FRAMED)
+    total = _term(total, row, m, M, FIRST, MASK, FRAMED)
+    total = _term(total, row, h1, H1, FIRST, MASK, FRAMED)
+    total = _term(total, row, h2, H1 + 1, FIRST, MASK, FRAMED)
+    total = _term(total, row, h3, H1 + 2, FIRST, MASK, FRAMED)
+    total = _term(total, row, h4, H1 + 3, FIRST, MASK, FRAMED)
+    total = _term(total, row, h5, H1 + 4, FIRST, MASK, FRAMED)
+    total = _term(total, row, h6, H1 + 5, FIRST, MASK, FRAMED)
+    total = _term(total, row, second, SECOND, FIRST, MASK, FRAMED)
+    total = _term(total, row, za, ZA, FIRST, MASK, FRAMED)
+    total = _term(total, row, zb, ZA + 1, FIRST, MASK, FRAMED)
+    return _term(total, row, zc, ZA + 2, FIRST, MASK, FRAMED)
 
 
 @triton.jit
 def _noise(
     given, offset, inside, tile, row_number, sample, draws, seeds, index,
-    NUMBER: tl.constexpr, MASK: tl.constexpr, PATH: tl.constexpr, TYPE: tl.constexpr, BLOCK: tl.constexpr,
+    NUMBER: tl.constexpr, MASK: tl.constexpr, PATH: tl.constexpr, TYPE: tl.constexpr, FRAMED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Draw NUMBER of the stage: the user's stream where one is given, else Philox."""
+    """Draw NUMBER of the stage: the user's stream where one is given, else Philox.
+
+    tile: the number of BLOCK elements of a sample; with frames, the sample's element that the program begins with.
+    """
     if (ONE << (ZA + NUMBER)) & MASK:
         if given is None:
             seed = tl.load(seeds + sample)
+            number, stream = tl.load(index + sample), tl.cast(STEP, tl.uint32)
             if PATH:
                 words = draws + (row_number * 3 + NUMBER) * PATH_WIDTH
-                value = path_sum(tile, tl.load(index + sample), words, seed, BLOCK).to(TYPE)
+                value = path_sum(tile, number, words, seed, BLOCK).to(TYPE)
             else:
                 draw = tl.load(draws + row_number * 3 + NUMBER)
-                value = normals(tile, tl.load(index + sample), draw, tl.cast(STEP, tl.uint32), seed, BLOCK).to(TYPE)
+                if FRAMED:
+                    value = normals_from(tile, number, draw, stream, seed, FRAMED == 1, BLOCK).to(TYPE)
+                else:
+                    value = normals(tile, number, draw, stream, seed, BLOCK).to(TYPE)
         else:
             value = tl.load(given + offset, mask=inside, other=0.0).to(TYPE)
     else:
@@ -172,15 +189,15 @@ def _model_value(
 
 
 @triton.jit(
-    do_not_specialize=["k", "tiles"],
+    do_not_specialize=["k", "tiles", "frames"],
     do_not_specialize_on_alignment=["table", "draws", "seeds", "index", "rows", "lo", "hi", "scale"],
 )
 def stage_kernel(
-    x, u, first, second, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in,
-    table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k,
+    x, u, first, second, h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, m_out, net_in, squares,
+    table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k, inner, frames,
     CONVERT: tl.constexpr, GUIDED: tl.constexpr, M_READS_U: tl.constexpr, U_MASK: tl.constexpr, X_MASK: tl.constexpr,
     COPIES: tl.constexpr, LEARNED: tl.constexpr, PATH: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
-    EXCHANGES: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    EXCHANGES: tl.constexpr, FRAMED: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK consecutive elements of one sample, every stream read once, every output written once.
 
@@ -190,6 +207,8 @@ def stage_kernel(
     noise, bounds or rows); WIDE: offsets inside a sample need 64 bits; EXCHANGES: an element may be stored by another
     thread than the one that loaded it. Outputs may be the same memory as inputs: all loads come before all stores, and
     no element is touched by two programs.
+    FRAMED: 0, with `inner` and `frames` None; else a program has elements of one frame: `inner` of them lie together,
+    and `tiles` is programs for each such run; 1 where inner is a multiple of 4.
     """
     TYPE: tl.constexpr = table.dtype.element_ty
     MASK: tl.constexpr = U_MASK | X_MASK
@@ -200,12 +219,21 @@ def stage_kernel(
         tile = tile % tiles
     start = tile.to(tl.int64) * BLOCK if WIDE else tile * BLOCK
     offset = start + tl.arange(0, BLOCK)
-    inside = offset < n
-    base = sample.to(tl.int64) * n
-    offset = base + offset
     number = k
-    if rows is not None:
-        number = tl.load(rows + sample)
+    if FRAMED:
+        inside = offset < inner
+        run = sample
+        sample = run // (n // inner)
+        base = sample.to(tl.int64) * n
+        offset = run.to(tl.int64) * inner + offset
+        tile = run.to(tl.int64) * inner + start - base
+        number = tl.load(rows + sample * frames + run % frames)
+    else:
+        inside = offset < n
+        base = sample.to(tl.int64) * n
+        offset = base + offset
+        if rows is not None:
+            number = tl.load(rows + sample)
     row = table + number * WIDTH
 
     xv = _read(x, offset, inside, (ONE << X) & MASK, TYPE)
@@ -227,9 +255,14 @@ def stage_kernel(
     v4 = _read(h4, offset, inside, (ONE << (H1 + 3)) & MASK, TYPE)
     v5 = _read(h5, offset, inside, (ONE << (H1 + 4)) & MASK, TYPE)
     v6 = _read(h6, offset, inside, (ONE << (H1 + 5)) & MASK, TYPE)
-    n1 = _noise(za, offset, inside, tile, number, sample, draws, seeds, index, 0, MASK, PATH, TYPE, BLOCK)
-    n2 = _noise(zb, offset, inside, tile, number, sample, draws, seeds, index, 1, MASK, PATH, TYPE, BLOCK)
-    n3 = _noise(zc, offset, inside, tile, number, sample, draws, seeds, index, 2, MASK, PATH, TYPE, BLOCK)
+    n1 = _noise(za, offset, inside, tile, number, sample, draws, seeds, index, 0, MASK, PATH, TYPE, FRAMED, BLOCK)
+    if squares is not None:
+        parts = tl.sum(tl.reshape(tl.where(inside, n1 * n1, 0.0), (BLOCK // CHUNK, CHUNK)), axis=1)
+        chunks = (n + (CHUNK - 1)) // CHUNK
+        own = tile * (BLOCK // CHUNK) + tl.arange(0, BLOCK // CHUNK)
+        tl.store(squares + sample.to(tl.int64) * chunks + own, parts, mask=own < chunks)
+    n2 = _noise(zb, offset, inside, tile, number, sample, draws, seeds, index, 1, MASK, PATH, TYPE, FRAMED, BLOCK)
+    n3 = _noise(zc, offset, inside, tile, number, sample, draws, seeds, index, 2, MASK, PATH, TYPE, FRAMED, BLOCK)
 
     if GUIDED:
         g = tl.fma(tl.load(row + W1), g, tl.load(row + W2) * av)
@@ -242,11 +275,11 @@ def stage_kernel(
     m = _model_value(row, uv, g, sample, lo, hi, scale, CONVERT, M_READS_U)
     zero = tl.zeros((BLOCK,), TYPE)
     if (COPIES > 0) | (u_out is not None):
-        u_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_U, U_MASK)
+        u_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_U, U_MASK, FRAMED)
     if COPIES > 0:
         scaled = tl.load(row + IN_SCALE) * u_next
     if X_MASK:
-        x_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_X, X_MASK)
+        x_next = _combine(row, xv, uv, m, v1, v2, v3, v4, v5, v6, av, n1, n2, n3, zero, NEXT_X, X_MASK, FRAMED)
 
     if EXCHANGES:
         tl.debug_barrier()

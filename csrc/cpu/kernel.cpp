@@ -97,11 +97,12 @@ void combine(T *out, const Terms<T> &terms, int64_t len) {
   }
 }
 
+// `sparse`: a coefficient of 0 is not used.
 template <class T>
-Terms<T> terms_of(const T *row, uint32_t mask, const T *const *registers) {
+Terms<T> terms_of(const T *row, uint32_t mask, const T *const *registers, bool sparse) {
   Terms<T> terms;
   for (int j = 0; j < NREG; ++j)
-    if (mask >> j & 1u) {
+    if ((mask >> j & 1u) && !(sparse && row[j] == T(0))) {
       terms.from[terms.count] = registers[j];
       terms.factor[terms.count++] = row[j];
     }
@@ -141,8 +142,13 @@ void fill_draw(float *out, float *term, int64_t block, int64_t len, Stream s, co
   }
 }
 
+// Normals of elements first .. first + len of a sample, from `out` + first % 4 on: a block's normals begin at a
+// multiple of 4.
 template <class T>
-void drawn(T *out, Scratch<T> &scratch, int64_t first, int64_t len, Stream s, const int32_t *path, const Ahead &ahead) {
+const T *drawn(T *out, Scratch<T> &scratch, int64_t first, int64_t len, Stream s, const int32_t *path,
+               const Ahead &ahead) {
+  const int64_t skipped = first % 4;
+  len += skipped;
   if constexpr (sizeof(T) == sizeof(float)) {
     fill_draw(out, scratch.term, first / 4, len, s, path, ahead);
   } else {
@@ -150,6 +156,22 @@ void drawn(T *out, Scratch<T> &scratch, int64_t first, int64_t len, Stream s, co
     fill_draw(normals, scratch.term, first / 4, len, s, path, ahead);
     for (int64_t i = 0; i < len; ++i) out[i] = T(normals[i]);
   }
+  return out + skipped;
+}
+
+// Of a chunk's elements, or of as many as there are.
+template <class T>
+T sum_of_squares(const T *z, int64_t len) {
+  constexpr int WAYS = 16;
+  T part[WAYS] = {}, total = T(0);
+  if (len >= CHUNK) {
+    for (int64_t i = 0; i < CHUNK; i += WAYS)
+      for (int j = 0; j < WAYS; ++j) part[j] += z[i + j] * z[i + j];
+  } else {
+    for (int64_t i = 0; i < len; ++i) part[i % WAYS] += z[i] * z[i];
+  }
+  for (int j = 0; j < WAYS; ++j) total += part[j];
+  return total;
 }
 
 // Which outputs may be written past the caches: those that no input shares.
@@ -175,7 +197,8 @@ void learned_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scr
   FD_LOOP
   for (int64_t i = 0; i < len; ++i) e[i] = exponential(multiply_add(c1, v[i], c0));
   if (const T *z = r[RZA]) {
-    T *to = s.registers[RZA];
+    // Drawn normals lie in the registers, possibly not from their beginning, and are multiplied where they are.
+    T *to = s.registers[RZA] + (a.z[0] ? 0 : z - s.registers[RZA]);
     FD_LOOP
     for (int64_t i = 0; i < len; ++i) to[i] = e[i] * z[i];
     r[RZA] = to;
@@ -190,10 +213,11 @@ void learned_tile(const StageArgs &a, const T *row, int64_t at, int64_t len, Scr
 
 // Elements first..first+len of sample b. Everything is read before anything is written, since buffers may be shared.
 template <class T>
-void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int64_t len, Scratch<T> &s) {
+void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number, int64_t first, int64_t len,
+              Scratch<T> &s) {
   const int64_t at = b * a.n + first;
+  const bool sparse = a.inner != 0;
   const int64_t at_first = a.learned ? at + b * a.n : at, at_second = a.learned == 2 ? at + b * a.n : at;
-  const int64_t row_number = a.rows ? a.rows[b] : a.k;
   const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
   const uint32_t mask = a.u_mask | a.x_mask;
   const T *r[NREG] = {};
@@ -215,10 +239,13 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
     } else {
       const int32_t *draw = a.draws + (row_number * 3 + i) * (a.path ? PATH_WIDTH : 1);
       const Stream stream = stream_of(a.seeds[b], a.index[b], uint32_t(*draw), a.path ? TAG_PATH : TAG_STEP);
-      drawn(s.registers[RZA + i], s, first, len, stream, a.path ? draw : nullptr, ahead);
+      r[RZA + i] = drawn(s.registers[RZA + i], s, first, len, stream, a.path ? draw : nullptr, ahead);
       ahead.count = 0;
-      r[RZA + i] = s.registers[RZA + i];
     }
+  }
+  if (a.squares) {
+    T *const sums = static_cast<T *>(a.squares) + b * ((a.n + CHUNK - 1) / CHUNK) + first / CHUNK;
+    for (int64_t i = 0; i < len; i += CHUNK) sums[i / CHUNK] = sum_of_squares(r[RZA] + i, len - i);
   }
   if (mask >> RX & 1u) r[RX] = static_cast<const T *>(a.x) + at;
   if (reads_u) r[RU] = static_cast<const T *>(a.u) + at;
@@ -267,14 +294,14 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
     }
   }
   if (a.learned && (mask >> RSECOND & 3u)) learned_tile(a, row, at_first + a.n, len, s, r);
-  const Terms<T> next_u = terms_of(row + NEXT_U, a.u_mask, r);
+  const Terms<T> next_u = terms_of(row + NEXT_U, a.u_mask, r, sparse);
   const bool sole = a.u_out && !a.x_mask && !a.m_out && !a.copies;
   if (sole && !past.u) {
     combine(static_cast<T *>(a.u_out) + at, next_u, len);
     return;
   }
   combine(s.u, next_u, len);
-  if (a.x_mask) combine(s.x, terms_of(row + NEXT_X, a.x_mask, r), len);
+  if (a.x_mask) combine(s.x, terms_of(row + NEXT_X, a.x_mask, r, sparse), len);
   if (a.m_out) store(a.m_out, a.hist, at, len, r[RM], past.m);
   if (a.u_out) store(a.u_out, own, at, len, s.u, past.u);
   if (a.x_mask) store(a.x_out, own, at, len, s.x, past.x);
@@ -291,7 +318,11 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t first, int6
 
 template <class T>
 void run_stage(const StageArgs &a, int threads) {
-  const int64_t tiles = (a.n + TILE - 1) / TILE, all = a.batch * tiles, elements = a.batch * a.n;
+  // A tile's elements have one row: they are of one sample, or of one run of a frame's elements. Such a run may begin
+  // inside a block of the noise, of which up to 3 normals more are then made.
+  const bool framed = a.inner != 0;
+  const int64_t length = framed ? a.inner : a.n, most = framed ? TILE - 4 : TILE, elements = a.batch * a.n;
+  const int64_t tiles = (length + most - 1) / most, each = framed ? a.n / a.inner : 1, all = a.batch * each * tiles;
   const PastCache past = past_cache(a, elements * int64_t(sizeof(T)));
   (void)threads;
 #pragma omp parallel num_threads(threads) if (threads > 1 && elements >= PARALLEL)
@@ -299,8 +330,10 @@ void run_stage(const StageArgs &a, int threads) {
     Scratch<T> &scratch = scratch_of_thread<T>();
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < all; ++t) {
-      const int64_t b = t / tiles, first = (t - b * tiles) * TILE;
-      run_tile(a, past, b, first, a.n - first < TILE ? a.n - first : TILE, scratch);
+      const int64_t run = t / tiles, skipped = (t - run * tiles) * most, b = run / each;
+      const int64_t row = framed ? a.rows[b * a.frames + run % a.frames] : (a.rows ? a.rows[b] : a.k);
+      const int64_t first = (run - b * each) * length + skipped;
+      run_tile(a, past, b, row, first, length - skipped < most ? length - skipped : most, scratch);
     }
     fence();
   }

@@ -19,10 +19,12 @@ constexpr int ANY = 4;
 //   TWO: x and u may be two buffers, u' and x' two combinations; the noise is drawn.
 // Both read so many of the newest history entries, and `second` or not, as their template says.
 //   ALL: any stage whose history is not longer than the template says.
-enum Shape { ONE, TWO, ALL };
+//   FRAMES: the same with a row for each frame.
+//   SUMS: as ALL, and the squares of za are summed.
+enum Shape { ONE, TWO, ALL, FRAMES, SUMS };
 
 // Groups of 4 elements that a thread handles, by shape.
-constexpr int EACH_OF[] = {2, 2, 1};
+constexpr int EACH_OF[] = {2, 2, 1, 1, 1};
 
 // What the kernel of a stage is specialised on, beside the state's dtype: the template arguments of stage_kernel.
 struct Variant {
@@ -46,10 +48,11 @@ inline Geometry geometry(int64_t batch, int64_t n, int each = 1) {
   return {groups, uint32_t(blocks()), uint32_t(samples), uint32_t(threads)};
 }
 
-// Whether groups may be moved by one access of 4 elements: true where each sample starts at a multiple of 4 elements
-// and every buffer is aligned to 4 of its elements (8 bytes for 16-bit types, else 16), the table's rows to 16 bytes.
+// Whether groups may be moved by one access of 4 elements: true where each sample, and each run of a frame, starts at a
+// multiple of 4 elements and every buffer is aligned to 4 of its elements (8 bytes for 16-bit types, else 16), the
+// table's rows to 16 bytes.
 inline bool vectorizable(const StageArgs &a) {
-  if (a.n % 4 != 0) return false;
+  if (a.n % 4 != 0 || a.inner % 4 != 0) return false;
   const auto aligned = [](const void *p, int dtype) {
     const uintptr_t mask = dtype == F16 || dtype == BF16 ? 7 : 15;
     return (reinterpret_cast<uintptr_t>(p) & mask) == 0;
@@ -73,6 +76,11 @@ inline StageArgs flattened(StageArgs a) {
   return a;
 }
 
+// Of the launch: with frames, the runs of elements that share a row stand for samples.
+inline Geometry geometry(const StageArgs &a, int each) {
+  return a.inner ? geometry(runs(a), a.inner, each) : geometry(a.batch, a.n, each);
+}
+
 inline Variant variant(const StageArgs &a) {
   const uint32_t mask = a.u_mask | a.x_mask, history = mask >> RH1 & 63u, draws = mask >> RZA;
   const bool paired = a.guided || (mask >> RSECOND & 1u), noise = draws != 0, wide = vectorizable(a);
@@ -84,9 +92,12 @@ inline Variant variant(const StageArgs &a) {
   const bool reads_u = a.m_reads_u || (mask >> RU & 1u), given = a.z[0] || a.z[1] || a.z[2];
   const bool two = a.x_mask || ((mask >> RX & 1u) && reads_u && a.x != a.u) || draws > 1;
   bool exact = wide && a.state == F32 && net != F64 && !given && (!a.copies || a.in == net);
-  exact = exact && entries <= 3 && history == (1u << entries) - 1 && !(a.learned && (entries || two));
+  exact = exact && !a.inner && !a.squares && entries <= 3 && history == (1u << entries) - 1 &&
+          !(a.learned && (entries || two));
   // A history in a 16-bit dtype is one of the network's own outputs: there is no guidance and no v.
   exact = exact && (hist == F32 || (hist == net && entries && !paired));
+  if (a.inner) return {ANY, ANY, FRAMES, 6, true, true, noise || !wide, false, wide};
+  if (a.squares) return {ANY, ANY, SUMS, 6, true, true, true, false, wide};
   // A path's many normals take longer than any stream: one kernel for all such stages.
   if (a.path && noise) return {ANY, ANY, ALL, 6, true, true, true, true, wide};
   if (!exact)

@@ -137,4 +137,21 @@ __device__ __forceinline__ void draw_four(int64_t block, Sample s, uint32_t draw
   v[0] = T(first.first), v[1] = T(first.second), v[2] = T(second.first), v[3] = T(second.second);
 }
 
+// Four normals from element `at` of a sample on, which is a multiple of 4 if WIDE.
+template <bool WIDE, class T>
+__device__ __forceinline__ void draw_from(int64_t at, Sample s, uint32_t draw, uint32_t tag, T *v) {
+  const int64_t block = int64_t(uint64_t(at) >> 2);
+  if constexpr (WIDE) {
+    draw_four(block, s, draw, tag, v);
+  } else {
+    T two[8];
+    draw_four(block, s, draw, tag, two);
+    draw_four(block + 1, s, draw, tag, two + 4);
+    const int shift = int(at & 3);
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      v[e] = shift == 0 ? two[e] : shift == 1 ? two[e + 1] : shift == 2 ? two[e + 2] : two[e + 3];
+  }
+}
+
 }  // namespace fastdiff

@@ -1,5 +1,6 @@
 """From a plan to numbers: prediction, guidance and clipping bound into table rows, and the rows on a device."""
 
+from fastdiff.bind.frames import program_of_frames
 from fastdiff.bind.program import Move, Program, Site, clock_dtype, echo_rows, in_range, program
 from fastdiff.bind.table import Binding, Table, bind, bind_stage, bind_stage_x0, join
 
@@ -17,4 +18,5 @@ __all__ = [
     "in_range",
     "join",
     "program",
+    "program_of_frames",
 ]

@@ -78,8 +78,9 @@ class Site(NamedTuple):
     Attributes:
         row: of the table, and of the x0 rows.
         spec: the structure of the stage.
-        t: the schedule's time: a float, or (B,) float64 where samples differ.
-        clock: (rows of the network's input,) the times that the network is given.
+        t: the schedule's time: a float, or float64, (B,) where samples differ, (B, F) where frames do.
+        clock: (rows of the network's input,) the times that the network is given; (2, rows) where it is given two; with
+            frames (rows, F).
         x0: coefficients and structure of the predicted x0, or None where it is not needed.
         where: for errors, such as "step 3 (stage 4, model time 7)": of the batch, or of every sample.
         ignored: (rows,) bool: outputs whose NaN and Inf do not matter, or None.
@@ -104,9 +105,15 @@ class Program:
         opening: structure of row 0, which writes x into its slot and the network's first input.
         values: (stages + 1, WIDTH) coefficients in the state's dtype.
         draws: int32, (stages + 1, 3), or as `path_table` (bind/table.py).
-        clock: (stages, rows of network input): the model's times.
+        clock: (stages, rows of network input): the model's times; (stages, 2, rows) where it is given two.
         x0: coefficients and structures of the predicted x0, or None where it is not needed.
         raw: whether the model value is the network's raw output, so that outputs themselves may be the history.
+        history: how many earlier model values the stages read.
+        places: of each stage, the schedule's time and the words for errors that are a `Site`'s.
+        done: steps, or with frames evaluations, that are done after each stage.
+        times: of a trajectory, float64: (steps + 1,), or with frames (evaluations + 1, B, F).
+        rows, inner: with frames, (stages + 1, B, F) int32 rows of `values`, and the elements of a frame that lie
+            together; `clock` is then (stages, rows of network input, F).
     """
 
     plan: Plan
@@ -117,6 +124,12 @@ class Program:
     clock: torch.Tensor
     x0: tuple[torch.Tensor, tuple[StageSpec, ...]] | None
     raw: bool
+    history: int
+    places: tuple[tuple[Any, str], ...]
+    done: tuple[int, ...]
+    times: np.ndarray
+    rows: torch.Tensor | None = None
+    inner: int = 0
 
     @cached_property
     def launches(self) -> tuple[Launched, ...] | None:
@@ -133,10 +146,9 @@ class Program:
     def sites(self) -> tuple[Site, ...]:
         """Of each stage."""
         made = []
-        for k, (s, move, clock) in enumerate(zip(self.plan.stages, self.moves, self.clock.unbind(0), strict=True)):
+        for (t, where), move, clock in zip(self.places, self.moves, self.clock.unbind(0), strict=True):
             x0 = None if self.x0 is None else (self.x0[0], self.x0[1][move.row])
-            where = f"step {s.step} (stage {k}, model time {s.model_time:g})"
-            made.append(Site(move.row, move.spec, s.t, clock, x0, (where,)))
+            made.append(Site(move.row, move.spec, t, clock, x0, (where,)))
         return tuple(made)
 
 
@@ -175,7 +187,7 @@ def program(
         x0 = put(values), specs
     # Spread over the rows before it goes to the device: what is kept there can then be read from any stream.
     times = torch.from_numpy(in_range(table.times, clock_dtype(network_dtype), "the network's time"))
-    clock = times.to(clock_dtype(network_dtype)).reshape(-1, 1).repeat(1, rows).to(device)
+    clock = times.to(clock_dtype(network_dtype)).unsqueeze(-1).expand(*times.shape, rows).contiguous().to(device)
     return Program(
         plan=plan,
         moves=moves(plan, table.specs),
@@ -185,6 +197,12 @@ def program(
         clock=clock,
         x0=x0,
         raw=is_raw(table, plan) and not binding.corrected,
+        history=plan.history,
+        places=tuple(
+            (s.t, f"step {s.step} (stage {k}, model time {s.model_time:g})") for k, s in enumerate(plan.stages)
+        ),
+        done=tuple(s.step + 1 for s in plan.stages),
+        times=np.array(plan.times),
     )
 
 

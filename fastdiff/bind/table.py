@@ -68,7 +68,7 @@ _TERMS = 32
 
 class Table(NamedTuple):
     """A bound plan: `values` float64 (stages + 1, WIDTH), `draws` int32 (stages + 1, 3), or as `path_table`, one spec
-    per row, `times` (stages,).
+    per row, `times` (stages,), or (stages, 2) where the network is given two.
 
     Row 0 is the opening: it writes the first network input from x. Row k + 1 is the plan's stage k.
     """
@@ -108,6 +108,10 @@ def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1, path: bool 
         rows.append(row)
         draws.append(stage.draws)
     times = np.array([s.model_time for s in plan.stages])
+    if plan.two_times:
+        times = np.stack(
+            [times, [s.model_time if s.model_time_to is None else s.model_time_to for s in plan.stages]], 1
+        )
     numbers = np.array(draws, dtype=np.int32)
     if path and plan.stochastic:
         numbers = path_table(plan)

@@ -13,6 +13,8 @@ from fastdiff.ops.brownian import PATH_WIDTH
 from fastdiff.ops.layout import NONE, StageSpec
 from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, SECOND, M
 
+CHUNK = 128
+"""Elements in a sum of squares: what a warp of the CUDA kernel handles."""
 Launch = Callable[..., None]
 """One stage of a run by addresses: (spec, k, x, u, first, second, h, u_out, x_out, m_out, net_in), `h` a list, 0 for
 what is not given. Shapes and dtypes are as the stages of the run share them; all noise is drawn by the kernel."""
@@ -30,6 +32,9 @@ class Coeffs:
         index: (B,) int32: each sample's index, the second word of the Philox counter.
         lo, hi, scale: (B,) in the state's dtype: bounds of x0 and the factor after clamping. None unless a spec clips.
         rows: (B,) int32: a table row for each sample, instead of one row for the batch; None in the usual case.
+        inner: 0 in the usual case. Else `rows` is (calls, B, F) int32, contiguous: element i of sample b belongs to
+            frame f = (i // inner) % F, which has table row rows[k, b, f] at call k, and draws by that row's numbers as
+            element i of the sample. A coefficient of 0 is then not used at all: what it would multiply may be NaN.
     """
 
     table: torch.Tensor
@@ -40,6 +45,7 @@ class Coeffs:
     hi: torch.Tensor | None = None
     scale: torch.Tensor | None = None
     rows: torch.Tensor | None = None
+    inner: int = 0
 
 
 @dataclass(slots=True)
@@ -64,6 +70,8 @@ class Buffers:
         m_out: (B, ...) dtype of `h` (of the state where h is empty): where m is written, or None.
         net_in: (copies·B, ...) network input dtype: in_scale·u', written spec.copies times. None exactly if copies is
             0.
+        squares: (B, ceil(n / CHUNK)) state dtype: where the sums of za's squares go, of each CHUNK elements in order;
+            None in the usual case, and with frames. The spec must read za.
     """
 
     x: torch.Tensor | None = None
@@ -76,6 +84,7 @@ class Buffers:
     x_out: torch.Tensor | None = None
     m_out: torch.Tensor | None = None
     net_in: torch.Tensor | None = None
+    squares: torch.Tensor | None = None
 
 
 def require(spec: StageSpec, coeffs: Coeffs, buf: Buffers) -> None:

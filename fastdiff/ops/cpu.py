@@ -52,7 +52,7 @@ def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> 
 
 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
-    """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
+    """Run table row `k` (or `coeffs.rows`, one row per sample or frame); see `Buffers` for shapes and dtypes."""
     table, seeds, rows = coeffs.table, coeffs.seeds, coeffs.rows
     first, second, h = buf.first, buf.second, buf.h
     u_out, x_out, m_out, net_in = buf.u_out, buf.x_out, buf.m_out, buf.net_in
@@ -96,6 +96,9 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         coeffs.lo,
         coeffs.hi,
         coeffs.scale,
+        coeffs.inner,
+        rows.shape[2] if coeffs.inner and rows is not None else 0,
+        buf.squares,
         0,
         _threads(),
     )

@@ -53,7 +53,8 @@ def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> 
 
 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
-    """Launch table row `k` (or `coeffs.rows`, one row per sample) on the current stream; see `Buffers` for shapes."""
+    """Launch table row `k` (or `coeffs.rows`, one row per sample or frame) on the current stream; see `Buffers` for
+    shapes."""
     table, seeds = coeffs.table, coeffs.seeds
     first, second, h = buf.first, buf.second, buf.h
     u_out, x_out, m_out, net_in = buf.u_out, buf.x_out, buf.m_out, buf.net_in
@@ -91,6 +92,9 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         coeffs.lo,
         coeffs.hi,
         coeffs.scale,
+        coeffs.inner,
+        coeffs.rows.shape[2] if coeffs.inner and coeffs.rows is not None else 0,
+        buf.squares,
         device.index or 0,
         _stream(device),
     )

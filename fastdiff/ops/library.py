@@ -17,33 +17,33 @@ from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.registry import Backend, load
 from fastdiff.plan import MAX_HISTORY
 
-_STAGE = """(str backend, int[] spec, int k, Tensor table, Tensor draws, Tensor seeds, Tensor index, Tensor? lo,
-Tensor? hi, Tensor? scale, Tensor? rows, Tensor? x, Tensor? u, Tensor? first, Tensor? second, Tensor? h1, Tensor? h2,
-Tensor? h3, Tensor? h4, Tensor? h5, Tensor? h6, Tensor? za, Tensor? zb, Tensor? zc, Tensor(a!)? u_out,
-Tensor(b!)? x_out, Tensor(c!)? m_out, Tensor(d!)? net_in) -> ()"""
+_STAGE = """(str backend, int[] spec, int k, int inner, Tensor table, Tensor draws, Tensor seeds, Tensor index,
+Tensor? lo, Tensor? hi, Tensor? scale, Tensor? rows, Tensor? x, Tensor? u, Tensor? first, Tensor? second,
+Tensor? h1, Tensor? h2, Tensor? h3, Tensor? h4, Tensor? h5, Tensor? h6, Tensor? za, Tensor? zb, Tensor? zc,
+Tensor(a!)? u_out, Tensor(b!)? x_out, Tensor(c!)? m_out, Tensor(d!)? net_in, Tensor(e!)? squares) -> ()"""
 _NORMAL = "(str backend, Tensor(a!) out, Tensor seeds, Tensor index, int draw, int stream) -> ()"
 _QUANTILE = "(str backend, Tensor(a!) out, Tensor x0, float q) -> ()"
-_WRITTEN = 4
+_WRITTEN = 5
 """How many of the stage's tensors, the last ones, are written."""
 
 
-def _given(spec: Sequence[int], tensors: Sequence[Tensor | None]) -> tuple[StageSpec, Coeffs, Buffers]:
+def _given(spec: Sequence[int], inner: int, tensors: Sequence[Tensor | None]) -> tuple[StageSpec, Coeffs, Buffers]:
     """The operation's arguments as a back end takes them."""
     convert, guided, m_reads_u, *rest = spec
     table, draws, seeds, index, lo, hi, scale, rows, x, u, first, second, *more = tensors
-    h, (za, zb, zc), (u_out, x_out, m_out, net_in) = more[:MAX_HISTORY], more[MAX_HISTORY:-_WRITTEN], more[-_WRITTEN:]
+    h, (za, zb, zc), written = more[:MAX_HISTORY], more[MAX_HISTORY:-_WRITTEN], more[-_WRITTEN:]
     assert table is not None and draws is not None and seeds is not None and index is not None
     return (
         StageSpec(convert, bool(guided), bool(m_reads_u), *rest),
-        Coeffs(table, draws, seeds, index, lo, hi, scale, rows),
-        Buffers(x, u, first, second, tuple(h), (za, zb, zc), u_out, x_out, m_out, net_in),
+        Coeffs(table, draws, seeds, index, lo, hi, scale, rows, inner),
+        Buffers(x, u, first, second, tuple(h), (za, zb, zc), *written),
     )
 
 
-def _stage(backend: str, spec: Sequence[int], k: int, *tensors: Tensor | None) -> None:
+def _stage(backend: str, spec: Sequence[int], k: int, inner: int, *tensors: Tensor | None) -> None:
     # A compiler is free to choose other strides.
     dense = [None if t is None else t.contiguous() for t in tensors]
-    structure, coeffs, buf = _given(spec, dense)
+    structure, coeffs, buf = _given(spec, inner, dense)
     check_width(structure, coeffs)
     load(backend).stage(structure, k, coeffs, buf)
     for result, value in zip(tensors[-_WRITTEN:], dense[-_WRITTEN:], strict=True):
@@ -51,8 +51,8 @@ def _stage(backend: str, spec: Sequence[int], k: int, *tensors: Tensor | None) -
             result.copy_(value)
 
 
-def _stage_shapes(backend: str, spec: Sequence[int], k: int, *tensors: Tensor | None) -> None:
-    require(*_given(spec, tensors))
+def _stage_shapes(backend: str, spec: Sequence[int], k: int, inner: int, *tensors: Tensor | None) -> None:
+    require(*_given(spec, inner, tensors))
 
 
 def _normal(backend: str, out: Tensor, seeds: Tensor, index: Tensor, draw: int, stream: int) -> None:
@@ -70,7 +70,7 @@ def _quantile(backend: str, out: Tensor, x0: Tensor, q: float) -> None:
 
 
 stage = torch.library.custom_op(
-    "fastdiff::stage", _stage, mutates_args=("u_out", "x_out", "m_out", "net_in"), schema=_STAGE
+    "fastdiff::stage", _stage, mutates_args=("u_out", "x_out", "m_out", "net_in", "squares"), schema=_STAGE
 )
 stage.register_fake(_stage_shapes)
 normal_ = torch.library.custom_op("fastdiff::normal_", _normal, mutates_args=("out",), schema=_NORMAL)
@@ -97,8 +97,9 @@ class Recorded:
     def stage(self, spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         c, b = coeffs, buf
         torch.ops.fastdiff.stage(
-            self.NAME, [int(v) for v in spec], k, c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale, c.rows,
-            b.x, b.u, b.first, b.second, *b.h, *_NONE[len(b.h):], *b.z, b.u_out, b.x_out, b.m_out, b.net_in,
+            self.NAME, [int(v) for v in spec], k, c.inner, c.table, c.draws, c.seeds, c.index, c.lo, c.hi,
+            c.scale, c.rows, b.x, b.u, b.first, b.second, *b.h,
+            *_NONE[len(b.h):], *b.z, b.u_out, b.x_out, b.m_out, b.net_in, b.squares,
         )  # fmt: skip
 
     def normal_(self, out: Tensor, seeds: Tensor, index: Tensor, draw: int, stream: int) -> None:

@@ -7,7 +7,7 @@ import math
 import torch
 
 from fastdiff.ops.brownian import PATH, PATH_WIDTH
-from fastdiff.ops.buffers import Buffers, Coeffs, require
+from fastdiff.ops.buffers import CHUNK, Buffers, Coeffs, require
 from fastdiff.ops.layout import (
     BLEND,
     CG,
@@ -31,6 +31,7 @@ from fastdiff.ops.layout import (
 )
 from fastdiff.ops.philox import STEP
 from fastdiff.ops.rank import rank
+from fastdiff.ops.sums import sample_sums
 from fastdiff.plan import H1, MAX_DRAWS, NREG, SECOND, ZA, M, U, X
 
 NAME = "reference"
@@ -47,17 +48,19 @@ def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> 
 
 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
-    """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
+    """Run table row `k` (or `coeffs.rows`, one row per sample or frame); see `Buffers` for shapes and dtypes."""
     require(spec, coeffs, buf)
     batch = coeffs.seeds.shape[0]
     half = None if buf.net_in is None else buf.net_in.narrow(0, 0, batch)
     like = next(t for t in (buf.u_out, buf.x_out, half) if t is not None)
     dtype, shape = coeffs.table.dtype, like.shape
     column = (-1,) + (1,) * (len(shape) - 1)
+    frame = None if not coeffs.inner else _frames(coeffs, shape)
     rows = _rows(coeffs.table, k, coeffs, batch)
 
     def coefficient(j: int) -> torch.Tensor:
-        return rows.select(1, j).reshape(column)
+        values = rows.select(1, j)
+        return values.reshape(column) if frame is None else values.index_select(0, frame).reshape(shape)
 
     registers: list[torch.Tensor | None] = [None] * NREG
     registers[X], registers[U] = buf.x, buf.u
@@ -75,8 +78,13 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
             if spec.reads_z(i):
                 z = buf.z[i]
                 if z is None:
-                    z = drawn(spec, shape, coeffs, draws, i).to(dtype)
+                    own = draws if frame is None else draws.index_select(0, frame).reshape(batch, -1, MAX_DRAWS)
+                    z = drawn(spec, shape, coeffs, own, i).to(dtype)
                 registers[ZA + i] = z
+        if buf.squares is not None:
+            z = registers[ZA]
+            assert z is not None
+            buf.squares.copy_(_squares(z))
 
     m = None
     if spec.convert != NONE:
@@ -122,7 +130,9 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
             if mask >> j & 1:
                 value = registers[j]
                 assert value is not None
-                total = total + coefficient(first + j) * value
+                c = coefficient(first + j)
+                term = total + c * value
+                total = term if frame is None else torch.where(c == 0, total, term)
         return total
 
     u_next = combine(NEXT_U, spec.u_mask)
@@ -144,16 +154,34 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
 
 
 def _rows(table: torch.Tensor, k: int, coeffs: Coeffs, batch: int) -> torch.Tensor:
-    """(B, columns): row `k` for every sample, or each sample's own. Not by indexing, which fake tensors cannot do."""
+    """(B, columns): row `k` for every sample, or each sample's own; (B·F, columns) with frames. Not by indexing, which
+    fake tensors cannot do."""
     if coeffs.rows is None:
         return table.select(0, k).expand(batch, -1)
-    return table.index_select(0, coeffs.rows)
+    return table.index_select(0, coeffs.rows.select(0, k).reshape(-1) if coeffs.inner else coeffs.rows)
+
+
+def _squares(z: torch.Tensor) -> torch.Tensor:
+    """(B, chunks): the sums of the squares of each CHUNK elements."""
+    flat = z.reshape(len(z), -1)
+    chunks = -(-flat.shape[1] // CHUNK)
+    whole = flat.new_zeros(len(z), chunks * CHUNK)
+    whole.narrow(1, 0, flat.shape[1]).copy_(flat)
+    return sample_sums(whole.square_().reshape(-1, CHUNK)).reshape(len(z), chunks)
+
+
+def _frames(coeffs: Coeffs, shape: torch.Size) -> torch.Tensor:
+    """(elements of the batch,): which of the B·F rows each element has."""
+    assert coeffs.rows is not None
+    count, device = coeffs.rows.shape[2], coeffs.rows.device
+    each = torch.arange(math.prod(shape[1:]), device=device) // coeffs.inner % count
+    return (torch.arange(shape[0], device=device).reshape(-1, 1) * count + each).reshape(-1)
 
 
 def drawn(spec: StageSpec, shape: torch.Size, coeffs: Coeffs, draws: torch.Tensor, i: int) -> torch.Tensor:
-    """float32 (B, ...): draw `i`, from each sample's row of the draws."""
+    """float32 (B, ...): draw `i`, from each sample's row of the draws; or with draws (B, n, 3) each element's."""
     if not spec.path:
-        return noise(shape, coeffs.seeds, coeffs.index, draws.select(1, i), STEP)
+        return noise(shape, coeffs.seeds, coeffs.index, draws.select(-1, i), STEP)
     words = draws.narrow(1, i * PATH_WIDTH + 1, 2 * spec.path)
     column = (-1,) + (1,) * (len(shape) - 1)
     total = torch.zeros(shape, dtype=torch.float64, device=draws.device)
@@ -188,21 +216,28 @@ def noise(shape: torch.Size, seeds: torch.Tensor, index: torch.Tensor, draw: tor
     Args:
         shape: (B, ...).
         seeds: (B,) int64.
-        index, draw: (B,) integers: sample index and draw number.
+        index: (B,) integers: sample index.
+        draw: (B,) integers: draw number; or (B, n), each element's own.
         stream: stream tag.
     """
     n = math.prod(shape[1:])
-    block = torch.arange((n + 3) // 4, device=seeds.device, dtype=torch.int64).reshape(1, -1)
+    each = draw.ndim == 2
+    block = torch.arange(n if each else (n + 3) // 4, device=seeds.device, dtype=torch.int64).reshape(1, -1)
+    lane, block = block % 4, block // 4 if each else block
     ones = torch.ones_like(block)
     word = 0xFFFFFFFF
-    counter = [block & word, (index.long().reshape(-1, 1) & word) * ones, (draw.long().reshape(-1, 1) & word) * ones]
+    number = draw.long().reshape(shape[0], -1) & word
+    counter = [block & word, (index.long().reshape(-1, 1) & word) * ones, number * ones]
     counter = [c.expand(shape[0], -1) for c in (counter[0], counter[1], counter[2])] + [
         ones.expand(shape[0], -1) * stream
     ]
     key = (seeds.reshape(-1, 1) & word, seeds.reshape(-1, 1) >> 32 & word)
     c0, c1, c2, c3 = philox(counter, key)
     first, second = _box_muller(c0, c1), _box_muller(c2, c3)
-    return torch.stack([*first, *second], dim=-1).reshape(shape[0], -1).narrow(1, 0, n).reshape(shape)
+    normals = torch.stack([*first, *second], dim=-1)
+    if each:
+        return normals.gather(2, lane.expand(shape[0], -1).unsqueeze(2)).reshape(shape)
+    return normals.reshape(shape[0], -1).narrow(1, 0, n).reshape(shape)
 
 
 def _box_muller(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,7 +30,7 @@ class Backend(Protocol):
         """Whether it takes tensors there with these dtypes of the state and of the network's output, or why not."""
 
     def stage(self, spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
-        """Run table row `k` (or `coeffs.rows`, one row per sample)."""
+        """Run table row `k` (or `coeffs.rows`, one row per sample or frame)."""
 
     def normal_(self, out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:
         """Fill `out` (B, ...), contiguous float32 or float64, with the normals of one draw."""

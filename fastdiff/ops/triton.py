@@ -112,7 +112,16 @@ def _launch(
                 dtypes.append(stream.dtype)
         if addresses & 15 == 0:
             # The rest of the structure (noise, bounds, rows) follows from which of these pointers are given.
-            key = (spec, warps, device.index, rest[0].dtype, rest[1] is None, rest[4] is None, *dtypes)
+            key = (
+                spec,
+                warps,
+                device.index,
+                rest[0].dtype,
+                rest[1] is None,
+                rest[4] is None,
+                rest[12] is None,
+                *dtypes,
+            )
             known = _compiled.get(key)
             if known is not None:
                 known[(grid, 1, 1)](*streams, *rest)
@@ -174,7 +183,7 @@ def _warps(n: int, state: torch.dtype) -> int:
 
 
 def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
-    """Run table row `k` (or `coeffs.rows`, one row per sample); see `Buffers` for shapes and dtypes."""
+    """Run table row `k` (or `coeffs.rows`, one row per sample or frame); see `Buffers` for shapes and dtypes."""
     require(spec, coeffs, buf)
     s = _structure(spec)
     table, batch = coeffs.table, coeffs.seeds.shape[0]
@@ -206,27 +215,33 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     # Where samples do not differ, the batch is one long sample: fewer partial blocks, and aligned whatever n is.
     split = seeds is not None or s.clips or coeffs.rows is not None or spec.learned > 0
     n = total // batch if split else total
-    warps = _warps(n, table.dtype)
+    inner, frames, rows, framed = None, None, coeffs.rows, 0
+    length, runs = n, batch if split else 1
+    if coeffs.inner and rows is not None:
+        # A program has elements of one frame.
+        length = inner = coeffs.inner
+        frames, rows, runs, framed = rows.shape[2], rows.select(0, k), total // length, 2 if length % 4 else 1
+    warps = _warps(length, table.dtype)
     block = warps * _ELEMENTS_PER_WARP[table.dtype]
-    tiles = -(-n // block)
-    wide = n >= _WIDE
+    tiles = -(-length // block)
+    wide = length >= _WIDE
     streams = (
         buf.x if s.reads_x else None,
         buf.u if s.reads_u and not (s.reads_x and buf.u is buf.x) else None,
         buf.first if s.converts else None,
         buf.second if s.reads_second else None,
-        h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None,
+        h1, h2, h3, h4, h5, h6, za, zb, zc, u_out, x_out, buf.m_out, net_in if spec.copies else None, buf.squares,
     )  # fmt: skip
     # Threads hold elements by the width of a stream, and normals by blocks of 4: a barrier keeps loads before stores.
     size = table.element_size()
     exchanges = s.noises or any(t is not None and t.element_size() != size for t in streams)
     rest = (
-        table, draws, seeds, index, coeffs.rows, lo, hi, scale, n, total, tiles, k,
-        *s.constants, split, wide, exchanges, _kernels()[2], block,
+        table, draws, seeds, index, rows, lo, hi, scale, n, total, tiles, k, inner, frames,
+        *s.constants, split, wide, exchanges, framed, _kernels()[2], block,
     )  # fmt: skip
     with _on(table.device):
-        aligned = not (n & 15 or total & 15 or wide or total >= _WIDE)
-        _launch(spec, table.device, tiles * batch if split else tiles, warps, streams, rest, aligned)
+        aligned = not (n & 15 or total & 15 or length & 15 or wide or total >= _WIDE)
+        _launch(spec, table.device, tiles * runs, warps, streams, rest, aligned)
 
 
 def _fill(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int, raw: bool) -> None:

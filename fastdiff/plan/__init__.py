@@ -1,5 +1,6 @@
 """The plan: a sampler as a validated float64 table, and the phi functions that its coefficients are made of."""
 
+from fastdiff.plan.frames import Frames
 from fastdiff.plan.plan import SPACES, Plan
 from fastdiff.plan.stage import (
     H1,
@@ -27,6 +28,7 @@ __all__ = [
     "SECOND",
     "SPACES",
     "ZA",
+    "Frames",
     "M",
     "Plan",
     "Stage",

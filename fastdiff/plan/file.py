@@ -13,6 +13,8 @@ from fastdiff.plan.stage import Stage
 FORMAT = 2
 _OLD_NAMES = {"push": "keep", "norms": "langevin_norm", "spread": "learned_variance"}
 """Of the fields of a stage in format 1."""
+_RARE = ("spans", "model_time_to")
+"""Fields of a stage that are written only where they say something."""
 _OLD_FIELDS = ("variance", "unclipped")
 """Fields of format 1 that follow from the rows and the options."""
 
@@ -21,8 +23,10 @@ def dump(plan: Any) -> str:
     """JSON with every float in its shortest exact form."""
     data = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
     rows = [dataclasses.asdict(stage) for stage in plan.stages]
-    # Only where there are any: plans without spans stay as every version reads them.
-    data["stages"] = [{name: value for name, value in row.items() if name != "spans" or value} for row in rows]
+    # Only where there are any: plans without them stay as every version reads them.
+    data["stages"] = [
+        {name: value for name, value in row.items() if name not in _RARE or value not in ((), None)} for row in rows
+    ]
     return json.dumps({"format": FORMAT, **data}, indent=1, allow_nan=False, default=dict)
 
 

@@ -101,6 +101,11 @@ class Plan:
         return all(s.span(d) for s in self.stages for d, number in enumerate(s.draws) if number >= 0)
 
     @cached_property
+    def two_times(self) -> bool:
+        """Whether the network is given two times, where a step begins and where it ends."""
+        return any(s.model_time_to is not None for s in self.stages)
+
+    @cached_property
     def learned_variance(self) -> bool:
         """Whether the network gives twice the channels: the prediction and v, from which a stage makes its variance."""
         return any(s.learned_variance for s in self.stages)
@@ -139,6 +144,8 @@ class Plan:
                         f"model time {s.model_time:g} already began the step of stage {starts[s.model_time]}",
                     )
                 starts[s.model_time] = k
+        if self.two_times and any(s.evaluate and s.model_time_to is None for s in self.stages):
+            fail("stages", "some evaluations have a model_time_to and some have none: a network takes two times or one")
         self._validate_times()
         self._validate_spans()
         last = self.stages[-1]

@@ -37,6 +37,8 @@ class Stage:
     Attributes:
         t: the schedule's time of `u`, where the network is evaluated.
         model_time: the time given to the network there.
+        model_time_to: None in the usual case. Else the time of the step's end as the network knows it, for flow maps:
+            the network is called as model(x, t, s).
         alpha, sigma: signal and noise scale at `t`.
         next_u: 13 coefficients over `REGISTERS`: the next evaluation point u'.
         next_x: 13 coefficients: the next base x'. Equal to `next_u` where one buffer serves both.
@@ -71,6 +73,7 @@ class Stage:
     step: int = 0
     langevin_norm: str = ""
     learned_variance: tuple[float, ...] = ()
+    model_time_to: float | None = None
 
     @property
     def noisy(self) -> bool:
@@ -110,6 +113,8 @@ class Stage:
         for name in ("t", "model_time", "alpha", "sigma", "t_next", "in_scale"):
             if not np.isfinite(getattr(self, name)):
                 fail(where, f"{name} is not finite: {getattr(self, name)}")
+        if self.model_time_to is not None and not (np.isfinite(self.model_time_to) and self.evaluate):
+            fail(where, f"model_time_to={self.model_time_to} needs a network evaluation and a finite time")
         if self.alpha < 0 or self.sigma < 0 or self.alpha + self.sigma == 0:
             fail(where, f"alpha={self.alpha:g} and sigma={self.sigma:g} must be non-negative and not both zero")
 

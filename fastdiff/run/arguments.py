@@ -14,11 +14,12 @@ import torch
 
 from fastdiff import ops
 from fastdiff.names import short, unknown, warn_once
+from fastdiff.plan import Frames
 from fastdiff.prediction import ALL_PREDICTIONS
 from fastdiff.run.history import Noise
 from fastdiff.run.network import sample_shape
 from fastdiff.run.threshold import Dynamic
-from fastdiff.values import flag
+from fastdiff.values import flag, shown
 
 BROWNIAN = "brownian"
 STATE_DTYPES = (torch.float32, torch.float64)
@@ -139,6 +140,28 @@ def check_callables(noise: Any, callback: Any) -> None:
         if value is not None and not callable(value):
             hint = "; a tensor to start from is x" if name == "noise" and isinstance(value, torch.Tensor) else ""
             raise TypeError(f"{name} must be callable as {call}, got {type(value).__name__}{hint}")
+
+
+def check_frames(frames: Any, arguments: Mapping[str, Any], has_x: bool) -> None:
+    """Frames, and what does not go with them."""
+    if frames is None:
+        return
+    if not isinstance(frames, Frames):
+        raise TypeError(
+            f"frames={shown(frames)}: expected a fastdiff.Frames, such as fastdiff.Frames(axis=2, steps='pyramid')"
+        )
+    if arguments["noise"] is not None:
+        raise ValueError("noise=... draws whole samples, and with frames each has draws of its own: leave it out")
+    if arguments.get("correct_xt") is not None:
+        raise ValueError(
+            "correct_xt is called after the steps of a whole sample, and with frames each has steps of its own: "
+            "correct x0 with correct_x0, or call sampler.begin and sampler.step"
+        )
+    if frames.begun and not has_x:
+        raise ValueError(
+            "some frames are no pure noise at the start: pass x with these frames in their places, and noise in the "
+            "others, x = fastdiff.randn(...)"
+        )
 
 
 def check_x(x: Any) -> torch.Tensor:

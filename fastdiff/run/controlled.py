@@ -58,6 +58,10 @@ class AdaptiveEngine:
 
     def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
         name, form = self.name, arguments["classifier_form"]
+        if arguments["frames"] is not None:
+            raise ValueError(
+                f"frames needs a method with a plan: method {name!r} chooses its steps while it runs, for whole samples"
+            )
         check_calls(arguments["correct_x0"], arguments["correct_xt"])
         if is_path(arguments["noise"]):
             raise ValueError(

@@ -50,13 +50,14 @@ class Sources(NamedTuple):
     lo: torch.Tensor | None
     hi: torch.Tensor | None
     scale: torch.Tensor | None
+    rows: torch.Tensor | None
 
 
 def sources_of(r: Run) -> Sources:
     """The tensors of a run that hold these values."""
     c, program = r.coeffs, r.program
     x0 = None if program.x0 is None else program.x0[0]
-    return Sources(c.table, c.draws, program.clock, x0, c.lo, c.hi, c.scale)
+    return Sources(c.table, c.draws, program.clock, x0, c.lo, c.hi, c.scale, c.rows)
 
 
 def static_run(r: Run, leaves: Leaves) -> tuple[Run, torch.Tensor]:
@@ -72,7 +73,8 @@ def static_run(r: Run, leaves: Leaves) -> tuple[Run, torch.Tensor]:
     seeds, index = words.narrow(0, 0, 2 * batch).view(torch.int64), words.narrow(0, 2 * batch, batch)
     seeds.copy_(c.seeds)
     index.copy_(c.index)
-    coeffs = Coeffs(c.table.clone(), c.draws.clone(), seeds, index, own(c.lo), own(c.hi), own(c.scale))
+    bounds = own(c.lo), own(c.hi), own(c.scale)
+    coeffs = Coeffs(c.table.clone(), c.draws.clone(), seeds, index, *bounds, own(c.rows), c.inner)
     x0 = None if program.x0 is None else (program.x0[0].clone(), program.x0[1])
     network = r.network.with_kwargs(leaves.fill(leaves.tensors))
     program = dataclasses.replace(program, clock=program.clock.clone(), x0=x0)
@@ -109,7 +111,7 @@ class Entry:
     def statics(self) -> Sources:
         """Where the sources are copied to."""
         c = self.coeffs
-        return Sources(c.table, c.draws, self.clock, self.x0, c.lo, c.hi, c.scale)
+        return Sources(c.table, c.draws, self.clock, self.x0, c.lo, c.hi, c.scale, c.rows)
 
     def in_use(self) -> None:
         """Tell the allocator where another stream than the buffers' own reads them, perhaps beyond the entry's life."""

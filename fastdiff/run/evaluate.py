@@ -205,7 +205,10 @@ class Evaluator:
             if self.rescales:
                 factor = self._factor(buf.first, buf.second, site, coeffs)
         elif self.gradient is not None:
-            buf.first, buf.second = with_gradient(self.gradient, u, site.clock.clone(), out)
+            # Of two times the classifier is given that of x.
+            # Two times are of the whole batch: the first is where the network is evaluated.
+            clock = site.clock[0] if self.network.two_times else site.clock
+            buf.first, buf.second = with_gradient(self.gradient, u, clock.clone(), out)
             if self.hooks.finite:
                 require_finite(buf.second, site, len(u), self.state_dtype, "classifier_grad")
         hooks = self.hooks
@@ -213,7 +216,8 @@ class Evaluator:
             return NOTHING if factor is None else Seen(factor)
         values, spec = site.x0
         x0 = torch.empty_like(u)
-        data, row = placed(Coeffs(values, coeffs.draws, coeffs.seeds, coeffs.index, rows=coeffs.rows), site.row, factor)
+        own = Coeffs(values, coeffs.draws, coeffs.seeds, coeffs.index, rows=coeffs.rows, inner=coeffs.inner)
+        data, row = placed(own, site.row, factor)
         self.backend.stage(spec, row, data, Buffers(u=u, first=buf.first, second=buf.second, u_out=x0))
         if hooks.correct_x0 is not None:
             x0 = corrected("correct_x0", hooks.correct_x0(x0, site.t), u)

@@ -15,8 +15,17 @@ from fastdiff.bind import Binding, in_range
 from fastdiff.names import warn
 from fastdiff.ops import Backend, Coeffs
 from fastdiff.ops.philox import PRIOR
-from fastdiff.plan import Stage
-from fastdiff.run.arguments import cast_x, check_callables, check_x, is_path, prior_noise, resolve_device, resolve_seeds
+from fastdiff.plan import Frames, Stage
+from fastdiff.run.arguments import (
+    cast_x,
+    check_callables,
+    check_frames,
+    check_x,
+    is_path,
+    prior_noise,
+    resolve_device,
+    resolve_seeds,
+)
 from fastdiff.run.evaluate import Evaluator, Hooks
 from fastdiff.run.history import Noise
 from fastdiff.run.loop import Run
@@ -56,6 +65,7 @@ class Job:
         bounds: of the predicted x0.
         graph: "auto", True or False.
         out: where the result goes, or None.
+        frames: at which steps they are, or None where all advance together.
         note: told of a graph that was replayed, or None.
     """
 
@@ -68,6 +78,7 @@ class Job:
     graph: bool | str = False
     progress: bool = False
     out: torch.Tensor | None = None
+    frames: Frames | None = None
     note: Callable[[Any, Run], None] | None = None
 
     def evaluator(self, coeffs: Coeffs, direct: bool) -> Evaluator:
@@ -125,6 +136,7 @@ def begin(
     """The back end, x at the start, and every sample's seed and index."""
     noise, path = arguments["noise"], is_path(arguments["noise"])
     check_callables(noise, None)
+    check_frames(arguments["frames"], arguments, x is not None)
     noise = None if path else noise
     if x is not None:
         x = check_x(x)

@@ -33,6 +33,8 @@ class Run:
         direct: whether the slots themselves are the network's input (same dtype, in_scale = 1).
         noise: the user's own noise, or None.
         echo: the rows that write x instead of u', for an x_t corrected by the user, or None.
+        squares: (stages, B, chunks), where each stage leaves the sums of za's squares, or None.
+        states: gets a copy of the state after each step, or None.
         note: told of a graph that replayed this run, or None.
     """
 
@@ -43,6 +45,8 @@ class Run:
     direct: bool
     noise: Noise | None = None
     echo: Coeffs | None = None
+    squares: torch.Tensor | None = None
+    states: list[torch.Tensor] | None = None
     note: Callable[[Any, Run], None] | None = None
 
     @property
@@ -64,7 +68,7 @@ class State:
     Attributes:
         k: the stage whose network evaluation is due; the number of stages when all is done.
         input: what the network is to be given, (B, ...) or (2·B, ...) under batched guidance, in its own dtype.
-        time: the model's time for `input`, one per row.
+        time: the model's time for `input`, one per row; (2, rows) where it is given two (`Plan.two_times`).
         x: the latest state; the result at the end.
     """
 
@@ -91,12 +95,19 @@ class State:
         once = r.noise is not None or r.hooks.correct_x0 is not None or r.echo is not None
         own_copies = copies or once or recorded
         # Where nothing but the stage looks at the outputs, it is launched by addresses.
-        quick = not once and r.evaluator.quick and r.program.launches is not None
+        quick = (
+            not once
+            and r.squares is None
+            and r.states is None
+            and not r.coeffs.inner
+            and r.evaluator.quick
+            and r.program.launches is not None
+        )
         self.launcher = getattr(r.backend, "launcher", None) if quick else None
         self.launch: Launch | None = None
         self.kinds: tuple[torch.dtype, torch.dtype] | None = None
         self.places = addresses
-        self.past = History(program.plan.history, program.raw, own_copies, addresses, x.dtype, watch)
+        self.past = History(program.history, program.raw, own_copies, addresses, x.dtype, watch)
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves), r.hooks.finite)
         self._write(Buffers(x=x), program.opening, 0, r.coeffs, 0)
         self.x = self.halves[0]
@@ -203,6 +214,8 @@ class State:
             buf.z = self.draws(k, move.draws, buf.u)
         if move.x_to is not None:
             buf.x_out = self.halves[move.x_to]
+        if r.squares is not None and move.spec.noises:
+            buf.squares = r.squares.select(0, k)
         coeffs, row = r.coeffs, move.row
         if factor is not None:
             coeffs, row = placed(coeffs, row, factor)
@@ -221,8 +234,10 @@ class State:
         if move.ends:
             if r.echo is not None:
                 self._correct(move, r.echo)
+            if r.states is not None:
+                r.states.append(self.x.clone())
             if self.hooks.progress is not None and k >= self.quiet:
-                self.hooks.progress(r.program.plan.stages[k].step + 1)
+                self.hooks.progress(r.program.done[k])
         self.k = k + 1
 
     def _correct(self, move: Move, echo: Coeffs) -> None:
@@ -246,7 +261,7 @@ class State:
 
 def run(r: Run, x: torch.Tensor) -> torch.Tensor:
     """Sample from `x` (B, ...), contiguous in the state's dtype, and return a fresh tensor. `x` is not changed."""
-    model, length = r.network.model, r.program.plan.history
+    model, length = r.network.model, r.program.history
     if r.evaluator.recorded:
         return _run(r, x, True, 0)
     copies = recycles(model)

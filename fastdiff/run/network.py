@@ -150,6 +150,7 @@ class Network:
         model_kwargs: given with every call; tensors whose first dimension is B are repeated under guidance.
         cond, uncond: dicts of tensors (or nested dicts and lists) with first dimension B: classifier-free guidance.
         learned: whether the model gives (B, 2·C, ...), the prediction and the value that its variance is made from.
+        two_times: whether the model is called as (x, t, s), with the time of the step's end.
 
     Raises:
         TypeError, ValueError: conditioning of the wrong type, batch or structure.
@@ -163,6 +164,7 @@ class Network:
         cond: Tree | None = None,
         uncond: Tree | None = None,
         learned: bool = False,
+        two_times: bool = False,
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
@@ -172,6 +174,13 @@ class Network:
         check_kwargs(model_kwargs)
         self.model = model
         self.named = time_by_name(model)
+        self.two_times = two_times
+        if two_times and self.named:
+            raise TypeError(
+                f"{type(model).__name__} takes its time as timestep=..., and a flow map is called as model(x, t, s): "
+                "name its second time, lambda x, t, s, **kw: model(x, timestep=t, r_timestep=s, **kw), or give "
+                "two_times=False"
+            )
         self.batch = batch
         self.learned = learned
         self.guided = cond is not None
@@ -201,7 +210,12 @@ class Network:
 
     def call(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The tensor in the model's output, not checked yet."""
-        out = self.model(x, timestep=t, **self.kwargs) if self.named else self.model(x, t, **self.kwargs)
+        if self.two_times:
+            out = self.model(x, t[0], t[1], **self.kwargs)
+        elif self.named:
+            out = self.model(x, timestep=t, **self.kwargs)
+        else:
+            out = self.model(x, t, **self.kwargs)
         return out if type(out) is torch.Tensor else _tensor(out)
 
     def check(self, out: Any, x: torch.Tensor) -> torch.Tensor:

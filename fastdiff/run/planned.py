@@ -5,22 +5,30 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from fastdiff.bind import Binding, Program, echo_rows, program
+from fastdiff.bind import Binding, Program, echo_rows, program, program_of_frames
 from fastdiff.ops import Coeffs, Traits
-from fastdiff.plan import Plan, Stage
+from fastdiff.plan import Frames, Plan, Stage
 from fastdiff.run.corrections import check_corrections
 from fastdiff.run.graph import execute
 from fastdiff.run.job import Job
 from fastdiff.run.loop import Run, State
 from fastdiff.run.report import Info, Trajectory, progress_bar
+from fastdiff.run.threshold import Dynamic
 
 _KEPT = 16
 _COMPARED = 3
 """Inputs of a loop of the caller's own that are compared with a copy: the network is not known there."""
+
+
+class _Placed(NamedTuple):
+    """Frames, which are equal if they are the same object, and the shape of x."""
+
+    frames: Frames
+    shape: tuple[int, ...]
 
 
 class PlanEngine:
@@ -56,13 +64,14 @@ class PlanEngine:
 
     def run(self, job: Job) -> tuple[torch.Tensor, Trajectory | None, Info | None]:
         r, hooks, start = self.prepare(job), job.hooks, job.start.x
-        bar = progress_bar(hooks, self.name, self.plan.steps, "step") if job.progress else contextlib.nullcontext()
+        total, unit = r.program.done[-1], "step" if job.frames is None else "evaluation"
+        bar = progress_bar(hooks, self.name, total, unit) if job.progress else contextlib.nullcontext()
         with bar:
             result = execute(r, start, job.graph, job.out)
         if hooks.trajectory is None:
             return result, None, None
         _, states, predicted = zip(*hooks.trajectory, strict=True)
-        times = torch.tensor(self.plan.times, dtype=torch.float64, device=start.device)
+        times = torch.from_numpy(r.program.times).to(start.device)
         return result, Trajectory(times, torch.stack([start, *states[1:], result]), torch.stack(predicted)), None
 
     def state(self, job: Job) -> State:
@@ -76,8 +85,15 @@ class PlanEngine:
         """Everything that the loop needs."""
         start, guided = job.start, job.network.guided
         direct = job.network_dtype == self.dtype and all(s.in_scale == 1.0 for s in self.plan.stages)
+        frames = None if job.frames is None else _Placed(job.frames, tuple(start.x.shape))
+        if frames is not None and isinstance(job.bounds, Dynamic):
+            raise ValueError(
+                "clip='dynamic' takes a quantile of each whole sample, whose frames have times of their own: give "
+                "fixed bounds, clip=(-1.0, 1.0)"
+            )
         bound = self._bind(
             job.binding,
+            frames,
             # Tables made inside a mode of fake tensors are fake themselves, and of no use outside.
             type(start.x) is torch.Tensor,
             copies=2 if guided else int(not direct),
@@ -87,21 +103,27 @@ class PlanEngine:
             network_dtype=job.network_dtype,
             device=start.x.device,
         )
-        coeffs = Coeffs(bound.values, bound.draws, start.seeds, start.index)
+        coeffs = Coeffs(bound.values, bound.draws, start.seeds, start.index, rows=bound.rows, inner=bound.inner)
         echo = None
         if job.hooks.correct_xt is not None:
             echo = Coeffs(echo_rows(bound.values), bound.draws, start.seeds, start.index)
         evaluator = job.evaluator(coeffs, direct)
-        return Run(bound, coeffs, evaluator, job.network_dtype, direct, start.noise, echo, job.note)
+        return Run(bound, coeffs, evaluator, job.network_dtype, direct, start.noise, echo, note=job.note)
 
-    def _bind(self, binding: Binding, keep: bool, **where: Any) -> Program:
+    def _bind(self, binding: Binding, frames: _Placed | None, keep: bool, **where: Any) -> Program:
         """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""
+
+        def bound() -> Program:
+            if frames is None:
+                return program(self.plan, binding, dtype=self.dtype, **where)
+            return program_of_frames(self.plan, binding, *frames, dtype=self.dtype, **where)
+
         if not keep:
-            return program(self.plan, binding, dtype=self.dtype, **where)
-        key = (binding.prediction, binding.guidance.key, binding.clip, binding.corrected, *where.values())
+            return bound()
+        key = (binding.prediction, binding.guidance.key, binding.clip, binding.corrected, frames, *where.values())
         found = self.programs.get(key)
         if found is None:
-            found = program(self.plan, binding, dtype=self.dtype, **where)
+            found = bound()
             if len(self.programs) >= _KEPT:
                 self.programs.clear()
             self.programs[key] = found

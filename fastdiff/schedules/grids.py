@@ -24,13 +24,14 @@ SPACINGS: dict[str, str] = {
     "leading": "model times c i + steps_offset with c = N // steps, then clean (diffusers); discrete schedules",
     "linspace": "model times from the first to the last inclusive, then clean (diffusers)",
     "trailing": "model times N - 1, N - 1 - N/steps, ..., then clean (diffusers)",
+    "lcm": "of the original_steps times N/original_steps*i - 1, every so many from the last, then clean (LCM, TCD)",
     "karras": "steps of equal sigma^(1/rho), then clean (Karras et al. 2022, eq. 5)",
     "exponential": "steps of equal log sigma, then clean (k-diffusion)",
     "sde_uniform": "as linspace; for VE and EDM as exponential, for VE to the SDE's time 1e-5; then clean (score_sde)",
 }
 MAX_STEPS = 100_000
 """A table has one row a step, or several, in memory: no run needs more."""
-_OPTIONS = {"karras": ("rho",), "leading": ("steps_offset",)}
+_OPTIONS = {"karras": ("rho",), "leading": ("steps_offset",), "lcm": ("original_steps",)}
 _FINAL = ("clean", "t_min")
 _CURVES = ("time_uniform", "logsnr", "time_quadratic", "karras", "exponential")
 _RESPACING = "a respacing string such as 'ddim25' or '10,15,20', or your own times"
@@ -57,14 +58,15 @@ def grid(
     after that time, as the last of the `steps` + 1. Default: "t_min" for the time_* spacings and logsnr, and where
     `t_end` is given; else "clean".
 
-    Spacings that list model times ("uniform", "quadratic", "leading", "linspace", "trailing", respacing) take them
-    from the integers in (t_end, t_start], so partial runs have `steps` evaluations too. One step starts at t_start,
-    where the literal rule of some would start at index 0 from pure noise. "quadratic" moves repeated times up by one.
+    Spacings that list model times ("uniform", "quadratic", "leading", "linspace", "trailing", "lcm", respacing) take
+    them from the integers in (t_end, t_start], so partial runs have `steps` evaluations too. One step starts at
+    t_start, where the literal rule of some would start at index 0 from pure noise. "quadratic" moves repeated times up
+    by one.
     On continuous schedules "uniform" and "trailing" are steps of equal time to the clean end, and "linspace" is equal
     steps from t_start to `t_floor` followed by the clean end.
 
-    Options: `rho` (7) of "karras", `steps_offset` (0) of "leading". "karras" and "exponential" count in sigma / alpha,
-    for flow in sigma itself, as its pure noise has an infinite ratio.
+    Options: `rho` (7) of "karras", `steps_offset` (0) of "leading", `original_steps` (50) of "lcm". "karras" and
+    "exponential" count in sigma / alpha, for flow in sigma itself, as its pure noise has an infinite ratio.
 
     Raises ValueError for anything that cannot be met.
     """
@@ -290,6 +292,8 @@ def _listed(request: GridCall, counts: list[int] | None) -> Array:
             f"spacing {spacing!r} lists integer times; got t_start={start!r}: use t_start={math.floor(start)}"
         )
     _ordered(start, end, schedule)
+    if request.name == "lcm":
+        return _distilled(request, end)
     first = math.floor(end) + 1
     available = int(start) - first + 1
     if steps > available:
@@ -329,6 +333,27 @@ def _subsequence(request: GridCall, counts: list[int] | None, n: int) -> NDArray
             f"0 to {n - 1} in this range: use fewer steps or another spacing, such as 'linspace'"
         )
     return tau
+
+
+def _distilled(request: GridCall, end: float) -> Array:
+    """Of the times on which the network was distilled, every so many from the last (Luo et al. 2023, arXiv 2310.04378,
+    as its program has it)."""
+    n, steps = int(request.schedule.t_max) + 1, request.steps
+    original = request.options.get("original_steps", 50)
+    if isinstance(original, bool) or not isinstance(original, (int, np.integer)) or not 1 <= original <= n:
+        raise ValueError(
+            f"original_steps got {original!r}; expected the number of times on which the network was distilled, 1 to "
+            f"{n}, such as original_steps=50"
+        )
+    trained = np.arange(1, original + 1) * (n // original) - 1
+    trained = trained[(trained > end) & (trained <= request.start)][::-1]
+    if steps > trained.size:
+        raise ValueError(
+            f"spacing 'lcm' takes {steps} of the {trained.size} times between t_start={request.start!r} and "
+            f"t_end={end!r} on which the network was distilled: use fewer steps, or original_steps above {original}"
+        )
+    taken = trained[np.floor(np.linspace(0, trained.size, steps, endpoint=False)).astype(np.int64)]
+    return np.append(taken.astype(np.float64), end)
 
 
 def _parse_respacing(spacing: str) -> list[int]:
@@ -373,7 +398,7 @@ def _sections(spacing: str, n: int, counts: list[int]) -> NDArray[np.int64]:
 def _listed_continuous(request: GridCall) -> Array:
     name, spacing, schedule, steps, start, end, final, _ = request
     if name not in ("uniform", "linspace", "trailing"):
-        valid = ", ".join(s for s in SPACINGS if s not in ("quadratic", "leading"))
+        valid = ", ".join(s for s in SPACINGS if s not in ("quadratic", "leading", "lcm"))
         raise ValueError(f"spacing {spacing!r} needs a discrete schedule, not {schedule!r}. Valid here: {valid}")
     if name != "linspace":
         end = _list_end(request)

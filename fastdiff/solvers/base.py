@@ -220,6 +220,7 @@ class Recorder:
         evaluate: bool = True,
         langevin_norm: str = "",
         noise: Sequence[Draw] = (),
+        model_time_to: float | None = None,
     ) -> None:
         """A stage that evaluates the network at `at` and leads to `to`. `next_x` defaults to `next_u`: one buffer.
 
@@ -257,6 +258,7 @@ class Recorder:
                 spans=tuple(spans) if any(spans) else (),
                 step=step,
                 langevin_norm=langevin_norm,
+                model_time_to=model_time_to,
             )
         )
 

@@ -182,7 +182,7 @@ METHODS = (
                 choices=("small", "large", *LEARNED),
             )
         },
-        aliases=("ancestral", "euler_a", "euler_ancestral", "eulerancestraldiscrete", "ddpmparallel"),
+        aliases=("ddpmparallel",),
     ),
     Method(
         name="ddim",

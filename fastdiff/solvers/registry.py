@@ -15,14 +15,22 @@ from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.schedules.grids import SPACINGS, end_time, grid
 from fastdiff.solvers import (
     analytic,
+    ancestral,
     ddim,
+    distilled,
     dpm_adaptive,
     dpm_multistep,
     dpm_sde,
     dpm_singlestep,
+    er_sde,
+    grpo,
     heun,
+    mean_flow,
     ode,
     predictor_corrector,
+    restart,
+    sa_solver,
+    seeds,
     unipc,
 )
 from fastdiff.solvers.base import DrawsNoise, Method, Request
@@ -33,7 +41,7 @@ METHODS: dict[str, Method] = {}
 """Every method by its canonical name."""
 ALIASES: dict[str, str] = {}
 """Canonical names by alias, as `key_of` writes it."""
-GRID_OPTIONS = ("rho", "steps_offset", "final")
+GRID_OPTIONS = ("rho", "steps_offset", "original_steps", "final")
 DEFAULT_STEPS = 10
 FEW_STEPS = 10
 """Up to so many steps second order is the default on VP schedules, above it third (docs/solvers.md has the table)."""
@@ -52,23 +60,16 @@ ABSENT = {
     "deis": "dpm3",
     "deismultistep": "dpm3",
     "dpm_2": "heun",
-    "dpm_2_ancestral": "dpmpp2m_sde",
-    "dpmpp_2s_ancestral": "dpmpp2s, or dpmpp2m_sde with noise",
-    "dpmpp_3m_sde": "dpmpp2m_sde",
-    "dpmpp_sde": "dpmpp2m_sde",
-    "dpmsolversde": "dpmpp2m_sde",
     "edmdpmsolvermultistep": "dpmpp2m, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
     "edmeuler": "ddim, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
     "flowmatchheundiscrete": "dpmpp2m, with schedule='flow', prediction='flow'",
     "ipndm": "dpm3",
     "ipndm_v": "dpm3",
-    "kdpm2ancestraldiscrete": "dpmpp2m_sde",
     "kdpm2discrete": "heun",
     "lms": "dpm3",
     "lmsdiscrete": "dpm3",
     "plms": "dpm3",
     "pndm": "dpm3",
-    "sasolver": "dpmpp2m_sde",
 }
 """Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""
 
@@ -309,7 +310,7 @@ def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) ->
         return own
     if schedule.kind in ("ve", "edm"):
         return "linspace" if schedule.discrete else "karras"
-    if own == "leading":
+    if own in ("leading", "lcm"):
         return own if schedule.discrete else "uniform"
     if (
         own in ("logsnr", "karras")
@@ -343,7 +344,7 @@ def plan(
             indices 0 … N − 1: DPM-Solver's t in (0, 1] is t·N − 1 (a float t_start up to 1 there warns).
         invert: the same times upwards, from data to noise (DDIM, Song et al. 2021, arXiv 2010.02502, section 4.3), for
             a deterministic method; without `denoise_to_zero`, and from the lowest time with noise (`Request.points`).
-        **options: the method's options, and the spacing's (`rho`, `steps_offset`, `final`).
+        **options: the method's options, and the spacing's (`rho`, `steps_offset`, `original_steps`, `final`).
 
     Raises:
         ValueError: unknown names, steps < 1, times outside the schedule or not strictly monotone, unknown options.
@@ -386,10 +387,18 @@ for family in (
     analytic,
     dpm_multistep,
     dpm_singlestep,
+    grpo,
+    ancestral,
     dpm_sde,
+    seeds,
+    er_sde,
+    sa_solver,
     unipc,
     heun,
+    restart,
     predictor_corrector,
+    distilled,
+    mean_flow,
     ode,
     dpm_adaptive,
 ):

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.analytic import gaussian, gaussian_ode
+from helpers.methods import LOOPED
 from helpers.models import BACKENDS, Exact, levels, wavy
 from helpers.run_plan import network, run
 
 import fastdiff
 from fastdiff import schedules
 
-METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
+METHODS = LOOPED
 TABLED = [m for m in METHODS if not any(s.langevin_norm for s in fastdiff.plan(m, 2).stages)]
 ODE = [m for m in METHODS if not fastdiff.methods()[m]["stochastic"]]
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)

@@ -86,6 +86,7 @@ class Case:
             **{name: copy(getattr(self.buf, name)) for name in names},
             h=tuple(copy(h) for h in self.buf.h),
             z=(copy(z[0]), copy(z[1]), copy(z[2])),
+            squares=None if self.buf.squares is None else torch.full_like(self.buf.squares, math.nan),
         )
 
 
@@ -123,6 +124,7 @@ def random_case(
     state: torch.dtype | None = None,
     network: torch.dtype | None = None,
     shape: tuple[int, ...] | None = None,
+    frames: int | None = None,
     device: str = "cpu",
 ) -> Case:
     """The case of number `seed`; whatever is not given is drawn.
@@ -132,9 +134,11 @@ def random_case(
         spec: the structure.
         state, network: dtype of the state, and of the network's output.
         shape: (B, ...).
+        frames: the axis of frames with rows of their own; 0: there is none. Drawn where the structure is.
         device: where the tensors live.
     """
     rng = np.random.default_rng(seed)
+    drawn_spec = spec is None
     spec = spec or random_spec(rng)
     drawn_state, drawn_network = STATE[rng.integers(2)], NETWORK[rng.integers(4)]
     state, network = state or drawn_state, network or drawn_network
@@ -161,7 +165,32 @@ def random_case(
     if buf.first is not None and rng.random() < 0.3:
         buf.first.view(-1)[rng.integers(buf.first.numel())] = math.nan
     _outputs(rng, spec, buf, state, h_dtype, net_in_dtype, shape, device)
-    return Case(spec, 1, _coeffs(rng, spec, state, batch, device), buf)
+    coeffs = _coeffs(rng, spec, state, batch, device)
+    if frames is None and drawn_spec and not spec.path and len(shape) > 2 and rng.random() < 0.25:
+        frames = int(rng.integers(1, len(shape) - 1))
+    if frames and not spec.path and not (spec.learned and frames == 1):
+        _with_frames(rng, coeffs, shape, frames)
+    return Case(spec, 1, coeffs, buf)
+
+
+def _with_frames(rng: np.random.Generator, coeffs: Coeffs, shape: tuple[int, ...], axis: int) -> None:
+    """Give each frame along an axis a row of its own, and some rows coefficients of 0."""
+    coeffs.inner = math.prod(shape[axis + 1 :])
+    rows = torch.from_numpy(rng.integers(0, len(coeffs.table), (2, shape[0], shape[axis])))
+    coeffs.rows = rows.to(coeffs.draws.device, torch.int32)
+    off = torch.from_numpy(rng.random((len(coeffs.table), 2 * NREG)) < 0.3).to(coeffs.table.device)
+    coeffs.table[:, NEXT_U : NEXT_U + 2 * NREG] *= ~off
+
+
+def _own_rows(case: Case, shape: torch.Size) -> torch.Tensor:
+    """(B,) rows, or (B, n) with frames."""
+    c = case.coeffs
+    if c.rows is None:
+        return torch.full_like(c.index, case.k).long()
+    if not c.inner:
+        return c.rows.long()
+    frame = torch.arange(math.prod(shape[1:]), device=c.rows.device) // c.inner % c.rows.shape[2]
+    return c.rows[case.k].long()[:, frame]
 
 
 def _outputs(
@@ -250,8 +279,7 @@ def _expected(case: Case) -> tuple[Buffers, Buffers]:
     coeffs, batch = case.coeffs, case.coeffs.seeds.shape[0]
     like = next(t for t in (case.buf.u_out, case.buf.x_out, case.buf.net_in) if t is not None)
     shape = torch.Size((batch, *like.shape[1:]))
-    rows = coeffs.rows if coeffs.rows is not None else torch.full_like(coeffs.index, case.k)
-    draws = coeffs.draws[rows.long()]
+    draws = coeffs.draws[_own_rows(case, shape)]
     z = []
     for i, given in enumerate(case.buf.z):
         if given is None and case.spec.reads_z(i):
@@ -274,6 +302,8 @@ def _expected(case: Case) -> tuple[Buffers, Buffers]:
         for name in OUTPUTS:
             t = getattr(case.buf, name)
             setattr(buf, name, None if t is None else torch.full_like(t, math.nan, dtype=torch.float64))
+        if case.buf.squares is not None:
+            buf.squares = torch.full_like(case.buf.squares, math.nan, dtype=torch.float64)
         if absolute and case.spec.reads_v:
             # e is itself and its terms' sizes are needed, not e of those: v as it is, and the error of e beside it.
             assert buf.first is not None and case.buf.first is not None and wide.table is not None
@@ -300,24 +330,26 @@ def _spread_roundings(case: Case) -> float:
     return 2 * (4 * float(columns[0] + columns[1] * v) + 4) + 2
 
 
-def _noise_error(case: Case, mask: int, first: int) -> torch.Tensor:
-    """(B,): what the contract allows the drawn normals to change in the combination that starts at column `first`."""
+def _noise_error(case: Case, mask: int, first: int, shape: torch.Size) -> torch.Tensor:
+    """(B,), or (B, n) with frames: what the contract allows the drawn normals to change in the combination that starts
+    at column `first`."""
     coeffs = case.coeffs
-    rows = coeffs.rows if coeffs.rows is not None else torch.full_like(coeffs.index, case.k)
-    table = coeffs.table.double()[rows.long()].clone()
+    rows = _own_rows(case, shape)
+    table = coeffs.table.double()[rows].clone()
     if case.spec.reads_v:
         assert case.buf.first is not None
         v = case.buf.first.double().chunk(2, dim=1)[1].flatten(1)
-        exponent = table[:, S0, None] + table[:, S1, None] * v
+        s0, s1 = (table[..., j] if rows.ndim == 2 else table[:, j, None] for j in (S0, S1))
         # NaN in v makes the result NaN, whatever the noise.
-        table[:, [NEXT_U + ZA, NEXT_X + ZA]] *= exponent.exp().nan_to_num(0.0).amax(1, keepdim=True)
-    total = torch.zeros(len(rows), dtype=torch.float64, device=table.device)
+        e = (s0 + s1 * v).exp().nan_to_num(0.0)
+        table[..., [NEXT_U + ZA, NEXT_X + ZA]] *= e[..., None] if rows.ndim == 2 else e.amax(1, keepdim=True)
+    total = torch.zeros(rows.shape, dtype=torch.float64, device=table.device)
     for i in range(MAX_DRAWS):
         if mask >> (ZA + i) & 1 and case.buf.z[i] is None:
             error: Any = NORMAL_TOLERANCE
             if case.spec.path:
-                error = _path_error(case, coeffs.draws[rows.long()], i)
-            total += error * table[:, first + ZA + i].abs()
+                error = _path_error(case, coeffs.draws[rows], i)
+            total += error * table[..., first + ZA + i].abs()
     return total
 
 
@@ -333,19 +365,32 @@ def check(backend: ModuleType | Any, case: Case) -> None:
     backend.stage(spec, case.k, case.coeffs, buf)
     want, size = _expected(case)
     rounding, spread = torch.finfo(state).eps / 2, _spread_roundings(case)
-    rows = case.coeffs.rows if case.coeffs.rows is not None else torch.full_like(case.coeffs.index, case.k)
-    in_scale = case.coeffs.table.double()[rows.long(), IN_SCALE].abs()
-    noise_u, noise_x = _noise_error(case, spec.u_mask, NEXT_U), _noise_error(case, spec.x_mask, NEXT_X)
+    like = next(t for t in (buf.u_out, buf.x_out, buf.net_in) if t is not None)
+    shape = torch.Size((len(case.coeffs.seeds), *like.shape[1:]))
+    in_scale = case.coeffs.table.double()[_own_rows(case, shape), IN_SCALE].abs()
+    noise_u, noise_x = (
+        _noise_error(case, mask, first, shape) for mask, first in ((spec.u_mask, NEXT_U), (spec.x_mask, NEXT_X))
+    )
     zero = torch.zeros_like(noise_u)
     terms = {"m_out": 0, "u_out": spec.u_mask.bit_count(), "x_out": spec.x_mask.bit_count()}
     terms["net_in"] = terms["u_out"] + 1
-    noise = {"m_out": zero, "u_out": noise_u, "x_out": noise_x, "net_in": (in_scale * noise_u).repeat(spec.copies)}
+    noise = {
+        "m_out": zero,
+        "u_out": noise_u,
+        "x_out": noise_x,
+        "net_in": (in_scale * noise_u).repeat(spec.copies, *[1] * (noise_u.ndim - 1)),
+    }
+    if buf.squares is not None:
+        assert want.squares is not None
+        # 128 products and as many sums at most; a square is off by twice what the contract allows the normal, times it.
+        allowed = 256 * rounding * want.squares + 2 * NORMAL_TOLERANCE * (128 * want.squares).sqrt()
+        assert bool(((buf.squares.double() - want.squares).abs() <= allowed).all())
     for name in OUTPUTS:
         got = getattr(buf, name)
         if got is None:
             continue
         info, expected = torch.finfo(got.dtype), getattr(want, name)
-        column = (-1,) + (1,) * (got.dim() - 1)
+        column = (-1,) + (1,) * (got.dim() - 1) if noise_u.ndim == 1 else got.shape
         bound = 1.02 * (terms[name] + 8 + (0 if name == "m_out" else spread)) * rounding * getattr(size, name)
         bound = bound + noise[name].reshape(column)
         store = 0.0 if got.dtype == state else info.eps / 2 + 2.0**-24

@@ -21,6 +21,8 @@ NOISE = {"draws": "i32", "seeds": "i64", "index": "i32"}
 BOUNDS = {"lo": F32, "hi": F32, "scale": F32}
 SIZES = ("n", "total")
 INTEGERS = ("tiles", "k", "draw", "stream", "low", "weight_high", "weight_low")
+FRAMES = ("inner", "frames")
+"""Integers of a launch with frames."""
 CONSTANTS = ("CONVERT", "GUIDED", "M_READS_U", "U_MASK", "X_MASK", "COPIES", "LEARNED", "PATH")
 
 # Structures as in StageSpec, and their streams: every branch of the kernel is in one of them.
@@ -85,9 +87,9 @@ def compiled(
 
     signature, given, divisible = {}, {}, []
     for i, name in enumerate(kernel.arg_names):
-        if name in pointers or name in SIZES or name in INTEGERS:
+        if name in pointers or name in SIZES or name in INTEGERS or (name in FRAMES and constants["FRAMED"]):
             signature[name] = f"*{pointers[name]}" if name in pointers else "i32"
-            if name not in INTEGERS and (aligned is None or name in aligned):
+            if name not in (*INTEGERS, "frames") and (aligned is None or name in aligned):
                 divisible.append(i)
         else:
             given[name] = constants.get(name)
@@ -108,7 +110,7 @@ def compiled(
 def stage_constants(spec: Any, split: bool, block: int = 1024, exchanges: bool = True) -> dict[str, Any]:
     """The constants of the stage kernel for a StageSpec, as its launch gives them."""
     fixed = dict(zip(CONSTANTS, map(int, spec), strict=True))
-    return {**fixed, "SPLIT": split, "WIDE": False, "EXCHANGES": exchanges, "BITS": False, "BLOCK": block}
+    return {**fixed, "SPLIT": split, "WIDE": False, "EXCHANGES": exchanges, "FRAMED": 0, "BITS": False, "BLOCK": block}
 
 
 def compile_all(archs: Collection[int]) -> int:

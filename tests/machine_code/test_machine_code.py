@@ -44,9 +44,9 @@ def kernels(arch: str) -> Kernels:
 
 
 UNITS = {
-    "float16": lambda v: v.shape != ALL and v.net == torch.float16,
-    "bfloat16": lambda v: v.shape != ALL and v.net == torch.bfloat16,
-    "float32": lambda v: v.state == torch.float32 and (v.shape == ALL or v.net == torch.float32),
+    "float16": lambda v: v.shape < ALL and v.net == torch.float16,
+    "bfloat16": lambda v: v.shape < ALL and v.net == torch.bfloat16,
+    "float32": lambda v: v.state == torch.float32 and (v.shape >= ALL or v.net == torch.float32),
     "float64": lambda v: v.state == torch.float64,
 }
 
@@ -62,7 +62,7 @@ def test_every_stage_kernel(arch: str, unit: str) -> None:
         check(backend, case_for(v, seed))
         ran = backend.ran
         kinds = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-        dtypes = "Li4ELi4E" if v.shape == ALL else f"Li{kinds[v.net]}ELi{kinds[v.hist]}E"
+        dtypes = "Li4ELi4E" if v.shape >= ALL else f"Li{kinds[v.net]}ELi{kinds[v.hist]}E"
         flags = "".join(f"Lb{int(flag)}E" for flag in (v.paired, v.learned, v.noise, v.path, v.wide))
         expected = f"stage_kernelI{'d' if v.state == torch.float64 else 'f'}{dtypes}Li{v.shape}ELi{v.entries}E{flags}E"
         assert ran == [expected], v
@@ -199,7 +199,7 @@ def test_offsets_beyond_32_bits() -> None:
     given = (StageSpec(NONE, False, False, 1, 0, 0), 0, 1, n, 2, 2, 2, 2, space.address(x) - start)
     nothing: tuple[None, ...] = (None,) * 3
     pointers = (None, None, None, (), nothing, space.address(out) - start, None, None, None, space.address(table))
-    fragment, grid_x, _, threads, arguments = _cuda.stage_launch(*given, *pointers, *(None,) * 7, 0, 0)
+    fragment, grid_x, _, threads, arguments = _cuda.stage_launch(*given, *pointers, *(None,) * 7, 0, 0, None, 0, 0)
     assert threads == 256 and grid_x == n // 2048
     found.machine(fragment, (1, 1), threads, arguments, space, first_block=grid_x - 1).run()
     space.take_back()

@@ -38,6 +38,12 @@ def test_random_stages(arch: int, seed: int) -> None:
     check(TritonBackend(arch, skew=(0, 0, 8)[seed % 3]), random_case(40 + seed, shape=shape))
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 3, 80), (1, 2, 2, 45)])
+def test_a_row_for_each_frame(shape: tuple[int, ...]) -> None:
+    """Whose elements that lie together are a multiple of what shares a block of the noise, and not."""
+    check(TritonBackend(90), random_case(3 + shape[0] % 2, shape=shape, frames=2))
+
+
 @pytest.mark.parametrize("hist", (F32, BF16))
 def test_warps_may_run_in_any_order(hist: torch.dtype) -> None:
     """Streams of two widths, and m in place of a history entry that m does not come from."""

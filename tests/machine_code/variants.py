@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,11 +11,11 @@ import numpy as np
 import torch
 from helpers.stage_cases import Case, random_case
 
-from fastdiff.ops.buffers import Buffers
+from fastdiff.ops.buffers import CHUNK, Buffers
 from fastdiff.ops.layout import BLEND, CLIP, LINEAR, RAW, StageSpec
 from fastdiff.plan import H1, SECOND, ZA, M, U, X
 
-ONE, TWO, ALL = 0, 1, 2
+ONE, TWO, ALL, FRAMES, SUMS = 0, 1, 2, 3, 4
 """Shapes of kernels, as in csrc/cuda/launch.h."""
 SHAPE = (2, 4, 8, 20)
 """640 elements a sample: 160 groups, which are no multiple of what a warp handles."""
@@ -52,12 +53,15 @@ def variants() -> Iterator[Variant]:
         yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, wide=False)
         for wide in flags:
             yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, True, wide)
+            yield Variant(state, torch.bfloat16, state, SUMS, 6, True, True, True, False, wide)
+        for noise, wide in ((False, True), (True, True), (True, False)):
+            yield Variant(state, torch.bfloat16, state, FRAMES, 6, True, True, noise, False, wide)
 
 
 def case_for(v: Variant, seed: int) -> Case:
     """A stage that runs that kernel; the seed draws how m is made, what is written, and all numbers."""
     rng = np.random.default_rng(seed)
-    deep = v.shape == ALL
+    deep = v.shape >= ALL
     raw = v.hist != v.state
     convert = RAW if raw else int(rng.choice([LINEAR, CLIP, BLEND]))
     mask = 1 << X | 1 << M | ((1 << v.entries) - 1) << H1 | int(v.noise) << ZA
@@ -70,7 +74,7 @@ def case_for(v: Variant, seed: int) -> Case:
     copies = int(rng.integers(0, 3))
     spec = StageSpec(convert, v.paired, convert != RAW, mask, x_mask, copies, learned, 3 * v.path)
     shape = SHAPE if v.wide else (2, 3, 7, 5)
-    case = random_case(seed, spec=spec, state=v.state, network=v.net, shape=shape)
+    case = random_case(seed, spec=spec, state=v.state, network=v.net, shape=shape, frames=2 * (v.shape == FRAMES))
     buf = case.buf
     if not deep:
         buf.z = (None, None, None)
@@ -84,6 +88,10 @@ def case_for(v: Variant, seed: int) -> Case:
     if not raw:
         oldest = case.buf.h[-1] if v.entries else None
         case.buf.m_out = oldest if oldest is not None else torch.empty(shape, dtype=v.hist)
+    if v.shape == SUMS:
+        case.buf.z = (None, *buf.z[1:])
+        n = math.prod(shape[1:])
+        case.buf.squares = torch.full((shape[0], -(-n // CHUNK)), torch.nan, dtype=v.state)
     if copies:
         case.buf.net_in = torch.empty((copies * shape[0], *shape[1:]), dtype=v.net)
     return case

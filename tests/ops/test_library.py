@@ -56,18 +56,18 @@ def arguments(seed: int, backend: str) -> tuple[Any, ...] | None:
     h = (*b.h, *[None] * (6 - len(b.h)))
     tensors = (
         c.table, c.draws, c.seeds, c.index, c.lo, c.hi, c.scale, c.rows, b.x, b.u, b.first, b.second, *h, *b.z,
-        b.u_out, b.x_out, b.m_out, b.net_in,
+        b.u_out, b.x_out, b.m_out, b.net_in, b.squares,
     )  # fmt: skip
     given = [id(t) for t in tensors if t is not None]
     if len(given) != len(set(given)):
         return None
-    for t in tensors[-4:]:
+    for t in tensors[-5:]:
         if t is not None:
             t.zero_()
     for t in (b.first, b.second):
         if t is not None:
             t.nan_to_num_()
-    return (backend, [int(v) for v in case.spec], case.k, *tensors)
+    return (backend, [int(v) for v in case.spec], case.k, c.inner, *tensors)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -102,9 +102,9 @@ def test_fake_tensors() -> None:
 def test_a_missing_stream_is_refused_where_shapes_alone_are_known() -> None:
     with FakeTensorMode():
         t, i = torch.zeros(1, 40), torch.zeros(2, dtype=torch.int32)
-        given = ["reference", [0, 0, 0, 1, 0, 0, 0], 0, t, torch.zeros(1, 3), i.long(), i, *[None] * 17]
+        given = ["reference", [0, 0, 0, 1, 0, 0, 0], 0, 0, t, torch.zeros(1, 3), i.long(), i, *[None] * 17]
         with pytest.raises(ValueError, match="the stage needs x, which was not given"):
-            torch.ops.fastdiff.stage(*given, torch.zeros(2, 3), None, None, None)
+            torch.ops.fastdiff.stage(*given, torch.zeros(2, 3), None, None, None, None)
 
 
 @pytest.mark.parametrize("method", METHODS)

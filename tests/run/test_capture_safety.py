@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.methods import LOOPED
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,7 +29,7 @@ from fastdiff.run.network import Network
 
 DEVICE = torch.device("cuda", 0)
 SHAPE = (2, 3, 8, 8)
-FIXED = sorted(name for name, m in fastdiff.methods().items() if not m.get("adaptive", False))
+FIXED = sorted(LOOPED)
 
 SYNCS = {
     torch.ops.aten._local_scalar_dense.default,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.analytic import gaussian, mixture
+from helpers.methods import LOOPED
 from helpers.models import BACKENDS, Exact, Pooled, wavy
 
 import fastdiff
@@ -13,8 +14,8 @@ from fastdiff.solvers import step_variances
 
 DIST = mixture([0.3, 0.7], [[-1.2, 0.4, 0.1], [0.8, -0.6, 1.0]], [0.25, 0.4])
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
-METHODS = [m for m, info in fastdiff.methods().items() if m not in ("ode", "dpm_adaptive")]
-UNCORRECTED = [m for m in METHODS if m not in ("unipc", "pc")]
+METHODS = LOOPED
+UNCORRECTED = [m for m in METHODS if m not in ("unipc", "pc", "sa_solver")]
 
 
 def bent(x0: torch.Tensor, t: float) -> torch.Tensor:

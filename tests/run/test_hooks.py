@@ -7,11 +7,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from helpers.methods import LOOPED
 from helpers.models import BACKENDS, MIXTURE, Exact, Pooled, wavy
 
 import fastdiff
 
-METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
+METHODS = LOOPED
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
 CHURN = {"s_churn": 10.0, "s_tmax": 50.0}
 

@@ -9,13 +9,14 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from helpers.methods import LOOPED
 from helpers.models import BACKENDS, Pooled, wavy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
 from fastdiff.run import history
 
-METHODS = [m for m, entry in fastdiff.methods().items() if not entry["adaptive"]]
+METHODS = LOOPED
 # Their history keeps the network's own outputs; the last with an x0 prediction and noise.
 RAW = [("dpm2", "eps"), ("dpm3", "eps"), ("heun", "eps"), ("unipc", "x0"), ("dpmpp3m", "x0"), ("dpmpp2m_sde", "x0")]
 X = torch.linspace(-2, 2, 2 * 3 * 4).reshape(2, 3, 4)

@@ -12,7 +12,7 @@ from fastdiff import schedules as S
 from fastdiff.schedules.grids import SPACINGS, grid
 
 DDPM = S.ddpm()
-LISTED_DISCRETE = ("quadratic", "leading")
+LISTED_DISCRETE = ("quadratic", "leading", "lcm")
 SCHEDULES = {**{n: f() for n, f in S.SCHEDULES.items()}, "flow3": S.flow(3.0), "zero": S.ddpm(zero_terminal_snr=True)}
 
 
@@ -43,7 +43,7 @@ def test_every_spacing(name: str, steps: int) -> None:
                 assert t[-1] == schedule.t_clean
             elif final == "t_min":
                 assert t[-1] in (schedule.t_min, schedule.t_floor)
-            if spacing not in ("uniform", "quadratic", "leading") or steps == 1 or not schedule.discrete:
+            if spacing not in ("uniform", "quadratic", "leading", "lcm") or steps == 1 or not schedule.discrete:
                 assert t[0] == schedule.t_max
 
 

@@ -23,7 +23,7 @@ MIXTURE = mixture([0.3, 0.5, 0.2], [[-1.2, 0.4], [0.8, -0.6], [0.3, 1.5]], [0.25
 DETERMINISTIC = [m.name for m in METHODS.values() if not m.stochastic]
 NOISE_SPACE = [m for m in DETERMINISTIC if METHODS[m].space == "noise"]
 DATA_SPACE = [m for m in DETERMINISTIC if METHODS[m].space == "data"]
-ONLY_DISCRETE = ("quadratic", "leading")
+ONLY_DISCRETE = ("quadratic", "leading", "lcm")
 U = 2.0**-53
 
 

@@ -8,6 +8,7 @@ the final x as an affine function of independent standard normals.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -86,8 +87,11 @@ def variance_errors(method: str, name: str, steps: tuple[int, ...], **options: o
     return found
 
 
-# Their means are not exact along the means of the marginals: tests/solvers/test_score_sde.py.
-ELSEWHERE = {"pc"}
+# pc's means are not exact along the means of the marginals: tests/solvers/test_score_sde.py. The samplers of distilled
+# networks do not converge with those that are not, restarts have steps of their own, and of dpm2s_sde two errors cancel
+# for this Gaussian: tests/solvers/test_stochastic_laws.py. The noise of cps does not shrink with the step:
+# tests/solvers/test_grpo.py.
+ELSEWHERE = {"pc", "lcm", "consistency", "tcd", "restart", "dpm2s_sde", "cps"}
 VARIED = [
     ("ddpm", {"variance": "small"}),
     ("ddpm", {"variance": "large"}),
@@ -142,12 +146,23 @@ def test_without_noise_nothing_is_drawn() -> None:
 
 
 @pytest.mark.parametrize(("method", "options"), CONVERGING, ids=str)
-def test_draws_are_numbered_in_order_and_none_is_used_twice(method: str, options: dict[str, object]) -> None:
+def test_draws_are_numbered_in_order(method: str, options: dict[str, object]) -> None:
     p = plan(method, 12, "edm", "karras", **options)
-    used = [s.draws[0] for s in p.stages if s.draws[0] >= 0]
+    used = list(dict.fromkeys(d for s in p.stages for d in s.draws if d >= 0))
     assert p.stochastic and used == list(range(p.draws)) and len(used) >= 10
     for s in p.stages:
-        assert s.draws[1:] == (-1, -1) and (s.draws[0] >= 0) == (s.next_u[ZA] != 0)
+        for d in range(3):
+            assert (s.draws[d] >= 0) == (s.next_u[ZA + d] != 0 or s.next_x[ZA + d] != 0)
+    if (METHODS[method].nfe_per_step > 1 and method not in ("heun", "pc")) or method == "sa_solver":
+        # Several stages read the noise of one step, which covers the step together.
+        spans = {d: s.spans[i] for s in p.stages for i, d in enumerate(s.draws) if d >= 0}
+        ends = [spans[d] for d in used]
+        assert p.spanned and all(a[1] == b[0] for a, b in pairwise(ends)) and ends[0][0] == p.times[0]
+        assert ends[-1][1] == p.times[-2]
+        return
+    # Each is used once.
+    assert len(used) == sum(d >= 0 for s in p.stages for d in s.draws)
+    for s in p.stages:
         # Churn and Langevin corrections go over times again, or stay at one: their noise is no part of a path.
         on_path = method != "heun" and (method != "pc" or s.t != s.t_next)
         assert s.spans == (((s.t, s.t_next), (), ()) if s.noisy and on_path else ())
