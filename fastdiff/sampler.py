@@ -31,6 +31,7 @@ from fastdiff.options import (
 )
 from fastdiff.plan import Plan
 from fastdiff.prediction import ALL_PREDICTIONS, along, check_previous
+from fastdiff.run.again import Again
 from fastdiff.run.arguments import (
     check_callables,
     check_clip,
@@ -102,7 +103,7 @@ class Sampler:
         if self.prediction is not None:
             self.prediction = along(self.prediction, self._axis)
         self._asked: tuple[Method, dict[str, Any]] | None = None
-        self._recalls = Recalls()
+        self._recalls, self._again = Recalls(), Again()
         if own is not None or (chosen is not None and not chosen.adaptive):
             self.engine: Engine = self._plan_engine(own, chosen, steps, given, more)
         else:
@@ -215,11 +216,16 @@ class Sampler:
             again = self._recalls.replay(model, x, options, self._stated_by(model))
             if again is not None:
                 return again
+        if self._again.known:
+            again = self._again.run(model, x, options, self._stated_by(model))
+            if again is not None:
+                return again
         given = filled("the sampler", options, RUN_DEFAULTS)
         with sampling_mode():
             plain = self.graph is not False and given["frames"] is None
-            note = self._noting(model, x, options) if plain else None
-            result, trajectory, info = self.engine.run(self._job(model, x, given, note))
+            job = self._job(model, x, given, self._noting(model, x, options) if plain else None)
+            job.again = self._again_noting(model, x, options)
+            result, trajectory, info = self.engine.run(job)
         asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
         more = [extra for extra in asked if extra is not None]
         return (result, *more) if more else result
@@ -420,6 +426,13 @@ class Sampler:
             return None
         said, std = self._stated_by(model), engine.prior_std
         return lambda entry, r: self._recalls.note(model, x, options, said, entry, r, std)
+
+    def _again_noting(self, model: Any, x: Any, options: Mapping[str, Any]) -> Callable[[State], None] | None:
+        """What remembers this call, once it went through in the host's memory; None as `_noting`."""
+        engine = self.engine
+        if not isinstance(engine, PlanEngine) or engine.plan.origin or (x is None and warns_of_start(engine.first)):
+            return None
+        return self._again.noting(model, x, options, self._stated_by(model), engine.prior_std)
 
     def _check_stated(self, model: Any) -> None:
         """Raise where the model states a prediction or a schedule that does not go with this sampler."""

@@ -192,7 +192,7 @@ def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.T
     """x, already checked, as a contiguous state; ValueError for values that are not finite in its dtype."""
     state = x.detach().to(device=device, dtype=dtype).contiguous()
     # On a device this would wait for it, in every call: check_finite=True looks at what the network makes of x.
-    if x.device.type == "cpu" and not ops.symbolic(x) and not _finite(state):
+    if x.device.type == "cpu" and not ops.symbolic(x) and not finite(state):
         if bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"x has values up to {float(x.detach().abs().max()):.3g}, which {dtype} cannot hold: scale it, or give "
@@ -202,7 +202,7 @@ def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.T
     return state
 
 
-def _finite(x: torch.Tensor) -> bool:
+def finite(x: torch.Tensor) -> bool:
     """Whether all values are. A sum is not finite where one of them is not, and costs far less than a look at each."""
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
@@ -339,6 +339,6 @@ def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
             f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
         )
     value = ops.returned("noise", value)
-    if value.device.type == "cpu" and not ops.symbolic(value) and not _finite(value):
+    if value.device.type == "cpu" and not ops.symbolic(value) and not finite(value):
         raise ValueError("noise(-1, like) returned NaN or Inf; expected standard normals, the prior's noise")
     return value

@@ -199,6 +199,12 @@ class Network:
             kwargs = {**tree_map(repeat, kwargs), **_stack(cond, uncond)}
         self.kwargs = kwargs
 
+    def of(self, model: Any) -> Network:
+        """The same for a model that is given the same arguments."""
+        other: Network = Network.__new__(Network)
+        other.__dict__.update(self.__dict__, model=model)
+        return other
+
     def with_kwargs(self, kwargs: dict[str, Any]) -> Network:
         """The same network, given other keyword arguments, already batched."""
         other = copy.copy(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,16 @@ def register(method: Method) -> Method:
     METHODS[method.name] = method
     ALIASES.update(dict.fromkeys(names[1:], method.name))
     return method
+
+
+def _reduced(method: Method) -> Any:
+    """Registered methods by their names: what builds a plan may be a function inside of another."""
+    if METHODS.get(method.name) is method:
+        return find, (method.name,)
+    return object.__reduce_ex__(method, 2)
+
+
+copyreg.pickle(Method, _reduced)
 
 
 def find(name: str | Method) -> Method:
