@@ -162,7 +162,12 @@ def begin(
         start.copy_(prior_noise(noise, start))
     else:
         module.normal_(start, seeds, index, 0, PRIOR)
-    start *= float(in_range(np.array(engine.prior_std), dtype, "the prior's standard deviation"))
+    std = engine.prior_std
+    if std > torch.finfo(dtype).max:
+        # A compiler sees no branch on an array's values.
+        in_range(np.array(std), dtype, "the prior's standard deviation")
+    if std != 1.0:
+        start *= std
     return Start(module, start, seeds, index, noise, path)
 
 
