@@ -1,7 +1,8 @@
 """A plain run in the host's memory that went through before: the same again, prepared once.
 
 What a run is prepared from follows from the types, shapes and plain values of its arguments, as in
-`fastdiff.run.recall`. Seeds and x are free, and are checked in every call. The loop is the same.
+`fastdiff.run.recall`. Seeds, x and the model's arguments are free; the first two are checked in every call. The loop is
+the same.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fastdiff.run.loop import Run, State, walked
 from fastdiff.run.network import placement
 from fastdiff.run.recall import MAX_RECALLS, Options, key_of, owner_of, seed_of
 
-_FREE = frozenset(("seed", "first_sample", "shape"))
+_TAKEN = frozenset(("seed", "first_sample", "shape", "model_kwargs"))
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -61,7 +62,7 @@ class Again:
         self, model: Any, x: Any, options: Options, said: tuple[Any, Any], prior_std: float
     ) -> Callable[[State], None] | None:
         """What remembers this call once it went through by launches; None for calls with more arguments than these."""
-        if not options.keys() <= _FREE:
+        if not options.keys() <= _TAKEN:
             return None
 
         def note(state: State) -> None:
@@ -83,7 +84,7 @@ class Again:
 
     def run(self, model: Any, x: Any, options: Options, said: tuple[Any, Any]) -> torch.Tensor | None:
         """The sample, or None where the call is not known, or has to be looked at after all."""
-        if tracing() or not options.keys() <= _FREE:
+        if tracing() or not options.keys() <= _TAKEN:
             return None
         key = key_of(model, x, options, said)
         try:
@@ -106,13 +107,19 @@ class Again:
                 return None
         with sampling_mode() if torch.is_inference_mode_enabled() else torch.no_grad():
             try:
-                return walked(self._fresh(known, model, start, seed)).x
+                return walked(self._fresh(known, model, options.get("model_kwargs"), start, seed)).x
             except Recycled:
                 remember(model)
                 return None
 
     @staticmethod
-    def _fresh(known: Prepared, model: Any, start: torch.Tensor | None, seed: tuple[Any, int]) -> State:
+    def _fresh(
+        known: Prepared,
+        model: Any,
+        kwargs: dict[str, Any] | None,
+        start: torch.Tensor | None,
+        seed: tuple[Any, int],
+    ) -> State:
         """A run of its own: with its own buffers, seeds and evaluator."""
         template = known.state
         r, c = template.r, template.r.coeffs
@@ -124,4 +131,6 @@ class Again:
             r.backend.normal_(start, c.seeds, c.index, 0, PRIOR)
             if known.prior_std != 1.0:
                 start *= known.prior_std
-        return template.fresh(Run(r.program, c, r.evaluator.of(model), r.network_dtype, r.direct), start)
+        return template.fresh(
+            Run(r.program, c, r.evaluator.of(model, dict(kwargs or {})), r.network_dtype, r.direct), start
+        )

@@ -128,7 +128,7 @@ class State:
         for name in ("past", "x", "input", "time"):
             made.__dict__.pop(name, None)
         made.shared = None if self.shared is None else self.shared.new_empty(0)
-        made.r = replace(self.r, evaluator=self.evaluator.of(None), note=None, again=None)
+        made.r = replace(self.r, evaluator=self.evaluator.of(None, {}), note=None, again=None)
         made.evaluator = made.r.evaluator
         return made
 

@@ -199,10 +199,10 @@ class Network:
             kwargs = {**tree_map(repeat, kwargs), **_stack(cond, uncond)}
         self.kwargs = kwargs
 
-    def of(self, model: Any) -> Network:
-        """The same for a model that is given the same arguments."""
+    def of(self, model: Any, kwargs: dict[str, Any]) -> Network:
+        """The same for a model of that kind, given these arguments, already batched."""
         other: Network = Network.__new__(Network)
-        other.__dict__.update(self.__dict__, model=model)
+        other.__dict__.update(self.__dict__, model=model, kwargs=kwargs)
         return other
 
     def with_kwargs(self, kwargs: dict[str, Any]) -> Network:

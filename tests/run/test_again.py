@@ -49,6 +49,19 @@ def test_the_same_bits_as_a_first_call(method: str, dtype: torch.dtype) -> None:
         assert torch.equal(clip(wavy, shape=(3, 2, 5), **given), want)
 
 
+def test_the_model_s_arguments_are_those_of_the_call() -> None:
+    def net(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, power: int = 1) -> torch.Tensor:
+        return torch.sin(x) + y.reshape(-1, 1, 1) ** power
+
+    sampler = made()
+    warm(sampler, net, model_kwargs={"y": torch.ones(3)})
+    for given in ({"y": torch.arange(3.0)}, {"y": torch.ones(1)}, {"y": torch.arange(3.0), "power": 2}):
+        for _ in range(3):
+            assert torch.equal(sampler(net, X, model_kwargs=given), made()(net, X, model_kwargs=given))
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'y'"):
+        sampler(net, X)
+
+
 def test_networks_of_another_dtype() -> None:
     class Net(torch.nn.Linear):
         def forward(self, x: torch.Tensor, t: torch.Tensor | None = None) -> torch.Tensor:
