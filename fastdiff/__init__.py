@@ -11,9 +11,10 @@ from __future__ import annotations
 from fastdiff import interrupts as interrupts
 
 # isort: split
-from fastdiff import analytic, guidance, losses, schedules
+from fastdiff import analytic, engine, guidance, losses, schedules
 from fastdiff._version import __version__
 from fastdiff.api import sample
+from fastdiff.engine import Engine, Request
 from fastdiff.fitting.fit import fit
 from fastdiff.fitting.tune import tune
 from fastdiff.generation import generate
@@ -31,10 +32,12 @@ from fastdiff.solvers import methods, plan, register
 
 __all__ = [
     "Dynamic",
+    "Engine",
     "Frames",
     "Info",
     "LogLikelihood",
     "Plan",
+    "Request",
     "Rollout",
     "Sampler",
     "Stage",
@@ -43,6 +46,7 @@ __all__ = [
     "analytic",
     "backends",
     "clear_graphs",
+    "engine",
     "fit",
     "generate",
     "guidance",

@@ -22,9 +22,10 @@ from fastdiff.options import (
     parted,
     shows,
 )
-from fastdiff.run.network import stated
+from fastdiff.run.network import check_model, stated
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.sampler import Sampler
+from fastdiff.schedules.registry import told
 
 Model = Callable[..., Any]
 
@@ -89,10 +90,11 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             by the schedule and the number of steps, by measured errors (docs/solvers.md, "Defaults at few steps"):
             "dpm2" up to 10 steps and "dpm3" above; on VE and EDM schedules "dpm3" with lower_order_final=False and
             final="t_min"; "dpmpp2m" where alpha is 0 at the start, as in flow matching. `Sampler(...).method` tells.
-        schedule: a `NoiseSchedule` or its name; default: `model.schedule`, else "ddpm".
-        prediction: "eps", "x0", "v", "score" or "flow", the velocity along the network's own time; with method "ddpm"
-            also "previous": the mean of the next, cleaner state of the steps taken. Default: `model.prediction`, else
-            "eps" ("flow" on the schedule "flow_to_data").
+        schedule: a `NoiseSchedule`, its name, or a scheduler of diffusers, `pipe.scheduler`, whose config says schedule
+            and prediction; default: `model.schedule`, else "ddpm".
+        prediction: "eps", "x0", "v", "score", "flow" (the velocity along the network's own time) or "edm" (the output
+            of EDM's network itself); with method "ddpm" also "previous": the mean of the next, cleaner state of the
+            steps taken. Default: `model.prediction`, else "eps" ("flow" on the schedule "flow_to_data").
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
         t_start, t_end: schedule times to begin and end at. Of a discrete schedule of N times these are its indices, 0
             to N − 1, and not DPM-Solver's t in (0, 1], whose index is t·N − 1: a float t_start in (0, 1] gives a
@@ -140,16 +142,20 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             neither can be captured into a CUDA graph. Not with adaptive methods; with "unipc" and its corrector,
             give split=True.
         out: (B, ...) tensor of dtype `dtype`, contiguous, on the device: written and returned instead of a fresh one.
+        output_dtype: of the result: "network" (its parameters' dtype), or a dtype such as torch.bfloat16; default: the
+            state's.
         plan: a `Plan` of your own, instead of method, steps, schedule, spacing, t_start, t_end and options.
         Others: options of the method and the spacing (`fastdiff.methods()` lists them).
 
     Returns:
-        (B, ...) tensor of dtype `dtype`: the sample at `t_end`; with `return_trajectory`, also a `Trajectory`.
+        (B, ...) tensor of dtype `dtype`, or `output_dtype`: the sample at `t_end`; with `return_trajectory`, also a
+        `Trajectory`.
 
     Raises:
         ValueError, TypeError: bad arguments or model outputs; the message says what was got and what would be right.
         RuntimeError: a named back end that cannot run, or a model that changes its input in place.
     """
+    check_model(model)
     run, made = {}, {}
     for name, value in options.items():
         if name in RUN_DEFAULTS:
@@ -162,4 +168,9 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         noted = stated(model, "schedule")
         if noted is not None:
             made["schedule"] = noted
+    if "schedule" in made:
+        given: Any = made.get("prediction")
+        made["schedule"], given = told(made["schedule"], given)
+        if given is not None:
+            made["prediction"] = given
     return _sampler(made)(model, x, **run)

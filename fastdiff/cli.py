@@ -17,6 +17,7 @@ from fastdiff._version import __version__
 from fastdiff.command_line import from_text, options_from_text
 from fastdiff.fitting.command import add_commands
 from fastdiff.generation.command import add_command
+from fastdiff.solvers.base import GOOD_FOR
 
 ENVIRONMENT = {
     "FASTDIFF_SIMD": "instruction set of the cpu back end: portable, avx2 or avx512 (default: the widest that runs)",
@@ -91,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
     methods = commands.add_parser("methods", help="list the methods, or one method's options")
     methods.add_argument("method", nargs="?")
+    needs = "; ".join(f"{name}: {what}" for name, what in GOOD_FOR.items())
+    methods.add_argument("--for", dest="need", choices=[*GOOD_FOR], help=f"only those good for this. {needs}")
     methods.set_defaults(run=_methods)
 
     plan = commands.add_parser("plan", help="print, draw or save a method's table")
@@ -158,8 +161,16 @@ def _demo(chosen: argparse.Namespace) -> None:
 def _methods(chosen: argparse.Namespace) -> None:
     from fastdiff.solvers import METHODS, find
 
+    if chosen.method is not None and chosen.need is not None:
+        raise ValueError(
+            f"a method's name, {chosen.method!r}, and --for {chosen.need}: fastdiff methods --for {chosen.need} lists, "
+            f"fastdiff methods {chosen.method} tells about one"
+        )
     if chosen.method is None:
-        listed = METHODS
+        listed = {name: m for name, m in METHODS.items() if chosen.need is None or chosen.need in m.good_for}
+        if not listed:
+            print(f"no method yet is good for {GOOD_FOR[chosen.need]}")
+            return
         width = max(map(len, listed))
         print(f"{'method':<{width}}  order")
         for m in listed.values():
@@ -173,6 +184,8 @@ def _methods(chosen: argparse.Namespace) -> None:
     print(_wrap(f"paper: {m.paper}", 7))
     if m.aliases:
         print(_wrap(f"aliases: {', '.join(m.aliases)}", 9))
+    if m.good_for:
+        print(_wrap(f"good for: {'; '.join(GOOD_FOR[need] for need in m.good_for)}", 10))
     for name, option in m.options.items():
         choices = f" ({' | '.join(map(repr, option.accepted))})" if option.accepted else ""
         print(_wrap(f"  {name}={option.default!r}{choices}: {option.doc}", 4))

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "betas": "schedule=fastdiff.schedules.discrete(betas)",
     "alphas_cumprod": "schedule=fastdiff.schedules.discrete(alphas_cumprod=...)",
     "callback_on_step_end": "callback=(stage, time, x, x0), or correct_xt=(x, t, step) -> x to change the state",
+    "callback_on_step_end_tensor_inputs": "nothing: callback is given x and x0",
     "cfg": "guidance=7.5, with cond=... and uncond=...",
     "cfg_scale": "guidance=7.5, with cond=... and uncond=...",
     "class_labels": "model_kwargs={'class_labels': ...}, or cond and uncond for guidance",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from typing_extensions import Required, TypedDict
@@ -21,16 +21,27 @@ from fastdiff.solvers import GRID_OPTIONS, METHODS, Method
 from fastdiff.solvers.method_names import MethodName, MethodOptions
 
 Clip = Literal["dynamic"] | Dynamic | tuple[float, float] | None
-Prediction = Literal["eps", "x0", "v", "score", "flow", "flow_to_data", "previous"]
+Prediction = Literal["eps", "x0", "v", "score", "flow", "flow_to_data", "edm", "previous"]
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Seeds = int | Sequence[int] | torch.Tensor
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class HasConfig(Protocol):
+    """A scheduler of diffusers."""
+
+    @property
+    def config(self) -> Any:
+        """What its network was trained with."""
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
+        """Not called."""
+
+
 class SamplerOptions(MethodOptions, total=False):
     """What a `Sampler` is made with, besides its method and steps."""
 
-    schedule: str | NoiseSchedule | None
+    schedule: str | NoiseSchedule | HasConfig | None
     prediction: Prediction | None
     spacing: str | Sequence[float] | None
     t_start: float | None
@@ -80,6 +91,7 @@ class InvertOptions(PlaceOptions, total=False):
     correct_x0: CorrectX0 | None
     correct_xt: CorrectXt | None
     out: torch.Tensor | None
+    output_dtype: torch.dtype | Literal["network"] | None
 
 
 class RunOptions(StartOptions, InvertOptions, total=False):
@@ -169,6 +181,7 @@ INVERT_DEFAULTS: dict[str, Any] = {
     "correct_x0": None,
     "correct_xt": None,
     "out": None,
+    "output_dtype": None,
     "return_trajectory": False,
 }
 RUN_DEFAULTS: dict[str, Any] = {**_START_DEFAULTS, **INVERT_DEFAULTS, "return_info": False}

@@ -30,6 +30,8 @@ TARGETS: dict[str, Callable[[Any, Any], Form]] = {
     "flow": lambda alpha, sigma: (-1.0, 1.0),
     # The same velocity along a time that is 1 at the data.
     "flow_to_data": lambda alpha, sigma: (1.0, -1.0),
+    # Karras et al. 2022, arXiv 2206.00364, eq. 7: F of EDM's preconditioning, in units of the data's deviation.
+    "edm": lambda alpha, sigma: (sigma, -alpha),
 }
 """(p, q) of each prediction as a function of alpha and sigma."""
 

@@ -38,6 +38,7 @@ from fastdiff.run.arguments import (
     check_flags,
     check_halves,
     check_out,
+    check_output_dtype,
     check_run,
     check_x,
     default_schedule,
@@ -56,6 +57,7 @@ from fastdiff.run.recall import Recalls
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.run.rollout import Rollout, check_rollout, replay, rollout
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.schedules.registry import told
 from fastdiff.solvers import Method
 from fastdiff.solvers.method_names import MethodName
 from fastdiff.values import whole
@@ -87,6 +89,7 @@ class Sampler:
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
         more = {**brought, **more}
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
+        given["schedule"], given["prediction"] = told(given["schedule"], given["prediction"])
         self.clip = check_clip(given["clip"], given["dtype"])
         self.prediction: str | None = given["prediction"]
         if own is None:
@@ -97,11 +100,12 @@ class Sampler:
         # What the caller named; the one in use is the default where nothing was, and the plan's own where one is given.
         self._said: NoiseSchedule | None = None if given["schedule"] is None else resolve(given["schedule"])
         self.schedule: NoiseSchedule | None = None if own is not None else self._said or resolve("ddpm")
-        self._axis = self.schedule
+        # Where "flow" leads to, also of a plan that was given.
+        self.axis = self.schedule
         if isinstance(own, Plan) and own.schedule:
-            self._axis = NoiseSchedule.from_dict(own.schedule)
+            self.axis = NoiseSchedule.from_dict(own.schedule)
         if self.prediction is not None:
-            self.prediction = along(self.prediction, self._axis)
+            self.prediction = along(self.prediction, self.axis)
         self._asked: tuple[Method, dict[str, Any]] | None = None
         self._recalls, self._again = Recalls(), Again()
         if own is not None or (chosen is not None and not chosen.adaptive):
@@ -150,7 +154,7 @@ class Sampler:
         self._asked = method, options
         return AdaptiveEngine(
             lambda prediction: solvers.adaptive(method, steps, *place, prediction, **options),
-            along(self.prediction, self._axis),
+            along(self.prediction, self.axis),
             self.dtype,
         )
 
@@ -212,7 +216,7 @@ class Sampler:
         at every evaluation, also of steps that are then rejected; with control="sample" its t is a (B,) float64 tensor,
         a time for each sample, and what it makes of a sample that has arrived is not used.
         """
-        if self._recalls.known:
+        if self._recalls.known and options.get("output_dtype") is None:
             again = self._recalls.replay(model, x, options, self._stated_by(model))
             if again is not None:
                 return again
@@ -222,10 +226,14 @@ class Sampler:
                 return again
         given = filled("the sampler", options, RUN_DEFAULTS)
         with sampling_mode():
-            plain = self.graph is not False and given["frames"] is None
+            asked_dtype = given["output_dtype"]
+            if asked_dtype is not None:
+                asked_dtype = check_output_dtype(asked_dtype, placement(model)[1], self.dtype, given["out"])
+            plain = self.graph is not False and given["frames"] is None and asked_dtype is None
             job = self._job(model, x, given, self._noting(model, x, options) if plain else None)
             job.again = self._again_noting(model, x, options)
             result, trajectory, info = self.engine.run(job)
+            result = result if asked_dtype is None else result.to(asked_dtype)
         asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
         more = [extra for extra in asked if extra is not None]
         return (result, *more) if more else result
@@ -269,7 +277,7 @@ class Sampler:
             correct_xt=given["correct_xt"],
         )
         binding = Binding(
-            along(self.prediction or stated(model, "prediction"), self._axis),
+            along(self.prediction or stated(model, "prediction"), self.axis),
             chosen,
             clip=self.clip is not None,
             corrected=hooks.correct_x0 is not None,
@@ -312,6 +320,8 @@ class Sampler:
         """
         given = filled("Sampler.rollout", options, RUN_DEFAULTS)
         engine = check_rollout(self.engine, given, reduce)
+        if given["output_dtype"] is not None:
+            raise ValueError("output_dtype does not go with a rollout, whose states are the sampler's: cast its sample")
         with sampling_mode():
             return rollout(engine, self._job(model, x, given), reduce)
 
@@ -486,7 +496,7 @@ class Sampler:
             start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)
             network = Network(_outside, len(start.x), learned=self.plan.learned_variance)
             network.guided = chosen.batched
-            binding = Binding(along(self.prediction, self._axis), chosen, clip=self.clip is not None)
+            binding = Binding(along(self.prediction, self.axis), chosen, clip=self.clip is not None)
             warn_of_other_use(self.plan, binding.prediction, chosen, self._said)
             job = Job(start, network, network_dtype, binding, self.clip, Hooks(), frames=given["frames"])
             return self.engine.state(job)

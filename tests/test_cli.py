@@ -32,6 +32,16 @@ def test_methods_lists_every_method_with_its_order(capsys: pytest.CaptureFixture
     assert {(name, str(m["order"])) for name, m in fastdiff.methods().items()} <= first
 
 
+def test_methods_for_a_need(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {name for name, m in fastdiff.methods().items() if "flow" in m["good_for"]}
+    status, out, _ = run(capsys, "methods", "--for", "flow")
+    listed = {line.split()[0] for line in out.splitlines()[1:] if line and not line.startswith((" ", "fastdiff"))}
+    assert status == 0 and listed == wanted and {"rk4", "dpmpp2m", "unipc"} <= wanted and "dpm3" not in wanted
+    assert "good for: flow matching" in run(capsys, "methods", "midpoint")[1]
+    monkeypatch.setattr("fastdiff.solvers.METHODS", {})
+    assert run(capsys, "methods", "--for", "video")[1].startswith("no method yet is good for video")
+
+
 @pytest.mark.parametrize("name", fastdiff.methods())
 def test_a_method_shows_its_options_within_the_terminal(capsys: pytest.CaptureFixture[str], name: str) -> None:
     status, out, _ = run(capsys, "methods", name)
@@ -109,7 +119,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (("plan", "dpm3", "--option", "eta=0.5"), "unknown option of method 'dpm3': 'eta'"),
         (("plan", "ddim", "--option", "eta=high"), "eta='high'"),
         (("plan", "ode"), "'ode' is adaptive and has no plan"),
-        (("methods", "dpm_2"), "the nearest here: heun"),
+        (
+            ("methods", "lms", "--for", "flow"),
+            "a method's name, 'lms', and --for flow: fastdiff methods --for flow lists",
+        ),
     ],
 )
 def test_bad_arguments_give_status_2_and_no_output(

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("training", "likelihood", "analytic", "integrations"),
     ("options",),
     ("sampler",),
-    ("api", "inversion", "fitting", "generation"),
+    ("api", "inversion", "fitting", "generation", "engine"),
     ("losses",),
     ("__init__",),
     ("demo",),

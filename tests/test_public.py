@@ -39,11 +39,25 @@ PUBLIC = {
             "randn",
             "register",
         ),
-        *("sample", "schedules", "tune"),
+        *("sample", "schedules", "tune", "Engine", "Request", "engine"),
     },
     "fastdiff.schedules": {
         *("SCHEDULES", "SMLD", "VE", "Discrete", "NoiseSchedule", "Point", "SubVP", "VPLinear", "cosine", "ddpm"),
-        *("discrete", "edm", "flow", "resolve", "scaled_linear", "smld", "subvp", "ve", "vp_cosine", "vp_linear"),
+        *(
+            "discrete",
+            "dynamic_shift",
+            "edm",
+            "flow",
+            "gits_times",
+            "preconditioned",
+            "resolve",
+            "scaled_linear",
+            "smld",
+            "subvp",
+            "ve",
+            "vp_cosine",
+            "vp_linear",
+        ),
     },
     "fastdiff.guidance": {
         *("UNGUIDED", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "ClassifierMean", "ClassifierScore"),
@@ -53,6 +67,7 @@ PUBLIC = {
         *("LossSecondMoment", "VariationalBound", "ddpm_loss", "hybrid_loss", "q_sample", "sde_loss", "smld_loss"),
         *("variational_bound", "vlb_loss"),
     },
+    "fastdiff.engine": {"Closed", "Preview", "Progress", "QueueFull", "Stats"},
     "fastdiff.analytic": {"Gamma", "estimate_gamma", "optimal_times"},
 }
 PLOTS = ("image_grid", "trajectory", "convergence")

@@ -12,7 +12,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "fastdiff" / "solvers" / "method_names.py"
-GRID_TYPES = {"rho": "float", "steps_offset": "int", "original_steps": "int", "final": 'Literal["clean", "t_min"]'}
+GRID_TYPES = {"steps_offset": "int", "original_steps": "int", "final": 'Literal["clean", "t_min"]'}
+"""Other options of spacings are floats."""
 
 
 def kind(option: Any) -> list[str]:
@@ -42,7 +43,7 @@ def merged(types: list[str]) -> str:
 def content() -> str:
     """The file."""
     sys.path.insert(0, str(ROOT))
-    from fastdiff.solvers import METHODS
+    from fastdiff.solvers import GRID_OPTIONS, METHODS
 
     options: dict[str, list[str]] = {}
     for method in METHODS.values():
@@ -50,7 +51,8 @@ def content() -> str:
             options.setdefault(name, []).extend(kind(option))
     aliases = sorted(alias for method in METHODS.values() for alias in method.aliases)
     names = list(dict.fromkeys([*METHODS, *aliases]))
-    fields = {**{name: merged(types) for name, types in sorted(options.items())}, **GRID_TYPES}
+    grid = {name: GRID_TYPES.get(name, "float") for name in GRID_OPTIONS}
+    fields = {**{name: merged(types) for name, types in sorted(options.items())}, **grid}
     any_used = any(t == "Any" for t in fields.values())
     lines = [
         '"""Names and options of all methods, for editors and type checkers. Written by tools/method_names.py."""',

@@ -97,12 +97,11 @@ void combine(T *out, const Terms<T> &terms, int64_t len) {
   }
 }
 
-// `sparse`: a coefficient of 0 is not used.
 template <class T>
-Terms<T> terms_of(const T *row, uint32_t mask, const T *const *registers, bool sparse) {
+Terms<T> terms_of(const T *row, uint32_t mask, const T *const *registers) {
   Terms<T> terms;
   for (int j = 0; j < NREG; ++j)
-    if ((mask >> j & 1u) && !(sparse && row[j] == T(0))) {
+    if (mask >> j & 1u) {
       terms.from[terms.count] = registers[j];
       terms.factor[terms.count++] = row[j];
     }
@@ -174,6 +173,14 @@ T sum_of_squares(const T *z, int64_t len) {
   return total;
 }
 
+// The registers of `mask` whose coefficient is not zero.
+template <class T>
+uint32_t used(const T *coefficients, uint32_t mask) {
+  for (int j = 0; j < NREG; ++j)
+    if (coefficients[j] == T(0)) mask &= ~(1u << j);
+  return mask;
+}
+
 // Which outputs may be written past the caches: those that no input shares.
 struct PastCache {
   bool u, x, m, in;
@@ -216,12 +223,17 @@ template <class T>
 void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number, int64_t first, int64_t len,
               Scratch<T> &s) {
   const int64_t at = b * a.n + first;
-  const bool sparse = a.inner != 0;
   const int64_t at_first = a.learned ? at + b * a.n : at, at_second = a.learned == 2 ? at + b * a.n : at;
   const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
-  const uint32_t mask = a.u_mask | a.x_mask;
+  // Where each sample or frame has a row of its own, the structure is that of all rows together: what this one does not
+  // use is neither drawn nor read, and an x' without any coefficient is not written.
+  const uint32_t u_mask = a.rows ? used(row + NEXT_U, a.u_mask) : a.u_mask;
+  const uint32_t x_mask = a.rows ? used(row + NEXT_X, a.x_mask) : a.x_mask;
+  const bool guided = a.guided && !(a.rows && row[W1] == T(1) && row[W2] == T(0));
+  // The sums of squares are of za, whatever a row makes of it.
+  const uint32_t mask = u_mask | x_mask | (a.squares ? 1u << RZA : 0u);
   const T *r[NREG] = {};
-  const bool reads_u = a.m_reads_u || (mask >> RU & 1u), reads_second = a.guided || (mask >> RSECOND & 1u);
+  const bool reads_u = a.m_reads_u || (mask >> RU & 1u), reads_second = guided || (mask >> RSECOND & 1u);
   const int own = sizeof(T) == 4 ? F32 : F64;
   Ahead ahead;
   if (mask >> RZA) {
@@ -254,7 +266,7 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
   if (reads_second) r[RSECOND] = load(a.second, a.net, at_second, len, s.registers[RSECOND]);
   if (a.convert != CONVERT_NONE) {
     const T *g = load(a.first, a.net, at_first, len, s.first);
-    if (a.guided) {
+    if (guided) {
       const T w1 = row[W1], w2 = row[W2], *second = r[RSECOND];
       FD_LOOP
       for (int64_t i = 0; i < len; ++i) s.g[i] = guide(w1, g[i], w2, second[i]);
@@ -262,7 +274,8 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
     }
     T *m = s.registers[RM];
     const T *u = r[RU];
-    if (a.convert == CONVERT_RAW) {
+    const bool raw = a.rows && a.convert == CONVERT_LINEAR && row[CU] == T(0) && row[CG] == T(1);
+    if (a.convert == CONVERT_RAW || raw) {
       r[RM] = g;
     } else if (a.convert == CONVERT_LINEAR) {
       const T cu = row[CU], cg = row[CG];
@@ -294,17 +307,17 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
     }
   }
   if (a.learned && (mask >> RSECOND & 3u)) learned_tile(a, row, at_first + a.n, len, s, r);
-  const Terms<T> next_u = terms_of(row + NEXT_U, a.u_mask, r, sparse);
+  const Terms<T> next_u = terms_of(row + NEXT_U, u_mask, r);
   const bool sole = a.u_out && !a.x_mask && !a.m_out && !a.copies;
   if (sole && !past.u) {
     combine(static_cast<T *>(a.u_out) + at, next_u, len);
     return;
   }
   combine(s.u, next_u, len);
-  if (a.x_mask) combine(s.x, terms_of(row + NEXT_X, a.x_mask, r, sparse), len);
+  if (x_mask) combine(s.x, terms_of(row + NEXT_X, x_mask, r), len);
   if (a.m_out) store(a.m_out, a.hist, at, len, r[RM], past.m);
   if (a.u_out) store(a.u_out, own, at, len, s.u, past.u);
-  if (a.x_mask) store(a.x_out, own, at, len, s.x, past.x);
+  if (x_mask) store(a.x_out, own, at, len, s.x, past.x);
   if (a.copies) {
     const T *scaled = s.u;
     if (const T in_scale = row[IN_SCALE]; in_scale != T(1)) {

@@ -63,9 +63,9 @@ def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
             after = x_to = x if u != x else 1 - u
         # Whether this is the first evaluation of its step: churn may open a step with a stage that has none. A stage
         # that only corrects ends a step, and the next step begins with the value that it keeps.
-        begins = stage.evaluate and (stage.step != begun or (stage.keep and stage.t_next == stage.t))
-        begun = stage.step if stage.evaluate else begun
         ends = k + 1 == len(stages) or stages[k + 1].step != stage.step
+        begins = stage.evaluate and (stage.step != begun or (ends and stage.keep and stage.t_next == stage.t))
+        begun = stage.step if stage.evaluate else begun
         flow = (stage.evaluate, stage.keep, stage.draws, stage.langevin_norm)
         result.append(Move(k + 1, specs[k + 1], *flow, x, u, u_to, x_to, begins, ends))
         x, u = after, u_to

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -104,18 +103,3 @@ class Checkpoint:
         """The fit is complete."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-
-def fingerprint(model: Any) -> str:
-    """A short hash of a module's weights, "" of other callables: a file of another network must not be gone on with."""
-    if not isinstance(model, torch.nn.Module):
-        return ""
-    found = hashlib.sha256()
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            found.update(name.encode())
-            if isinstance(value, torch.Tensor) and value.device.type != "meta":
-                # Sums tell weights apart, and are made where the weights are.
-                wide = value.detach().double() if not value.is_complex() else value.detach().abs().double()
-                found.update(f"{tuple(value.shape)}{float(wide.sum()):.17g}{float(wide.square().sum()):.17g}".encode())
-    return found.hexdigest()[:16]

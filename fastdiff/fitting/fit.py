@@ -10,7 +10,7 @@ import torch
 from typing_extensions import Unpack
 
 from fastdiff.fitting.candidates import Candidate, candidates
-from fastdiff.fitting.checkpoint import STATES, Checkpoint, fingerprint
+from fastdiff.fitting.checkpoint import STATES, Checkpoint
 from fastdiff.fitting.explicit import explicit_plan
 from fastdiff.fitting.loss import Errors, check_loss, errors, mean, of_samples, sample_rms
 from fastdiff.fitting.options import FIT_DEFAULTS, FitOptions, whole
@@ -28,6 +28,7 @@ from fastdiff.names import one_of, warn
 from fastdiff.options import filled
 from fastdiff.plan import Plan
 from fastdiff.run.job import sampling_mode
+from fastdiff.run.weights import fingerprint
 from fastdiff.schedules import NoiseSchedule
 
 RESIDUALS = 2**14

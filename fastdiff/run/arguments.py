@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from fastdiff.names import short, unknown, warn_once
 from fastdiff.plan import Frames
 from fastdiff.prediction import ALL_PREDICTIONS
 from fastdiff.run.history import Noise
-from fastdiff.run.network import sample_shape
+from fastdiff.run.network import DTYPES, sample_shape
 from fastdiff.run.threshold import Dynamic
 from fastdiff.values import flag, shown
 
@@ -231,6 +231,26 @@ def check_out(out: Any, start: torch.Tensor) -> None:
     want = (tuple(start.shape), start.dtype, start.device)
     if got != want or out.requires_grad:
         raise ValueError(f"out has shape, dtype and device {got}; expected {want}, without requires_grad")
+
+
+def check_output_dtype(
+    asked: Any, network: torch.dtype | None, state: torch.dtype, out: torch.Tensor | None
+) -> torch.dtype:
+    """The dtype of the result that was asked for: the network's, or one that was named."""
+    if isinstance(asked, str) and asked == "network":
+        if network is None:
+            raise ValueError(
+                "output_dtype='network', and the model, which is no module with parameters, does not say its own: name "
+                "it, such as output_dtype=torch.bfloat16"
+            )
+        asked = network
+    if asked not in DTYPES:
+        raise ValueError(f"output_dtype={short(asked)}: expected 'network' or one of {', '.join(map(str, DTYPES))}")
+    if out is not None and asked != state:
+        raise ValueError(
+            f"output_dtype={asked} with out of dtype {state}: the result is written into out; give one of them"
+        )
+    return cast(torch.dtype, asked)
 
 
 def resolve_shape(model: Any, shape: Any, x: Any) -> tuple[int, ...]:

@@ -103,6 +103,19 @@ def check_kwargs(model_kwargs: Any) -> None:
     )
 
 
+def check_model(model: Any) -> None:
+    """TypeError for what is no network: what cannot be called, and pipelines of diffusers."""
+    if not callable(model):
+        raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
+    part = next((p for p in ("unet", "transformer") if hasattr(model, p) and hasattr(model, "scheduler")), None)
+    if part is not None:
+        raise TypeError(
+            f"model is a pipeline, {type(model).__name__}; expected its network: pass model.{part}, with "
+            "schedule=pipe.scheduler, cond={'encoder_hidden_states': ...} and uncond=...; or keep the pipeline and its "
+            "prompts, and put this sampler into it: fastdiff.integrations.diffusers.accelerate(pipe)"
+        )
+
+
 def _batch_tree(name: str, tree: Tree, batch: int) -> None:
     if not isinstance(tree, Mapping):
         raise TypeError(
@@ -166,11 +179,7 @@ class Network:
         learned: bool = False,
         two_times: bool = False,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
-        part = next((p for p in ("unet", "transformer") if hasattr(model, p) and hasattr(model, "scheduler")), None)
-        if part is not None:
-            raise TypeError(f"model is a pipeline, {type(model).__name__}; expected its network: pass model.{part}")
+        check_model(model)
         check_kwargs(model_kwargs)
         self.model = model
         self.named = time_by_name(model)

@@ -6,15 +6,18 @@ from fastdiff.schedules.continuous import (
     FlowToData,
     SubVP,
     VPLinear,
+    dynamic_shift,
     edm,
     flow,
     flow_to_data,
+    preconditioned,
     subvp,
     ve,
     vp_cosine,
     vp_linear,
 )
 from fastdiff.schedules.discrete import Discrete, cosine, ddpm, discrete, scaled_linear
+from fastdiff.schedules.gits import gits_times
 from fastdiff.schedules.registry import SCHEDULES, resolve
 from fastdiff.schedules.smld import SMLD, smld
 
@@ -31,9 +34,12 @@ __all__ = [
     "cosine",
     "ddpm",
     "discrete",
+    "dynamic_shift",
     "edm",
     "flow",
     "flow_to_data",
+    "gits_times",
+    "preconditioned",
     "resolve",
     "scaled_linear",
     "smld",

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fastdiff.schedules.base import Array, NoiseSchedule, positive, vp_log_alpha, vp_parts
+from fastdiff.values import number
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -189,6 +190,47 @@ class EDM(_Exploding):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+class Preconditioned(_Exploding):
+    """What EDM's network itself sees: x of variance 1, alpha² + sigma² = 1 with sigma/alpha = t/sigma_data; the public
+    time is EDM's sigma, and the network is given log(t)/4 (Karras et al. 2022, arXiv 2206.00364, Table 1)."""
+
+    sigma_data: float = 0.5
+
+    kind: ClassVar[str] = "vp"
+    factory: ClassVar[str] = "preconditioned"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "sigma_data", positive("sigma_data", self.sigma_data))
+
+    @property
+    def t_min(self) -> float:
+        """sigma_min."""
+        return self.sigma_min
+
+    def _log_alpha_sigma(self, t: Array) -> tuple[Array, Array, Array, Array]:
+        scale = np.hypot(t, self.sigma_data)
+        alpha, sigma = self.sigma_data / scale, t / scale
+        return alpha, sigma, np.log(self.sigma_data) - np.log(scale), np.log(sigma)
+
+    def _drift_diffusion(self, t: Array) -> tuple[Array, Array]:
+        # alpha = sigma_data/scale, so that d log alpha/dt = -t/scale², and g² = -2 f.
+        f = -t / (t * t + self.sigma_data**2)
+        return f, -2.0 * f
+
+    def _inverse_lambda(self, lam: Array) -> Array:
+        return self.sigma_data * np.exp(-lam)
+
+    def _model_time(self, t: Array) -> Array:
+        # The clean end has no logarithm; no network is evaluated there.
+        return 0.25 * np.log(np.maximum(t, np.finfo(np.float64).tiny))
+
+    def prior_std(self, t: float | None = None) -> float:
+        """1: x has the network's own scale."""
+        return NoiseSchedule.prior_std(self, t)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Flow(NoiseSchedule):
     """alpha = 1 - s, sigma = s, with s = shift t / (1 + (shift - 1) t) and t in [0, 1]; the network is given s.
 
@@ -265,6 +307,14 @@ def subvp(beta_min: float = 0.1, beta_max: float = 20.0, *, time_scale: float = 
     return SubVP(beta_min, beta_max, time_scale=time_scale)
 
 
+def preconditioned(
+    sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, *, time_scale: float = 1.0
+) -> Preconditioned:
+    """EDM's network without the preconditioning around it (Karras et al. 2022, Table 1): x is EDM's times c_in and x0
+    is data divided by sigma_data; times are EDM's sigmas. Its output is prediction="edm"."""
+    return Preconditioned(sigma_min, sigma_max, sigma_data, time_scale=time_scale)
+
+
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0, *, time_scale: float = 1.0) -> VE:
     """The VE SDE: public time and model time are sigma; ODE solvers end at sigma_min."""
     return VE(sigma_min, sigma_max, time_scale=time_scale)
@@ -275,13 +325,40 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, *, time_scale: float 
     return EDM(sigma_min, sigma_max, time_scale=time_scale)
 
 
-def flow(shift: float = 1.0, *, time_scale: float = 1.0) -> Flow:
-    """Flow matching with the noise at t = 1; `shift` as in SD3, applied once. SD3's network takes `time_scale=1000`;
-    Flux's is given s itself. Where t = 1 is data: `flow_to_data`."""
-    return Flow(shift, time_scale=time_scale)
+def flow(shift: float | None = None, *, mu: float | None = None, time_scale: float = 1.0) -> Flow:
+    """Flow matching; `shift` as in SD3, applied once. SD3's network takes `time_scale=1000`; Flux's is given s itself.
+    Where t = 1 is data: `flow_to_data`.
+
+    `mu`, in place of shift, is its logarithm, as Flux's pipelines have it ("dynamic shifting"): flow(mu=m) is
+    flow(exp(m)).
+    """
+    if mu is None:
+        return Flow(1.0 if shift is None else shift, time_scale=time_scale)
+    if shift is not None:
+        raise ValueError(f"shift={shift!r} and mu={mu!r} say the same thing twice: flow(mu={mu!r}) is flow(exp(mu))")
+    return Flow(math.exp(number("mu", mu, "1.15")), time_scale=time_scale)
 
 
 def flow_to_data(shift: float = 1.0, *, time_scale: float = 1.0) -> FlowToData:
     """Flow matching where t = 1 is data, as in Lipman et al. 2023 (arXiv 2210.02747) and most robot policies: the
     network is given 1 - s, and its velocity is x0 - eps (prediction="flow")."""
     return FlowToData(shift, time_scale=time_scale)
+
+
+def dynamic_shift(
+    tokens: int, *, base_tokens: int = 256, max_tokens: int = 4096, base_mu: float = 0.5, max_mu: float = 1.15
+) -> float:
+    """The shift for an image of so many tokens: exp(mu), mu on the straight line through (base_tokens, base_mu) and
+    (max_tokens, max_mu); the defaults are Flux's.
+
+    For example: schedules.flow(schedules.dynamic_shift(height // 16 * (width // 16))).
+
+    Raises:
+        ValueError: numbers of tokens that are not positive, or two equal ones.
+    """
+    count, low, high = (
+        positive(n, v) for n, v in (("tokens", tokens), ("base_tokens", base_tokens), ("max_tokens", max_tokens))
+    )
+    if low == high:
+        raise ValueError(f"base_tokens and max_tokens are both {base_tokens!r}; expected two points of a line")
+    return math.exp(base_mu + (max_mu - base_mu) * (count - low) / (high - low))

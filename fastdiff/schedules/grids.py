@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastdiff.names import one_of, short, unknown
+from fastdiff.schedules import peers
 from fastdiff.schedules.base import ROUNDING, Array, NoiseSchedule
+from fastdiff.schedules.call import GridCall, ordered
 from fastdiff.schedules.continuous import VE
 from fastdiff.values import number
 
@@ -27,11 +29,21 @@ SPACINGS: dict[str, str] = {
     "lcm": "of the original_steps times N/original_steps*i - 1, every so many from the last, then clean (LCM, TCD)",
     "karras": "steps of equal sigma^(1/rho), then clean (Karras et al. 2022, eq. 5)",
     "exponential": "steps of equal log sigma, then clean (k-diffusion)",
+    "ddim_uniform": "model times c i + 1 with c = N // steps, then clean; as uniform on continuous schedules (ComfyUI)",
+    "simple": "model times N - 1 - floor(i N/steps), then clean; as uniform on continuous schedules (ComfyUI)",
     "sde_uniform": "as linspace; for VE and EDM as exponential, for VE to the SDE's time 1e-5; then clean (score_sde)",
+    **{name: named.doc for name, named in peers.NAMED.items()},
 }
 MAX_STEPS = 100_000
 """A table has one row a step, or several, in memory: no run needs more."""
-_OPTIONS = {"karras": ("rho",), "leading": ("steps_offset",), "lcm": ("original_steps",)}
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "karras": ("rho",),
+    "leading": ("steps_offset",),
+    "lcm": ("original_steps",),
+    **{name: tuple(named.options) for name, named in peers.NAMED.items()},
+}
+GRID_OPTIONS: tuple[str, ...] = (*dict.fromkeys(o for names in _OPTIONS.values() for o in names), "final")
+"""Every option of a spacing."""
 _FINAL = ("clean", "t_min")
 _CURVES = ("time_uniform", "logsnr", "time_quadratic", "karras", "exponential")
 _RESPACING = "a respacing string such as 'ddim25' or '10,15,20', or your own times"
@@ -65,8 +77,9 @@ def grid(
     On continuous schedules "uniform" and "trailing" are steps of equal time to the clean end, and "linspace" is equal
     steps from t_start to `t_floor` followed by the clean end.
 
-    Options: `rho` (7) of "karras", `steps_offset` (0) of "leading", `original_steps` (50) of "lcm". "karras" and
-    "exponential" count in sigma / alpha, for flow in sigma itself, as its pure noise has an infinite ratio.
+    Options: `rho` (7) of "karras", `steps_offset` (0) of "leading", `original_steps` (50) of "lcm"; those of the grids
+    of other programs are in `fastdiff.schedules.peers`. "karras" and "exponential" count in sigma / alpha, for flow in
+    sigma itself, as its pure noise has an infinite ratio.
 
     Raises ValueError for anything that cannot be met.
     """
@@ -93,26 +106,15 @@ def grid(
             # Song et al. 2021, arXiv 2011.13456, App. C: eps = 1e-5 in sigma_min·(sigma_max/sigma_min)^t.
             end, final = schedule.sigma_min * (schedule.sigma_max / schedule.sigma_min) ** 1e-5, "clean"
     request = GridCall(name, spacing, schedule, count, start, end, final, options)
-    if name in _CURVES:
+    if name in peers.NAMED:
+        times = peers.times(request, t_start is not None)
+    elif name in _CURVES:
         times = _curve(request)
     elif schedule.discrete:
         times = _listed(request, counts)
     else:
         times = _listed_continuous(request)
     return _checked(times, schedule, f"spacing {spacing!r} with steps={count}")
-
-
-class GridCall(NamedTuple):
-    """A checked call; `name` is "respacing" for every respacing string, `end` is None where t_end was not given."""
-
-    name: str
-    spacing: str
-    schedule: NoiseSchedule
-    steps: int
-    start: float
-    end: float | None
-    final: str | None
-    options: dict[str, float]
 
 
 def _steps(steps: object) -> int:
@@ -142,11 +144,6 @@ def end_time(name: str, value: float | None, default: float, schedule: NoiseSche
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     return number
-
-
-def _ordered(start: float, end: float, schedule: NoiseSchedule) -> None:
-    if not start > end:
-        raise ValueError(f"t_start={start!r} must be above t_end={end!r} (t_min={schedule.t_min!r} of {schedule!r})")
 
 
 def _checked(times: Array, schedule: NoiseSchedule, what: str) -> Array:
@@ -230,7 +227,7 @@ def _curve(request: GridCall) -> Array:
     if final is None:
         final = "clean" if in_sigma and given is None else "t_min"
     clean = final == "clean" and end != schedule.t_clean
-    _ordered(start, end, schedule)
+    ordered(start, end, schedule)
     nodes = np.linspace(0.0, 1.0, steps if clean else steps + 1)
     if name == "time_uniform":
         times = start + nodes * (end - start)
@@ -291,7 +288,7 @@ def _listed(request: GridCall, counts: list[int] | None) -> Array:
         raise ValueError(
             f"spacing {spacing!r} lists integer times; got t_start={start!r}: use t_start={math.floor(start)}"
         )
-    _ordered(start, end, schedule)
+    ordered(start, end, schedule)
     if request.name == "lcm":
         return _distilled(request, end)
     first = math.floor(end) + 1
@@ -314,14 +311,16 @@ def _subsequence(request: GridCall, counts: list[int] | None, n: int) -> NDArray
     index = np.arange(steps)
     if counts is not None:
         tau = _ddim_stride(spacing, n, steps) if spacing.startswith("ddim") else _sections(spacing, n, counts)
-    elif name in ("uniform", "leading"):
-        tau = index * (n // steps) + offset
+    elif name in ("uniform", "leading", "ddim_uniform"):
+        tau = index * (n // steps) + (1 if name == "ddim_uniform" else offset)
     elif name == "quadratic":
         tau = np.floor(np.linspace(0.0, math.sqrt(0.8 * n), steps) ** 2).astype(np.int64)
         # Several of the first squares fall on one integer: move the later ones up.
         tau = np.maximum.accumulate(tau - index) + index
     elif name == "linspace":
         tau = np.round(np.linspace(0.0, n - 1.0, steps)).astype(np.int64)
+    elif name == "simple":
+        tau = n - 1 - np.floor(index * (n / steps)).astype(np.int64)[::-1]
     else:
         tau = np.round(n - index * (n / steps)).astype(np.int64)[::-1] - 1
     if steps == 1:
@@ -397,17 +396,17 @@ def _sections(spacing: str, n: int, counts: list[int]) -> NDArray[np.int64]:
 
 def _listed_continuous(request: GridCall) -> Array:
     name, spacing, schedule, steps, start, end, final, _ = request
-    if name not in ("uniform", "linspace", "trailing"):
+    if name not in ("uniform", "linspace", "trailing", "simple", "ddim_uniform"):
         valid = ", ".join(s for s in SPACINGS if s not in ("quadratic", "leading", "lcm"))
         raise ValueError(f"spacing {spacing!r} needs a discrete schedule, not {schedule!r}. Valid here: {valid}")
     if name != "linspace":
         end = _list_end(request)
-        _ordered(start, end, schedule)
+        ordered(start, end, schedule)
         return np.linspace(start, end, steps + 1)
     if end == schedule.t_clean:
         end, final = None, final or "clean"
     low = schedule.t_floor if end is None else end
-    _ordered(start, low, schedule)
+    ordered(start, low, schedule)
     if (final or ("clean" if end is None else "t_min")) == "clean":
         return np.append(np.linspace(start, low, steps), schedule.t_clean)
     return np.linspace(start, low, steps + 1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from fastdiff.names import unknown
 from fastdiff.schedules.base import NoiseSchedule
 from fastdiff.schedules.continuous import edm, flow, flow_to_data, subvp, ve, vp_cosine, vp_linear
+from fastdiff.schedules.diffusers import described, is_scheduler
 from fastdiff.schedules.discrete import cosine, ddpm, scaled_linear
 from fastdiff.schedules.smld import smld
 
@@ -26,8 +28,9 @@ SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
 _ALIASES = {"sd": "scaled_linear", "vp": "vp_linear"}
 
 
-def resolve(schedule: str | NoiseSchedule) -> NoiseSchedule:
-    """A schedule from its name ("sd" is short for "scaled_linear", "vp" for "vp_linear"), or the schedule itself."""
+def resolve(schedule: Any) -> NoiseSchedule:
+    """A schedule from its name ("sd" is short for "scaled_linear", "vp" for "vp_linear"), from a scheduler of diffusers
+    (`pipe.scheduler`), or the schedule itself."""
     if isinstance(schedule, NoiseSchedule):
         return schedule
     if isinstance(schedule, str):
@@ -35,9 +38,20 @@ def resolve(schedule: str | NoiseSchedule) -> NoiseSchedule:
         if factory is not None:
             return factory()
         raise ValueError(unknown("schedule", schedule, [*SCHEDULES, *_ALIASES]))
+    if is_scheduler(schedule):
+        return described(schedule).schedule
     foreign = hasattr(schedule, "alphas_cumprod")
     call = "alphas_cumprod=scheduler.alphas_cumprod" if foreign else "betas=betas"
     raise ValueError(
         f"schedule got {type(schedule).__name__}; expected a name such as 'ddpm', or a NoiseSchedule such as "
         f"fastdiff.schedules.discrete({call})"
     )
+
+
+def told(schedule: Any, prediction: str | None) -> tuple[Any, str | None]:
+    """A schedule and a prediction as they were given; of a scheduler of diffusers, its own schedule, and its prediction
+    where none was given."""
+    if not is_scheduler(schedule):
+        return schedule, prediction
+    found = described(schedule)
+    return found.schedule, prediction or found.prediction

@@ -190,6 +190,7 @@ METHODS = (
         spacing="linspace",
         stochastic=True,
         options=OPTIONS,
+        good_for=("noise",),
     ),
     Method(
         name="analytic_ddim",

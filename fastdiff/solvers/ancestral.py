@@ -106,6 +106,7 @@ METHODS = (
         stochastic=True,
         options=OPTIONS,
         aliases=("ancestral", "euler_a", "eulerancestraldiscrete", "ltxeulerancestralrf"),
+        good_for=("noise", "distilled"),
     ),
     Method(
         name="dpm_2_ancestral",
@@ -119,6 +120,7 @@ METHODS = (
         stochastic=True,
         options=OPTIONS,
         aliases=("kdpm2ancestraldiscrete", "dpm2_a", "dpm2_ancestral"),
+        good_for=("noise",),
     ),
     Method(
         name="dpmpp_2s_ancestral",
@@ -132,6 +134,7 @@ METHODS = (
         stochastic=True,
         options=OPTIONS,
         aliases=("dpmpp2s_ancestral", "dpm++_2s_a", "dpmpp_2s_ancestral_rf"),
+        good_for=("noise",),
     ),
     Method(
         name="res_multistep_ancestral",
@@ -143,5 +146,6 @@ METHODS = (
         spacing="karras",
         stochastic=True,
         options=OPTIONS,
+        good_for=("noise",),
     ),
 )

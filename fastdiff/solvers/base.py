@@ -82,6 +82,17 @@ class DrawsNoise(ValueError):
         )
 
 
+GOOD_FOR: Mapping[str, str] = {
+    "few": "few steps, deterministic",
+    "noise": "noise in the sampler",
+    "distilled": "distilled networks, one to eight steps",
+    "flow": "flow matching",
+    "video": "video, where each evaluation is dear",
+    "rl": "reinforcement learning: steps with a likelihood",
+}
+"""What a method may be good for, as docs/solvers.md has it."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a builder is asked for: a schedule and a time grid that it can evaluate between any two times.
@@ -165,6 +176,8 @@ class Method:
     adaptive: bool = False
     """Whether steps are chosen while it runs: `build` then gives a `solvers.embedded.Embedded`, and there is no
     plan."""
+    good_for: Sequence[str] = ()
+    """The needs, keys of `GOOD_FOR`, that it serves well: for `fastdiff methods --for`."""
 
     def check_options(self, options: Mapping[str, Any], others: Iterable[Method] = ()) -> dict[str, Any]:
         """`options` with the defaults filled in; `others` may be named as the methods that have an unknown one.

@@ -183,6 +183,7 @@ METHODS = (
             )
         },
         aliases=("ddpmparallel",),
+        good_for=("noise",),
     ),
     Method(
         name="ddim",
@@ -198,6 +199,7 @@ METHODS = (
         },
         # Euler's method on d(x/alpha)/d(sigma/alpha) = eps, and on the velocity's ODE, is exactly this update.
         aliases=("euler", "eulerdiscrete", "flowmatcheulerdiscrete", "ddimparallel"),
+        good_for=("flow", "video"),
     ),
     Method(
         name="pf_euler",

@@ -105,6 +105,7 @@ METHODS = (
             ),
         },
         aliases=("pingpong", "ping_pong", "dmd", "self_forcing", "flowmatchlcm", "latent_consistency"),
+        good_for=("distilled",),
     ),
     Method(
         name="consistency",
@@ -120,6 +121,7 @@ METHODS = (
             "s_noise": S_NOISE,
         },
         aliases=("cm", "consistency_models", "cmstochasticiterative"),
+        good_for=("distilled",),
     ),
     Method(
         name="tcd",
@@ -134,5 +136,6 @@ METHODS = (
             "gamma": Option(0.3, "the part of the time that noise makes up: 0 none, 1 all", minimum=0.0, maximum=1.0),
             "s_noise": S_NOISE,
         },
+        good_for=("distilled",),
     ),
 )

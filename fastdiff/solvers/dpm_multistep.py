@@ -93,8 +93,11 @@ def multistep(name: str, space: str, order: int) -> Method:
         spacing=("time_uniform", "time_quadratic", "logsnr")[order - 1],
         options=options,
         aliases=ALIASES.get(name, ()),
+        good_for=GOOD_FOR.get(name, ()),
     )
 
+
+GOOD_FOR = {"dpm2": ("few",), "dpm3": ("few",), "dpmpp2m": ("few", "flow", "video"), "dpmpp3m": ("few",)}
 
 ALIASES = {
     "dpm1": ("dpmsolver1", "dpm_solver_1"),

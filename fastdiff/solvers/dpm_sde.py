@@ -102,6 +102,7 @@ def multistep(name: str, space: str, order: int) -> Method:
         stochastic=True,
         options=options,
         aliases=ALIASES.get(name, ()),
+        good_for=("noise",) if plus else (),
     )
 
 

@@ -133,5 +133,6 @@ METHODS = (
             ),
         },
         aliases=("er_sde_solver",),
+        good_for=("noise",),
     ),
 )

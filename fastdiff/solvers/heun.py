@@ -1,105 +1,158 @@
-"""EDM's second-order Heun sampler, with its churn (Karras et al. 2022, arXiv 2206.00364, Algorithms 1 and 2).
+"""EDM's samplers in sigma/alpha, deterministic or with churn: Karras et al. 2022, arXiv 2206.00364, Algorithms 1, 2.
 
-It integrates d(x/alpha)/d(sigma/alpha) = eps, so it serves every schedule, and is EDM's own where alpha = 1.
+Euler, Heun, the midpoint in log sigma (k-diffusion's dpm_2: DPM-Solver-2, Lu et al. 2022, arXiv 2206.00927), Heun++.
+They integrate d(x/alpha)/d(sigma/alpha) = eps, so they serve every schedule, and are EDM's own where alpha = 1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import ROW, Method, Recorder, Request, Row
+from fastdiff.solvers.level import CHURN, Churn, at_level, level, levels, lift, moved, recorded, straight
+
+PAPER = "Karras et al. 2022, arXiv 2206.00364"
 
 
-def ratio(p: Point) -> float:
-    """sigma/alpha: the noise level in EDM's units."""
-    if p.alpha == 0:
-        raise ValueError(
-            f"method 'heun' cannot start at t={p.t:g}, where alpha = 0 (zero terminal SNR): use an earlier t_start"
-        )
-    return p.sigma / p.alpha
+class Step:
+    """One step of a run: where it really begins, the grid, and where its last row arrives."""
+
+    def __init__(self, schedule: NoiseSchedule, start: Point, points: Sequence[Point], i: int, method: str) -> None:
+        self.schedule, self.start, self.points, self.i, self.method = schedule, start, points, i, method
+        self.end = points[i + 1]
+        self.following, self.std = self.end, 0.0
+
+    @property
+    def width(self) -> float:
+        return level(self.end, self.method) - level(self.start, self.method)
+
+    def arrive(self, rows: Recorder, at: Point, change: Row) -> None:
+        """The step's last evaluation, at `at`: x/alpha grows by `change` since the start, and then churn lifts it."""
+        end = moved(ROW["x"], self.start, self.end, change)
+        rows.add(at, self.following, lift(end, self.end, self.following, self.std), step=self.i)
 
 
-def churned(schedule: NoiseSchedule, p: Point, gamma: float) -> Point:
-    """The point with sigma/alpha larger by the factor 1 + gamma (Algorithm 2, line 5)."""
-    if gamma == 0:
-        return p
-    level = ratio(p) * (1.0 + gamma)
-    try:
-        return schedule.at(float(schedule.inverse_lambda(-math.log(level))))
-    except ValueError:
-        raise ValueError(
-            f"churn at t={p.t:g} raises sigma/alpha to {level:g}, above the schedule's range: use s_tmax < "
-            f"{ratio(p):g} (no churn there), or a smaller s_churn"
-        ) from None
+def euler(rows: Recorder, step: Step) -> None:
+    step.arrive(rows, step.start, step.width * ROW["m"])
 
 
-def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> Plan:
-    points = request.points()
-    steps = len(points) - 1
-    rows = Recorder()
-    gamma = min(s_churn / steps, math.sqrt(2.0) - 1.0)
-
-    def entry(i: int) -> tuple[Point, float]:
-        """Where step i really begins, with the standard deviation of the noise to add to x/alpha."""
-        p = points[i]
-        if i == steps or gamma == 0 or not s_tmin <= ratio(p) <= s_tmax:
-            return p, 0.0
-        hat = churned(request.schedule, p, gamma)
-        return hat, s_noise * math.sqrt(ratio(hat) ** 2 - ratio(p) ** 2)
-
-    def lift(row: Row, p: Point, hat: Point, std: float) -> Row:
-        """From p to the churned point: x/alpha gains noise.
-
-        The run passes these times again, so the noise is no part of one path: it has no span.
-        """
-        return hat.alpha / p.alpha * row + hat.alpha * std * ROW["za"]
-
-    start, std = entry(0)
-    if start != points[0]:
-        rows.add(points[0], start, lift(ROW["x"], points[0], start, std), step=0, evaluate=False)
-    for i in range(steps):
-        end = points[i + 1]
-        width = ratio(end) - ratio(start)
-        base = ROW["x"] / start.alpha
-        euler = end.alpha * (base + width * ROW["m"])
-        following, std = entry(i + 1)
-        if end.sigma == 0:
-            rows.add(start, end, euler, step=i)
-        else:
-            rows.add(start, end, euler, ROW["x"], step=i, keep=True)
-            heun = end.alpha * (base + width * 0.5 * (ROW["m"] + ROW["h1"]))
-            rows.add(end, following, lift(heun, end, following, std), step=i)
-        start = following
-    options = {
-        "s_churn": s_churn,
-        "s_tmin": s_tmin,
-        "s_tmax": s_tmax if math.isfinite(s_tmax) else None,
-        "s_noise": s_noise,
-    }
-    return rows.plan("heun", "noise", 2, request, points, options)
+def heun(rows: Recorder, step: Step) -> None:
+    if step.end.sigma == 0:
+        return euler(rows, step)
+    predicted = straight(ROW["x"], step.start, step.end, ROW["m"])
+    rows.add(step.start, step.end, predicted, ROW["x"], step=step.i, keep=True)
+    step.arrive(rows, step.end, step.width * 0.5 * (ROW["m"] + ROW["h1"]))
 
 
-METHODS = (
-    Method(
-        name="heun",
-        summary="EDM's Heun sampler, deterministic or with churn; two evaluations a step, one in a last step to "
-        "sigma = 0",
-        paper="Karras et al. 2022, arXiv 2206.00364",
-        order=2,
+def midpoint(rows: Recorder, step: Step) -> None:
+    if step.end.sigma == 0:
+        return euler(rows, step)
+    middle = math.sqrt(level(step.start, step.method) * level(step.end, step.method))
+    mid = at_level(step.schedule, middle)
+    rows.add(step.start, mid, straight(ROW["x"], step.start, mid, ROW["m"]), ROW["x"], step=step.i)
+    step.arrive(rows, mid, step.width * ROW["m"])
+
+
+def heunpp(rows: Recorder, step: Step) -> None:
+    """Slopes at this time and at the next two, weighted with their levels over the largest."""
+    left = len(step.points) - 1 - step.i
+    if left == 1:
+        return euler(rows, step)
+    ratio = levels(step.points, step.method)
+    top = min(left, 3) * max(ratio[0], ratio[-1])
+    predicted = straight(ROW["x"], step.start, step.end, ROW["m"])
+    rows.add(step.start, step.end, predicted, ROW["x"], step=step.i, keep=True)
+    second = ratio[step.i + 1] / top
+    if left == 2:
+        return step.arrive(rows, step.end, step.width * ((1.0 - second) * ROW["h1"] + second * ROW["m"]))
+    beyond = step.points[step.i + 2]
+    rows.add(step.end, beyond, straight(ROW["u"], step.end, beyond, ROW["m"]), ROW["x"], step=step.i, keep=True)
+    third = ratio[step.i + 2] / top
+    slope = (1.0 - second - third) * ROW["h2"] + second * ROW["h1"] + third * ROW["m"]
+    step.arrive(rows, beyond, step.width * slope)
+
+
+def family(
+    name: str,
+    summary: str,
+    order: int,
+    nfe: int,
+    advance: Callable[[Recorder, Step], None],
+    aliases: Sequence[str],
+    good_for: Sequence[str] = (),
+    paper: str = PAPER,
+) -> Method:
+    def build(request: Request, *, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> Plan:
+        points = request.points()
+        steps = len(points) - 1
+        rows = Recorder()
+        gamma = min(s_churn / steps, math.sqrt(2.0) - 1.0)
+        churn = Churn(name, request.schedule, gamma, s_tmin, s_tmax, s_noise)
+        start, std = churn.entry(points[0])
+        if start != points[0]:
+            rows.add(points[0], start, lift(ROW["x"], points[0], start, std), step=0, evaluate=False)
+        for i in range(steps):
+            step = Step(request.schedule, start, points, i, name)
+            if i + 1 < steps:
+                step.following, step.std = churn.entry(step.end)
+            advance(rows, step)
+            start = step.following
+        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        return rows.plan(name, "noise", order, request, points, recorded(options))
+
+    return Method(
+        name=name,
+        summary=summary,
+        paper=paper,
+        order=order,
         build=build,
         space="noise",
         spacing="karras",
-        nfe_per_step=2,
-        options={
-            "s_churn": Option(
-                0.0, "total churn; each step's noise level grows by min(s_churn/steps, sqrt(2) - 1)", minimum=0.0
-            ),
-            "s_tmin": Option(0.0, "no churn where sigma/alpha is below", minimum=0.0),
-            "s_tmax": Option(math.inf, "no churn where sigma/alpha is above", minimum=0.0),
-            "s_noise": Option(1.0, "factor of the churn's noise", minimum=0.0),
-        },
-        aliases=("edm_heun", "heundiscrete"),
+        nfe_per_step=nfe,
+        options=dict(CHURN),
+        aliases=aliases,
+        good_for=good_for,
+    )
+
+
+METHODS = (
+    family(
+        "heun",
+        "EDM's Heun sampler, deterministic or with churn; two evaluations a step, one in a last step to sigma = 0",
+        2,
+        2,
+        heun,
+        ("edm_heun", "heundiscrete"),
+        ("noise",),
+    ),
+    family(
+        "edm_euler",
+        "Euler's method in sigma/alpha, deterministic or with churn",
+        1,
+        1,
+        euler,
+        ("edmeuler", "euler_churn"),
+        ("noise",),
+    ),
+    family(
+        "dpm_2",
+        "DPM2 of k-diffusion: the midpoint in log sigma, with churn; two evaluations a step, one to sigma = 0",
+        2,
+        2,
+        midpoint,
+        ("kdpm2discrete", "kdpm2"),
+        paper="Lu et al. 2022, arXiv 2206.00927; " + PAPER,
+    ),
+    family(
+        "heunpp2",
+        "Heun++: slopes at three times, weighted with their noise levels; three evaluations a step, then two and one",
+        1,
+        3,
+        heunpp,
+        ("heun++", "heun++2"),
+        paper="sd-webui-samplers-scheduler (Carzit 2023); churn: " + PAPER,
     ),
 )

@@ -45,5 +45,6 @@ METHODS = (
             ),
         },
         aliases=("meanflow", "flow_map", "anyflow", "flowmapeulerdiscrete"),
+        good_for=("distilled", "flow"),
     ),
 )

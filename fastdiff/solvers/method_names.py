@@ -45,6 +45,21 @@ MethodName = Literal[
     "sa_solver_pece",
     "unipc",
     "heun",
+    "edm_euler",
+    "dpm_2",
+    "heunpp2",
+    "lms",
+    "ipndm",
+    "gradient_estimation",
+    "pndm",
+    "deis",
+    "res_multistep",
+    "res_2s",
+    "res_3s",
+    "exp_heun",
+    "velocity_heun",
+    "midpoint",
+    "rk4",
     "restart",
     "pc",
     "lcm",
@@ -60,6 +75,7 @@ MethodName = Literal[
     "consistency_models",
     "ddimparallel",
     "ddpmparallel",
+    "deismultistep",
     "dmd",
     "dopri5",
     "dpm++1",
@@ -113,28 +129,44 @@ MethodName = Literal[
     "dpmsolversde",
     "dpmsolversinglestep",
     "edm_heun",
+    "edmeuler",
     "er_sde_solver",
     "euler",
     "euler_a",
+    "euler_churn",
     "eulerancestraldiscrete",
     "eulerdiscrete",
+    "exp_heun_2_x0",
     "exp_heun_x0_sde",
     "flow_cps",
     "flow_grpo",
+    "flow_heun",
     "flow_map",
+    "flow_midpoint",
+    "flow_rk4",
     "flow_sde",
     "flowmapeulerdiscrete",
     "flowmatcheulerdiscrete",
+    "flowmatchheundiscrete",
     "flowmatchlcm",
+    "gradientestimation",
+    "heun++",
+    "heun++2",
     "heundiscrete",
+    "ipndm_v",
+    "kdpm2",
     "kdpm2ancestraldiscrete",
+    "kdpm2discrete",
     "latent_consistency",
+    "lmsdiscrete",
     "ltxeulerancestralrf",
     "meanflow",
     "ping_pong",
     "pingpong",
+    "plms",
     "predictor_corrector",
     "probability_flow_ode",
+    "res_2m",
     "restart_sampler",
     "rk45",
     "sasolver",
@@ -155,6 +187,8 @@ class MethodOptions(TypedDict, total=False):
 
     algorithm_type: Literal["dpmsolver", "dpmsolver++"]
     atol: float
+    c2: float
+    c3: float
     clip_pixels: float
     clip_steps: Any
     control: Literal["batch", "sample"]
@@ -167,13 +201,15 @@ class MethodOptions(TypedDict, total=False):
     down: Literal["auto", "variance", "flow"]
     epsilon: float
     eta: float
+    final_euler: bool
     fixed: bool
-    form: Literal["velocity", "noise"]
+    form: Literal["tab", "rhoab", "logrho", "velocity", "noise"]
     gamma: Any
     h_init: float
     integral: Literal["exact", "published"]
     lower_order_final: bool
     max_nfe: int
+    max_order: Literal[1, 2, 3, 4]
     n_corrector: int
     noise_scaler: Literal["er_sde", "power"]
     norm: Literal["batch", "sample"]
@@ -193,6 +229,7 @@ class MethodOptions(TypedDict, total=False):
     s_tmin: float
     sde_steps: int
     simple_order_2: bool
+    skip_prk_steps: bool
     snr: float
     solver_type: Literal["taylor", "dpmsolver", "dpmsolver_taylor", "midpoint", "heun", "phi_1", "phi_2"]
     split: bool
@@ -210,4 +247,10 @@ class MethodOptions(TypedDict, total=False):
     rho: float
     steps_offset: int
     original_steps: int
+    beta_d: float
+    beta_min: float
+    eps_s: float
+    alpha: float
+    beta: float
+    threshold_noise: float
     final: Literal["clean", "t_min"]

@@ -234,5 +234,6 @@ METHODS = (
             ),
         },
         aliases=("predictor_corrector",),
+        good_for=("noise",),
     ),
 )

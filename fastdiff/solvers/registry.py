@@ -13,11 +13,13 @@ import numpy as np
 from fastdiff.names import unknown, warn
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.schedules.grids import SPACINGS, end_time, grid
+from fastdiff.schedules.grids import GRID_OPTIONS, SPACINGS, end_time, grid
 from fastdiff.solvers import (
+    adams,
     analytic,
     ancestral,
     ddim,
+    deis,
     distilled,
     dpm_adaptive,
     dpm_multistep,
@@ -28,11 +30,14 @@ from fastdiff.solvers import (
     heun,
     mean_flow,
     ode,
+    pndm,
     predictor_corrector,
+    res,
     restart,
     sa_solver,
     seeds,
     unipc,
+    velocity,
 )
 from fastdiff.solvers.base import DrawsNoise, Method, Request
 from fastdiff.solvers.embedded import Embedded
@@ -42,7 +47,6 @@ METHODS: dict[str, Method] = {}
 """Every method by its canonical name."""
 ALIASES: dict[str, str] = {}
 """Canonical names by alias, as `key_of` writes it."""
-GRID_OPTIONS = ("rho", "steps_offset", "original_steps", "final")
 DEFAULT_STEPS = 10
 FEW_STEPS = 10
 """Up to so many steps second order is the default on VP schedules, above it third (docs/solvers.md has the table)."""
@@ -58,19 +62,7 @@ def key_of(name: str) -> str:
 
 
 ABSENT = {
-    "deis": "dpm3",
-    "deismultistep": "dpm3",
-    "dpm_2": "heun",
     "edmdpmsolvermultistep": "dpmpp2m, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
-    "edmeuler": "ddim, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
-    "flowmatchheundiscrete": "dpmpp2m, with schedule='flow', prediction='flow'",
-    "ipndm": "dpm3",
-    "ipndm_v": "dpm3",
-    "kdpm2discrete": "heun",
-    "lms": "dpm3",
-    "lmsdiscrete": "dpm3",
-    "plms": "dpm3",
-    "pndm": "dpm3",
 }
 """Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""
 
@@ -233,7 +225,7 @@ def settled(name: str, value: Any) -> Any:
 
 def methods() -> dict[str, dict[str, Any]]:
     """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), default
-    spacing ("" for adaptive methods), options, aliases, paper."""
+    spacing ("" for adaptive methods), options, aliases, what it is good for (`GOOD_FOR`), paper."""
     return {
         m.name: {
             "summary": m.summary,
@@ -244,6 +236,7 @@ def methods() -> dict[str, dict[str, Any]]:
             "spacing": m.spacing,
             "options": {k: {"default": o.default, "choices": o.accepted, "doc": o.doc} for k, o in m.options.items()},
             "aliases": tuple(m.aliases),
+            "good_for": tuple(m.good_for),
             "paper": m.paper,
         }
         for m in METHODS.values()
@@ -406,6 +399,11 @@ for family in (
     sa_solver,
     unipc,
     heun,
+    adams,
+    pndm,
+    deis,
+    res,
+    velocity,
     restart,
     predictor_corrector,
     distilled,

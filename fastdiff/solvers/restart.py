@@ -136,5 +136,6 @@ METHODS = (
             "s_noise": S_NOISE,
         },
         aliases=("restart_sampler",),
+        good_for=("noise",),
     ),
 )

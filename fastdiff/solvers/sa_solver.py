@@ -150,6 +150,7 @@ def sa_solver(name: str, pece: bool, summary: str, aliases: tuple[str, ...]) -> 
             "prediction_type": Option("data", "what the polynomials interpolate", choices=("data", "noise")),
         },
         aliases=aliases,
+        good_for=("noise",),
     )
 
 

@@ -151,6 +151,7 @@ def second_order(name: str, space: str, form: str, node: float, summary: str, al
         stochastic=True,
         options=options,
         aliases=aliases,
+        good_for=("noise",) if space == "data" else (),
     )
 
 
@@ -167,6 +168,7 @@ def third_order(name: str, space: str, summary: str, aliases: tuple[str, ...]) -
         stochastic=True,
         options={"eta": ETA, "s_noise": S_NOISE, **NODES},
         aliases=aliases,
+        good_for=("noise",) if space == "data" else (),
     )
 
 
@@ -219,5 +221,6 @@ METHODS = (
         stochastic=True,
         options={"eta": ETA, "s_noise": S_NOISE, "r": NODE},
         aliases=("dpm++_sde", "dpmsolversde"),
+        good_for=("noise",),
     ),
 )

@@ -134,5 +134,6 @@ METHODS = (
             "prediction_type": Option("data", "space of the solver", choices=("data", "noise")),
         },
         aliases=("uni_pc", "unipc_bh2", "unipcmultistep", "uni_pc_bh2"),
+        good_for=("few", "flow", "video"),
     ),
 )

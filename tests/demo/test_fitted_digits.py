@@ -12,7 +12,7 @@ from fastdiff.demo import fewer, fit, load_model
 from fastdiff.demo.fewer import best_setting
 from fastdiff.demo.quality import measure
 from fastdiff.demo.run import generate
-from fastdiff.fitting.checkpoint import fingerprint
+from fastdiff.run.weights import fingerprint
 
 
 @pytest.mark.parametrize("steps", fit.STEPS)

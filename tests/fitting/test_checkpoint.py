@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import fastdiff
 from fastdiff.fitting import checkpoint
+from fastdiff.run.weights import fingerprint
 
 POLISHED = {**SMALL, "shape": (16, 3), "budget": 12, "polish": True, "polish_rounds": 2}
 
@@ -67,5 +68,5 @@ def test_a_file_needs_its_ending_and_a_folder(tmp_path: Path) -> None:
 
 def test_weights_have_a_fingerprint() -> None:
     one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    assert checkpoint.fingerprint(one) == checkpoint.fingerprint(one) != checkpoint.fingerprint(two)
-    assert checkpoint.fingerprint(lambda x, t: x) == ""
+    assert fingerprint(one) == fingerprint(one) != fingerprint(two)
+    assert fingerprint(lambda x, t: x) == ""

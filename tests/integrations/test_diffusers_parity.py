@@ -54,7 +54,14 @@ FILES = {
     "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
     "HeunDiscreteScheduler": "heun_discrete",
     "FlowMatchEulerDiscreteScheduler": "flow_match_euler_discrete",
+    "FlowMatchHeunDiscreteScheduler": "flow_match_heun_discrete",
+    "PNDMScheduler": "pndm",
+    "LMSDiscreteScheduler": "lms_discrete",
+    "DEISMultistepScheduler": "deis_multistep",
+    "KDPM2DiscreteScheduler": "k_dpm_2_discrete",
+    "IPNDMScheduler": "ipndm",
 }
+IN_SIGMA = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete")
 
 
 @pytest.fixture(autouse=True)
@@ -68,16 +75,16 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, "randn_tensor", lambda shape, draws=draws, **_: next(draws))
 
 
-def theirs(name: str, step: dict[str, Any], **config: Any) -> tuple[Any, torch.Tensor]:
+def theirs(name: str, step: dict[str, Any], model: Any = network, **config: Any) -> tuple[Any, torch.Tensor]:
     scheduler = getattr(diffusers, name)(**config)
     scheduler.set_timesteps(STEPS)
     x = START
-    scaled = hasattr(scheduler, "scale_model_input") and ("Euler" in name or "Heun" in name) and "Flow" not in name
+    scaled = name.removesuffix("Scheduler") in IN_SIGMA
     if scaled:
         # x/alpha, from the same x.
         x = x * (1 + float(scheduler.sigmas[0]) ** 2) ** 0.5
     for t in scheduler.timesteps:
-        out = network(scheduler.scale_model_input(x, t) if scaled else x, t)
+        out = model(scheduler.scale_model_input(x, t) if scaled else x, t)
         x = scheduler.step(out, t, x, **step, return_dict=False)[0]
     return scheduler, x
 
@@ -87,6 +94,7 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
 
 
 DPM, SINGLE, UNIPC = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"
+DEIS = "DEISMultistepScheduler"
 SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 CASES = [
     ("DDIMScheduler", {"clip_sample": False}, {}),
@@ -111,6 +119,12 @@ CASES = [
     ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, {}),
     ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, {}),
     ("HeunDiscreteScheduler", {"timestep_spacing": "trailing"}, {}),
+    ("LMSDiscreteScheduler", {"timestep_spacing": "trailing"}, {}),
+    (DEIS, {}, {"order": 2, "form": "logrho"}),
+    (DEIS, {"solver_order": 3}, {"form": "logrho"}),
+    (DEIS, {"solver_order": 1}, {"order": 1}),
+    ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}, {}),
+    ("PNDMScheduler", {"skip_prk_steps": False, "set_alpha_to_one": True}, {"skip_prk_steps": False}),
 ]
 
 
@@ -118,9 +132,11 @@ CASES = [
 def test_own_times_give_the_same_numbers(name: str, config: dict[str, Any], ours: dict[str, Any]) -> None:
     step = {"use_clipped_model_output": ours.get("use_clipped_model_output", True)} if "DDIM" in name else {}
     scheduler, want = theirs(name, step, **config)
-    end = 0.0 if "final_sigmas_type" in config else -1.0
-    # Heun's list has each time twice, one a call of the network.
-    times = [*dict.fromkeys(scheduler.timesteps.tolist()), end]
+    # DEIS always ends at the least sigma of the table.
+    end = 0.0 if "final_sigmas_type" in config or name == DEIS else -1.0
+    # Heun's list has each time twice, one a call of the network; PNDM's has the middles of its Runge-Kutta steps.
+    grid = scheduler._timesteps[::-1] if "PNDM" in name else scheduler.timesteps
+    times = [*dict.fromkeys(grid.tolist()), end]
     schedule = fastdiff.schedules.discrete(alphas_cumprod=scheduler.alphas_cumprod)
     got = fastdiff.sample(
         network,
@@ -130,6 +146,50 @@ def test_own_times_give_the_same_numbers(name: str, config: dict[str, Any], ours
         spacing=times,
         dtype=torch.float64,
         noise=lambda draw, like: NOISE[draw],
+    )
+    close(got, want)
+
+
+def timeless(x: torch.Tensor, t: Any) -> torch.Tensor:
+    return torch.tanh(x)
+
+
+def test_the_midpoint_in_log_sigma() -> None:
+    # It interpolates the network's time at the middle between the table's sigmas, and we log alpha: a network that is
+    # not told the time sees the same.
+    scheduler, want = theirs("KDPM2DiscreteScheduler", {}, timeless, timestep_spacing="trailing")
+    times = [*scheduler.timesteps[[0, *range(2, 2 * STEPS, 2)]].tolist(), -1.0]
+    schedule = fastdiff.schedules.discrete(alphas_cumprod=scheduler.alphas_cumprod)
+    got = fastdiff.sample(
+        timeless, START, method="KDPM2Discrete", schedule=schedule, spacing=times, dtype=torch.float64
+    )
+    close(got, want)
+
+
+def test_ipndm_on_given_levels() -> None:
+    # Its own levels begin at alpha = 0, where it divides by 1e-8. It takes the network's output for v.
+    sigma = np.linspace(0.999, 0.02, STEPS + 1)
+    _, want = theirs("IPNDMScheduler", {}, timeless, trained_betas=sigma.tolist())
+    schedule = fastdiff.schedules.discrete(alphas_cumprod=1.0 - sigma[::-1] ** 2)
+    times = list(range(STEPS, -1, -1))
+    got = fastdiff.sample(
+        timeless, START, method="IPNDM", schedule=schedule, spacing=times, prediction="v", dtype=torch.float64
+    )
+    close(got, want)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_heun_of_flow_matching(shift: float) -> None:
+    scheduler, want = theirs("FlowMatchHeunDiscreteScheduler", {}, shift=shift)
+    times = [*dict.fromkeys((scheduler.timesteps / 1000).tolist()), 0.0]
+    got = fastdiff.sample(
+        network,
+        START,
+        method="FlowMatchHeunDiscreteScheduler",
+        schedule=fastdiff.schedules.flow(time_scale=1000),
+        spacing=times,
+        prediction="flow",
+        dtype=torch.float64,
     )
     close(got, want)
 

@@ -87,6 +87,7 @@ def variance_errors(method: str, name: str, steps: tuple[int, ...], **options: o
     return found
 
 
+CHURNED = ("heun", "edm_euler", "dpm_2")
 # pc's means are not exact along the means of the marginals: tests/solvers/test_score_sde.py. The samplers of distilled
 # networks do not converge with those that are not, restarts have steps of their own, and of dpm2s_sde two errors cancel
 # for this Gaussian: tests/solvers/test_stochastic_laws.py. The noise of cps does not shrink with the step:
@@ -98,7 +99,7 @@ VARIED = [
     ("ddim", {"eta": 0.5}),
     ("ddim", {"eta": 1.0}),
     *[("dpmpp2m_sde", {"eta": e, "solver_type": t}) for e in (0.5, 1.0) for t in ("midpoint", "heun")],
-    ("heun", {"s_churn": 3.0}),
+    *((m, {"s_churn": 3.0}) for m in CHURNED),
 ]
 # Every other method that draws noise, as it is by default: one that is registered enters here.
 PLAIN = [(m, {}) for m, entry in METHODS.items() if entry.stochastic and m not in {name for name, _ in VARIED}]
@@ -109,7 +110,7 @@ CONVERGING = [*VARIED, *((m, options) for m, options in PLAIN if m not in ELSEWH
 @pytest.mark.parametrize(("method", "options"), CONVERGING, ids=str)
 def test_variance_converges_at_the_claimed_order(method: str, options: dict[str, object], name: str) -> None:
     claimed = METHODS[method].order
-    extra = {"s_tmax": 5.0} if method == "heun" else {}
+    extra = {"s_tmax": 5.0} if method in CHURNED else {}
     steps = (40, 80, 160)
     found = variance_errors(method, name, steps, **options, **extra)
     order = float(-np.polyfit(np.log(steps), np.log(found), 1)[0])
@@ -153,7 +154,7 @@ def test_draws_are_numbered_in_order(method: str, options: dict[str, object]) ->
     for s in p.stages:
         for d in range(3):
             assert (s.draws[d] >= 0) == (s.next_u[ZA + d] != 0 or s.next_x[ZA + d] != 0)
-    if (METHODS[method].nfe_per_step > 1 and method not in ("heun", "pc")) or method == "sa_solver":
+    if (METHODS[method].nfe_per_step > 1 and method not in (*CHURNED, "pc")) or method == "sa_solver":
         # Several stages read the noise of one step, which covers the step together.
         spans = {d: s.spans[i] for s in p.stages for i, d in enumerate(s.draws) if d >= 0}
         ends = [spans[d] for d in used]
@@ -164,7 +165,7 @@ def test_draws_are_numbered_in_order(method: str, options: dict[str, object]) ->
     assert len(used) == sum(d >= 0 for s in p.stages for d in s.draws)
     for s in p.stages:
         # Churn and Langevin corrections go over times again, or stay at one: their noise is no part of a path.
-        on_path = method != "heun" and (method != "pc" or s.t != s.t_next)
+        on_path = method not in CHURNED and (method != "pc" or s.t != s.t_next)
         assert s.spans == (((s.t, s.t_next), (), ()) if s.noisy and on_path else ())
     assert p.spanned == all(s.spans for s in p.stages if s.noisy)
 

@@ -1,0 +1,242 @@
+"""`python -m benchmarks.engine`: what many requests in one batch cost. Writes benchmarks/results/engine.json.
+
+On one thread, seconds are of this process's processor time, so that other work on the machine does not count as ours;
+what it takes from the caches and the memory does. On several they are the clock's, and the least over the rounds is
+what a machine with nothing else to do would show. All variants take turns in every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import random
+import time
+import tracemalloc
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+
+import fastdiff
+from benchmarks import report
+from fastdiff.demo import load_model
+
+SHAPE, SLOTS = (4, 64, 64), 32
+MIX = ("dpm3", "dpmpp2m", "unipc", "dpmpp2m_sde")
+METHODS = ("dpm3", "dpmpp2m", "unipc", "ddim", "heun", "dpmpp2m_sde")
+ONE_A_STEP = ("dpm3", "dpmpp2m", "unipc", "ddim", "dpmpp3s", "dpmpp2m_sde")
+
+
+def now() -> float:
+    """Seconds, as the docstring of this file says."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def constant(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """A network that costs nothing: what is left is the engine."""
+    return OUTPUT[: len(x)]
+
+
+OUTPUT = torch.randn(SLOTS, *SHAPE)
+
+
+def busy(methods: tuple[str, ...], steps: int) -> fastdiff.Engine:
+    """An engine whose slots are all taken, one tick old."""
+    engine = fastdiff.Engine(constant, slots=SLOTS, shape=SHAPE, schedule="ddpm", graph=False)
+    for i in range(SLOTS):
+        engine.submit(methods[i % len(methods)], steps, seed=i)  # type: ignore[arg-type]
+    engine.step()
+    return engine
+
+
+def diffusers(steps: int) -> Callable[[], None]:
+    """One step of a scheduler for each request, of the same four methods."""
+    from diffusers import DPMSolverMultistepScheduler as Dpm
+    from diffusers import UniPCMultistepScheduler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        made: list[Any] = []
+        for i in range(SLOTS):
+            kind = (
+                lambda: Dpm(algorithm_type="dpmsolver", solver_order=3, final_sigmas_type="sigma_min"),
+                Dpm,
+                UniPCMultistepScheduler,
+                lambda: Dpm(algorithm_type="sde-dpmsolver++"),
+            )[i % 4]
+            made.append(kind())
+            made[-1].set_timesteps(steps)
+    states = list(torch.randn(SLOTS, 1, *SHAPE))
+    at = 0
+
+    def step() -> None:
+        nonlocal at
+        for i, scheduler in enumerate(made):
+            states[i] = scheduler.step(OUTPUT[i : i + 1], scheduler.timesteps[at], states[i]).prev_sample
+        at += 1
+
+    return step
+
+
+def mixtures(rounds: int) -> report.Data:
+    """Ticks of 32 requests of one method each, of four methods, and 32 schedulers of diffusers."""
+    steps = rounds + 8
+    works: dict[str, Callable[[], object]] = {name: busy((name,), steps).step for name in MIX}
+    works["mixed"], works["diffusers"] = busy(MIX, steps).step, diffusers(steps)
+    found: dict[str, list[float]] = {name: [] for name in works}
+    with torch.no_grad():
+        for work in works.values():
+            work()
+        for _ in range(rounds):
+            for name, work in works.items():
+                start = now()
+                work()
+                found[name].append(now() - start)
+    alike = {name: mean(f(found[m]) for m in MIX) for name, f in (("median", median), ("least", min))}
+    return {
+        "threads": torch.get_num_threads(),
+        "slots": SLOTS,
+        "shape": SHAPE,
+        "median_seconds": {name: median(v) for name, v in found.items()},
+        "least_seconds": {name: min(v) for name, v in found.items()},
+        "mixed_over_alike": {
+            "median": median(found["mixed"]) / alike["median"],
+            "least": min(found["mixed"]) / alike["least"],
+        },
+        "diffusers_over_mixed": {
+            "median": median(found["diffusers"]) / median(found["mixed"]),
+            "least": min(found["diffusers"]) / min(found["mixed"]),
+        },
+    }
+
+
+def arrivals(seed: int, slots: int, load: float, guided: bool) -> report.Data:
+    """64 requests of 4 to 30 evaluations for the network of the digits, coming at random.
+
+    Args:
+        load: evaluations asked for per tick, in slots: the mean gap between two arrivals, in ticks, follows from it.
+        guided: whether each evaluates both halves of classifier-free guidance.
+    """
+    rng, count, rows = random.Random(seed), 64, slots * (1 + guided)
+    model, within = load_model(), 0.0
+
+    def network(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        nonlocal within
+        start = now()
+        out: torch.Tensor = model(x, t, y)
+        within += now() - start
+        return out
+
+    # On a CPU every size runs as it is: a fine list pads little.
+    buckets = (1, 2, 3, *range(4, rows + 1, 4))
+    engine = fastdiff.Engine(network, slots=slots, shape=(1, 8, 8), schedule="ddpm", buckets=buckets)
+    steps = [rng.randint(4, 30) for _ in range(count)]
+    full = (torch.randn(rows, 1, 8, 8), torch.full((rows,), 500.0), torch.zeros(rows, dtype=torch.long))
+    gap, at, due = mean(steps) / slots / load, 0.0, []
+    for _ in range(count):
+        due.append(at)
+        at += rng.expovariate(1.0 / gap)
+    calls: list[float] = []
+    requests: list[fastdiff.Request] = []
+    tick, spent = 0, 0.0
+    while len(requests) < count or not engine.idle:
+        while len(requests) < count and due[len(requests)] <= tick:
+            i = len(requests)
+            given: Any = {"cond": {"y": torch.tensor([i % 10])}, "seed": i}
+            if guided:
+                given |= {"uncond": {"y": torch.tensor([10])}, "guidance": 2.0 + i % 3}
+            requests.append(engine.submit(ONE_A_STEP[i % len(ONE_A_STEP)], steps[i], **given))
+        start = now()
+        engine.step()
+        spent += now() - start
+        tick += 1
+        start = now()
+        with torch.no_grad():
+            model(*full)
+        calls.append(now() - start)
+    ideal = engine.stats.evaluations / rows * mean(calls)
+    return {
+        "seed": seed,
+        "slots": slots,
+        "load": load,
+        "guided": guided,
+        "evaluations": engine.stats.evaluations,
+        "ticks": engine.stats.ticks,
+        "rows_with_padding": engine.stats.padded,
+        "seconds": spent,
+        "ideal_seconds": ideal,
+        "over_ideal": spent / ideal,
+        "over_its_own_network_calls": spent / within,
+        "mean_waited_ticks": mean(r.waited for r in requests),
+    }
+
+
+def batch_dependence(count: int) -> report.Data:
+    """How far the digits' samples are from runs alone: the network's own rounding depends on the size of its batch."""
+    model, label = load_model(), {"y": torch.tensor([3])}
+    engine = fastdiff.Engine(model, slots=16, shape=(1, 8, 8), schedule="ddpm")
+    requests = [engine.submit(ONE_A_STEP[i % len(ONE_A_STEP)], 4 + i % 9, seed=i, cond=label) for i in range(count)]
+    engine.run()
+    gaps = []
+    for request in requests:
+        given: Any = {"model_kwargs": label, "method": request.method, "steps": request.nfe, "seed": request.seed}
+        alone = fastdiff.sample(model, shape=(1, 1, 8, 8), schedule="ddpm", **given)[0]
+        gaps.append(float((request.result() - alone).abs().max()))
+    return {"requests": count, "largest_difference": max(gaps), "median_difference": median(gaps)}
+
+
+def memory(count: int) -> report.Data:
+    """Bytes that Python and the engine hold while requests come and go."""
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x / (1.0 + x * x)
+
+    engine = fastdiff.Engine(network, slots=32, shape=(1, 8, 8), schedule="ddpm")
+    held: dict[int, int] = {}
+    tracemalloc.start()
+    for i in range(count + 1):
+        if i % (count // 5) == 0:
+            engine.run()
+            gc.collect()
+            held[i] = tracemalloc.get_traced_memory()[0]
+        while engine.waiting > 8:
+            engine.step()
+        engine.submit(METHODS[i % len(METHODS)], 2 + i % 4, seed=i)  # type: ignore[arg-type]
+    engine.run()
+    tracemalloc.stop()
+    resident = Path("/proc/self/statm")
+    pages = int(resident.read_text().split()[1]) if resident.exists() else None
+    return {"requests": count, "python_bytes": held, "resident_pages": pages, "ticks": engine.stats.ticks}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engine.json"))
+    args = parser.parse_args()
+    data: report.Data = {"format": report.FORMAT, "machine": report.machine()}
+    data["mixtures"] = []
+    for threads in sorted({1, os.cpu_count() or 1}, reverse=True):
+        torch.set_num_threads(threads)
+        data["mixtures"].append(mixtures(args.rounds))
+    data["arrivals"] = [arrivals(seed, 32, load, True) for load in (1.5, 3.0) for seed in range(3)]
+    data["batch_dependence"] = batch_dependence(48)
+    data["memory"] = memory(args.requests)
+    report.save(data, args.out)
+    for found in data["mixtures"]:
+        print(f"{found['threads']} threads:", end=" ")
+        print(f"mixed over alike {found['mixed_over_alike']}, diffusers over mixed {found['diffusers_over_mixed']}")
+    for run in data["arrivals"]:
+        told = f"{run['over_ideal']:.3f} of the ideal, {run['over_its_own_network_calls']:.3f} of its own network calls"
+        print(f"load {run['load']}: {told}, {run['mean_waited_ticks']:.2f} ticks waited")
+    print(data["memory"])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

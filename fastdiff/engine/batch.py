@@ -1,0 +1,200 @@
+"""The slots on the device: states, history, rows and times of all running requests, and one tick over them.
+
+The occupied slots are the first ones. A tick gathers the network's input (the slots, then the unconditional halves,
+then copies of slot 0 that fill the bucket up), calls the network, and runs one stage, each slot with its own table row,
+seed and bounds. Rows and times advance on the device. Nothing here waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fastdiff.engine.table import Rows
+from fastdiff.ops import Backend, Buffers, Coeffs
+from fastdiff.ops.layout import StageSpec
+
+Call = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""The network with its conditions: (input, times) -> the output."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the host knows of a tick.
+
+    Attributes:
+        stage: slots that the stage runs on.
+        network: rows of the network's input: a bucket.
+        spec: the union of the rows' structures.
+        history: how many earlier evaluations are read.
+        whole: whether the network's input is the slots and nothing else.
+        before: whether u is kept beside, for predicted x0 that are asked for after the tick.
+    """
+
+    stage: int
+    network: int
+    spec: StageSpec
+    history: int
+    whole: bool
+    before: bool
+
+
+class Batch:
+    """The memory of all slots.
+
+    Args:
+        slots: how many requests run at most.
+        shape: of one sample.
+        dtype, network_dtype: of the state, and of the network's input.
+        widest: the most rows that the network is called on.
+        history: how many evaluations are kept.
+        ring: whether the history turns by its pointers; else its memory is copied, as a graph needs, which has fixed
+            addresses.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        network_dtype: torch.dtype,
+        rows: Rows,
+        backend: Backend,
+        widest: int,
+        history: int,
+        ring: bool,
+    ) -> None:
+        device = rows.values.device
+        self.table, self.backend, self.ring = rows, backend, ring
+        # x, u, and the history; a request's move from slot to slot is one copy.
+        self.states = torch.zeros((2 + history, slots, *shape), dtype=dtype, device=device)
+        self.x, self.u = self.states[0], self.states[1]
+        self.values = list(self.states[2:])
+        self.fresh = None if ring else torch.zeros_like(self.x)
+        self.before = torch.zeros_like(self.x)
+        self.given = torch.zeros((slots, *shape), dtype=network_dtype, device=device)
+        # Of each slot: the row and the sample's index; its seed; lo, hi and scale of x0.
+        self.numbers = torch.zeros((2, slots), dtype=torch.int32, device=device)
+        self.seeds = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.bounds = torch.zeros((3, slots), dtype=dtype, device=device)
+        # The slot of each row of the network's input; and of each slot, the row of its unconditional half.
+        self.source = torch.zeros(widest, dtype=torch.int64, device=device)
+        self.partner = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.out: torch.Tensor | None = None
+        self.read: torch.dtype | None = None
+        self._coeffs: dict[int, Coeffs] = {}
+
+    def coeffs(self, count: int) -> Coeffs:
+        """Of the first `count` slots, each with its own row."""
+        found = self._coeffs.get(count)
+        if found is None:
+            rows, index = self.numbers[:, :count]
+            lo, hi, scale = self.bounds[:, :count]
+            table = self.table
+            found = Coeffs(table.values, table.draws, self.seeds[:count], index, lo, hi, scale, rows)
+            self._coeffs[count] = found
+        return found
+
+    def own(self, slot: int) -> Coeffs:
+        """Of one slot, for a launch with a row that the host knows."""
+        at, (lo, hi, scale), table = slice(slot, slot + 1), self.bounds, self.table
+        return Coeffs(table.values, table.draws, self.seeds[at], self.numbers[1, at], lo[at], hi[at], scale[at])
+
+    def enter(
+        self, slot: int, x: torch.Tensor, seed: torch.Tensor, index: torch.Tensor, bounds: tuple[float, float]
+    ) -> None:
+        """A new request's start, (1, ...): the rest of the slot is zero, so that no NaN is left of another's."""
+        self.states[2:, slot].zero_()
+        self.x[slot].copy_(x[0])
+        self.u[slot].copy_(x[0])
+        self.seeds[slot : slot + 1].copy_(seed)
+        self.numbers[1, slot : slot + 1].copy_(index)
+        for i, value in enumerate((*bounds, 1.0)):
+            self.bounds[i, slot].fill_(value)
+
+    def move(self, source: int, to: int) -> None:
+        """Everything of one slot into another."""
+        for memory in (self.states, self.numbers, self.bounds):
+            memory[:, to].copy_(memory[:, source])
+        self.given[to].copy_(self.given[source])
+        self.seeds[to].copy_(self.seeds[source])
+
+    def run(self, slot: int, row: int, spec: StageSpec) -> None:
+        """One table row of one slot without a network: an opening, or noise between two evaluations."""
+        at = slice(slot, slot + 1)
+        x, u = self.x[at], self.u[at]
+        buf = Buffers(x=x, u=u, h=tuple(h[at] for h in self.values[: spec.history]))
+        buf.u_out, buf.net_in = u, self.given[at]
+        if spec.x_mask:
+            buf.x_out = x
+        self.backend.stage(spec, row, self.own(slot), buf)
+
+    def observe(self, slot: int, partner: int, row: int, spec: StageSpec) -> torch.Tensor:
+        """The x0 that was predicted at the last evaluation: a table row of its own. (1, ...), fresh memory."""
+        at, out = slice(slot, slot + 1), self.out
+        assert out is not None
+        x0 = torch.empty_like(self.before[at])
+        buf = Buffers(u=self.before[at], first=out[at], u_out=x0)
+        if spec.guided:
+            buf.second = out[partner : partner + 1]
+        self.backend.stage(spec, row, self.own(slot), buf)
+        return x0
+
+    def tick(self, shape: Shape, network: Call) -> torch.Tensor:
+        """One evaluation of every occupied slot, and its stage. Returns the network's output, contiguous."""
+        n, spec = shape.stage, shape.spec
+        coeffs = self.coeffs(n)
+        rows = coeffs.rows
+        assert rows is not None
+        clock = self.table.clock.index_select(0, rows)
+        given = self.given[:n]
+        if not shape.whole:
+            source = self.source[: shape.network]
+            given, clock = given.index_select(0, source), clock.index_select(0, source)
+        out = self._admitted(network(given, clock).contiguous())
+        if out.untyped_storage().data_ptr() == self.given.untyped_storage().data_ptr():
+            # The stage writes the next input over it.
+            out = out.clone()
+        if shape.before:
+            self.before[:n].copy_(self.u[:n])
+        buf = self._buffers(n, out, spec, shape.history)
+        if spec.u_mask:
+            self.backend.stage(spec, 0, coeffs, buf)
+        if shape.history:
+            self._turn(shape.history, n)
+        rows.copy_(self.table.follow.index_select(0, rows))
+        return out
+
+    def _admitted(self, out: torch.Tensor) -> torch.Tensor:
+        """TypeError for an output of a dtype that the back end does not read."""
+        if out.dtype is not self.read:
+            ok, why = self.backend.supports(out.device, self.x.dtype, out.dtype)
+            if not ok:
+                raise TypeError(
+                    f"the model returned {out.dtype}, which the back end {self.backend.NAME!r} does not read: {why}; "
+                    "cast it, lambda x, t, **kw: model(x, t, **kw).float()"
+                )
+            self.read = out.dtype
+        return out
+
+    def _buffers(self, n: int, out: torch.Tensor, spec: StageSpec, history: int) -> Buffers:
+        x, u = self.x[:n], self.u[:n]
+        buf = Buffers(x=x, u=u, first=out[:n], h=tuple(h[:n] for h in self.values[:history]))
+        if spec.guided:
+            buf.second = out.index_select(0, self.partner[:n])
+        buf.u_out, buf.x_out, buf.net_in = u, x if spec.x_mask else None, self.given[:n]
+        if history:
+            # The oldest value may be overwritten: every element is read before it is written.
+            buf.m_out = self.values[history - 1][:n] if self.fresh is None else self.fresh[:n]
+        return buf
+
+    def _turn(self, history: int, n: int) -> None:
+        """What was just kept is now h1."""
+        if self.fresh is None:
+            self.values.insert(0, self.values.pop(history - 1))
+            return
+        for younger, older in zip(self.values[history - 2 :: -1], self.values[history - 1 : 0 : -1], strict=False):
+            older[:n].copy_(younger[:n])
+        self.values[0][:n].copy_(self.fresh[:n])

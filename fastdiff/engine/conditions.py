@@ -1,0 +1,77 @@
+"""Conditions of several requests as one batch of keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from fastdiff.names import short
+
+Tree = Mapping[str, Any]
+Collate = Callable[[Sequence[Tree]], Tree]
+
+
+def stack(trees: Sequence[Tree]) -> dict[str, Any]:
+    """Tensors with a first dimension of 1 are joined along it; what is no tensor must be the same in all."""
+    first = trees[0]
+    if all(isinstance(v, torch.Tensor) for v in first.values()):
+        return {key: torch.cat([tree[key] for tree in trees]) for key in first}
+    leaves, spec = tree_flatten(dict(first))
+    columns = [[leaf] for leaf in leaves]
+    for tree in trees[1:]:
+        for column, leaf in zip(columns, tree_flatten(dict(tree))[0], strict=True):
+            column.append(leaf)
+    joined = [torch.cat(c) if isinstance(c[0], torch.Tensor) else c[0] for c in columns]
+    result: dict[str, Any] = tree_unflatten(joined, spec)
+    return result
+
+
+def likeness(tree: Tree) -> tuple[Any, ...]:
+    """What two conditions must share for `stack` to join them: equal where they do."""
+    leaves, spec = tree_flatten(dict(sorted(tree.items())))
+    return str(spec), *[(tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else v for v in leaves]
+
+
+def checked(name: str, tree: Any, device: torch.device, alone: bool) -> dict[str, Any] | None:
+    """A request's condition on the engine's device.
+
+    Args:
+        alone: whether tensors must have a first dimension of 1, as `stack` needs.
+
+    Raises:
+        TypeError, ValueError: not a dict of keyword arguments, or a tensor of another batch.
+    """
+    if tree is None:
+        return None
+    if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
+        raise TypeError(
+            f"{name} must be a dict of keyword arguments of the network, such as {name}={{'y': torch.tensor([3])}}; "
+            f"got {short(tree)}"
+        )
+    for key, value in tree.items():
+        for leaf in tree_flatten(value)[0]:
+            if alone and isinstance(leaf, torch.Tensor) and (leaf.ndim == 0 or len(leaf) != 1):
+                raise ValueError(
+                    f"{name}[{key!r}] has shape {tuple(leaf.shape)}; expected the first dimension 1, one sample's: "
+                    "value[None]; or give the engine a collate function of your own"
+                )
+    return tree_map(lambda v: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v, dict(tree))
+
+
+def unlike(name: str, got: Tree, others: Tree) -> str:
+    """The message about a condition that does not go with the others."""
+
+    def told(tree: Tree) -> str:
+        return ", ".join(
+            f"{key}: {tuple(v.shape)} {v.dtype}" if isinstance(v, torch.Tensor) else f"{key}: {short(v)}"
+            for key, v in sorted(tree.items())
+        )
+
+    return (
+        f"{name} has {told(got) or 'no entries'}, and the conditions of this engine have {told(others) or 'no entries'}"
+        ": give all the same keys and shapes, or the engine a function that pads them, "
+        "Engine(..., collate=lambda conditions: {...})"
+    )

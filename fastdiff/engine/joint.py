@@ -1,0 +1,154 @@
+"""A plan's rows in the form in which rows of other plans may stand beside them in one launch. NumPy only, but specs.
+
+The stage has one structure for the whole batch, the union of all rows. A row means the same in every union: what it
+does not use has the coefficient 0, or for a conversion the form that leaves its input as it is. Every evaluation is
+kept in the history, whether the plan keeps it or not, so the coefficients of h1 … h6 move to the places that this gives
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from fastdiff.bind import Binding, Table, bind, bind_stage_x0, clock_dtype, in_range
+from fastdiff.bind.program import check_growth
+from fastdiff.ops.layout import CG, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QX, RAW, StageSpec, mask_of
+from fastdiff.plan import H1, MAX_HISTORY, NREG, SECOND, Plan, U, X
+
+ALL = (1 << NREG) - 1
+_HISTORY = ((1 << MAX_HISTORY) - 1) << H1
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A bound plan whose rows go with those of others.
+
+    Attributes:
+        plan, binding: what it was made from.
+        values: (stages + 1, WIDTH) float64; row 0 is the opening, row k + 1 the plan's stage k.
+        draws: (stages + 1, 3) int32.
+        clock: (stages + 1,) float64: the model's time of the evaluation of each row; 0 where there is none.
+        specs: of each row, u' and x' apart, the network's input written once.
+        observed: (stages + 1, WIDTH): the rows whose u' is the predicted x0, and their structures.
+        history: how many evaluations ago the oldest value is that a row reads.
+    """
+
+    plan: Plan
+    binding: Binding
+    values: np.ndarray
+    draws: np.ndarray
+    clock: np.ndarray
+    specs: tuple[StageSpec, ...]
+    observed: tuple[np.ndarray, tuple[StageSpec, ...]]
+    history: int
+
+    @cached_property
+    def evaluated(self) -> tuple[int, ...]:
+        """The rows that evaluate the network."""
+        return tuple(k + 1 for k, s in enumerate(self.plan.stages) if s.evaluate)
+
+    @cached_property
+    def spec(self) -> StageSpec:
+        """The union of the rows that evaluate the network."""
+        return union(self.specs[k] for k in self.evaluated)
+
+
+def union(specs: Iterable[StageSpec]) -> StageSpec:
+    """The structure of one launch for rows of all these; without any, one that writes the network's input alone."""
+    convert, guided, reads_u, u_mask, x_mask, learned = NONE, False, False, 0, 0, 0
+    for s in specs:
+        convert, guided, reads_u = max(convert, s.convert), guided or s.guided, reads_u or s.m_reads_u
+        u_mask, x_mask, learned = u_mask | s.u_mask, x_mask | s.x_mask, max(learned, s.learned)
+    return StageSpec(convert, guided, reads_u, u_mask, x_mask, 1, learned)
+
+
+def widest(history: int) -> StageSpec:
+    """The structure that holds every row with at most so long a history: that of a graph, which is captured once."""
+    mask = ALL & ~_HISTORY | ((1 << history) - 1) << H1
+    return StageSpec(4, True, True, mask, mask, 1, 0)
+
+
+def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch.dtype) -> Joint:
+    """Bind `plan` for a batch of many plans.
+
+    Raises:
+        ValueError: as `fastdiff.bind.bind`, and numbers that `dtype` cannot hold.
+    """
+    table = bind(plan, binding, copies=1)
+    check_growth(plan, dtype)
+    ages, most = _ages(plan)
+    apart = _apart(plan)
+    values, specs = np.zeros_like(table.values), []
+    for k, row in enumerate(table.values):
+        values[k] = _row(plan, table, k, row, ages[k], apart)
+        spec = table.specs[k]
+        u_mask, x_mask = (mask_of(values[k, at : at + NREG]) for at in (NEXT_U, NEXT_X))
+        specs.append(spec._replace(u_mask=u_mask, x_mask=x_mask, copies=1))
+    in_range(values, dtype)
+    clock = np.array([0.0, *(s.model_time if s.evaluate else 0.0 for s in plan.stages)])
+    in_range(clock, clock_dtype(network_dtype), "the network's time")
+    pairs = [bind_stage_x0(s, binding) for s in plan.stages if s.evaluate]
+    seen, found = np.zeros_like(values), [table.specs[0]] * len(values)
+    evaluated = [k + 1 for k, s in enumerate(plan.stages) if s.evaluate]
+    for k, (row, spec) in zip(evaluated, pairs, strict=True):
+        seen[k], found[k] = row, spec
+    in_range(seen, dtype)
+    return Joint(plan, binding, values, table.draws, clock, tuple(specs), (seen, tuple(found)), most)
+
+
+def _row(plan: Plan, table: Table, k: int, row: np.ndarray, ages: tuple[int, ...], apart: bool) -> np.ndarray:
+    """Row `k`, with x' written out or without any x, the conversion in both forms, and the history by evaluations."""
+    made, spec = row.copy(), table.specs[k]
+    if not apart:
+        made[NEXT_X : NEXT_X + NREG] = 0.0
+        if k:
+            made[NEXT_U + U] += made[NEXT_U + X]
+            made[NEXT_U + X] = 0.0
+    elif k == 0 or plan.stages[k - 1].next_u == plan.stages[k - 1].next_x:
+        made[NEXT_X : NEXT_X + NREG] = made[NEXT_U : NEXT_U + NREG]
+    for at in (NEXT_U, NEXT_X):
+        old = made[at + H1 : at + SECOND].copy()
+        made[at + H1 : at + SECOND] = 0.0
+        for i in np.flatnonzero(old):
+            # Beyond the sixth there is no register; such a plan is not run in the joint launch.
+            if ages[i] <= MAX_HISTORY:
+                made[at + H1 + ages[i] - 1] = old[i]
+    if spec.convert in (RAW, LINEAR):
+        # As a clip without bounds: clamp(cu·u + cg·g)·1 is m.
+        made[PU], made[PG], made[QX] = made[CU], made[CG], 1.0
+    return made
+
+
+def _apart(plan: Plan) -> bool:
+    """Whether x is ever another state than u; if not, u stands for both."""
+    if any(s.next_u != s.next_x for s in plan.stages):
+        return True
+    # Two terms are added one after the other, which one coefficient would not repeat to the last bit.
+    return any(s.next_u[X] and s.next_u[U] for s in plan.stages)
+
+
+def _ages(plan: Plan) -> tuple[list[tuple[int, ...]], int]:
+    """For each row, how many evaluations ago h1, h2, … were made, newest first; and the greatest that is read."""
+    kept: list[int] = []
+    done, most = 0, 0
+    ages: list[tuple[int, ...]] = [()] * (len(plan.stages) + 1)
+    for k, s in enumerate(plan.stages):
+        ages[k + 1] = tuple(done - at for at in reversed(kept))[:MAX_HISTORY]
+        read = [i for i in range(SECOND - H1) if s.next_u[H1 + i] or s.next_x[H1 + i]]
+        most = max([most, *(ages[k + 1][i] for i in read)])
+        if s.keep:
+            kept.append(done)
+        done += s.evaluate
+    return ages, most
+
+
+def hold(joint: Joint) -> np.ndarray:
+    """Rows that do nothing in the joint launch: for a request whose stages run by themselves."""
+    values = np.zeros_like(joint.values)
+    values[:, [NEXT_U + U, NEXT_X + X, IN_SCALE]] = 1.0
+    return values

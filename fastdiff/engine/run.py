@@ -1,0 +1,200 @@
+"""A request as the engine runs it: in the joint launch, or with a stage of its own beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fastdiff.engine.batch import Batch
+from fastdiff.engine.joint import Joint, hold
+from fastdiff.engine.request import Preview, Request
+from fastdiff.engine.table import IDLE
+from fastdiff.guidance import Guidance
+from fastdiff.run.evaluate import Hooks
+from fastdiff.run.job import Bounds, Job, Start
+from fastdiff.run.loop import State
+from fastdiff.run.network import Network
+from fastdiff.run.planned import PlanEngine
+from fastdiff.run.threshold import Dynamic
+from fastdiff.sampler import Sampler
+
+FREE = (float("-inf"), float("inf"))
+"""The bounds of an x0 that is not clipped."""
+
+
+def needs_own_stage(joint: Joint, bounds: Bounds, arguments: dict[str, Any], history: int) -> str | None:
+    """Why a request's rows cannot stand in the joint launch, which has no norms, no selection and no host's work
+    between its evaluation and its stage; or None."""
+    form: Guidance = joint.binding.guidance
+    if any(s.langevin_norm for s in joint.plan.stages):
+        return "Langevin steps, whose coefficients are norms"
+    if isinstance(bounds, Dynamic):
+        return "dynamic thresholding"
+    if form.rescales or form.gradient is not None:
+        return f"guidance {type(form).__name__}"
+    for name in ("noise", "correct_x0", "correct_xt"):
+        if arguments[name] is not None:
+            return f"{name}=..."
+    if joint.history > history:
+        return f"a history of {joint.history} evaluations, and the engine keeps {history}"
+    return None
+
+
+@dataclass(eq=False)
+class Run:
+    """What the engine knows of a request.
+
+    Attributes:
+        sampler, engine: of its method.
+        joint: its bound rows.
+        alone: why its stages run by themselves, or None.
+        cond, uncond: of the two halves.
+        arguments: of `Engine.submit`.
+        partner: the row of the network's input with its unconditional half.
+        order: minus its priority, and its number.
+        since: the engine's ticks when it was submitted.
+        likeness: what its conditions must share with others'.
+        block: its first row in the device's table.
+        at: how many evaluations are done.
+        next: its rows with other guidance, from the next tick on.
+    """
+
+    request: Request
+    sampler: Sampler
+    engine: PlanEngine
+    joint: Joint
+    bounds: Bounds
+    alone: str | None
+    cond: dict[str, Any]
+    uncond: dict[str, Any] | None
+    arguments: dict[str, Any]
+    previews: bool
+    order: tuple[int, int]
+    since: int
+    likeness: object
+    partner: int = 0
+    block: int = IDLE
+    at: int = 0
+    next: Joint | None = None
+    state: State | None = None
+    result: torch.Tensor | None = None
+    seen: list[Preview] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        """Whether its slot is free: its sample is made, it failed, or was cancelled."""
+        return self.result is not None or self.request.ended
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether nothing is to be done for it between two ticks."""
+        return self.alone is None and not self.previews and self.joint.plan.nfe == len(self.joint.plan.stages)
+
+    @property
+    def guided(self) -> bool:
+        return self.joint.binding.guidance.batched
+
+    @property
+    def width(self) -> int:
+        """Rows of the network's input, now or with the guidance that is to come."""
+        return 1 + (self.guided or (self.next is not None and self.next.binding.guidance.batched))
+
+    @property
+    def size(self) -> int:
+        """Rows of the table: previews have theirs after the stages'."""
+        return len(self.joint.values) * (1 + self.shows)
+
+    @property
+    def shows(self) -> bool:
+        return self.previews and self.alone is None
+
+    def place(self, batch: Batch) -> None:
+        """Write its rows into its block."""
+        joint, table = self.joint, batch.table
+        values = joint.values if self.alone is None else hold(joint)
+        table.place(self.block, values, joint.draws, joint.clock, joint.evaluated)
+        if self.shows:
+            table.write(self.block + len(values), joint.observed[0])
+
+    def rebind(self, batch: Batch, joint: Joint) -> None:
+        """Other guidance: the same rows with other coefficients."""
+        self.joint = joint
+        batch.table.write(self.block, joint.values)
+        if self.shows:
+            batch.table.write(self.block + len(joint.values), joint.observed[0])
+
+    def enter(self, batch: Batch, slot: int, start: Start, model: Any, network_dtype: torch.dtype) -> None:
+        """Take a slot, up to the first evaluation."""
+        joint = self.joint
+        bounds = self.bounds if isinstance(self.bounds, tuple) else FREE
+        batch.enter(slot, start.x, start.seeds, start.index, bounds)
+        batch.numbers[0, slot].fill_(self.block + joint.evaluated[0])
+        if self.alone is None:
+            batch.run(slot, self.block, joint.specs[0])
+            self._settle(batch, slot, 0)
+            return
+        network = Network(model, 1, learned=joint.plan.learned_variance)
+        network.guided = self.guided
+        hooks = Hooks(
+            callback=self._callback if self.previews else None,
+            correct_x0=self.arguments["correct_x0"],
+            correct_xt=self.arguments["correct_xt"],
+        )
+        self.state = self.engine.state(Job(start, network, network_dtype, joint.binding, self.bounds, hooks))
+        batch.given[slot].copy_(self.state.input[0])
+
+    def advance(self, batch: Batch, slot: int) -> None:
+        """After a tick: what is left of the stage, and the predicted x0. May raise what the caller's functions do."""
+        self.at = self.request.count = self.at + 1
+        if self.plain:
+            if self.at == self.request.nfe:
+                self.result = batch.u[slot].clone()
+            return
+        if self.alone is None:
+            row = self.joint.evaluated[self.at - 1]
+            if self.previews:
+                values, specs = self.joint.observed
+                x0 = batch.observe(slot, self.partner, self.block + len(values) + row, specs[row])
+                self._show(self.joint.plan.stages[row - 1].t, x0[0])
+            self._settle(batch, slot, row)
+            if self.at == self.request.nfe:
+                self.result = batch.u[slot].clone()
+            return
+        assert self.state is not None and batch.out is not None
+        self.state.step(self._output(batch, slot))
+        # Where the engine looks for values that are not finite.
+        batch.u[slot].copy_(self.state.x[0])
+        if self.state.done:
+            self.result = self.state.x[0]
+        else:
+            batch.given[slot].copy_(self.state.input[0])
+        for preview in self.seen:
+            self.request.shown(preview)
+        self.seen.clear()
+
+    def _output(self, batch: Batch, slot: int) -> torch.Tensor:
+        """The network's output for this request, (1, ...) or both halves."""
+        assert batch.out is not None
+        rows = [batch.out[slot : slot + 1]]
+        if self.guided:
+            rows.append(batch.out[self.partner : self.partner + 1])
+        out = torch.cat(rows)
+        channels = batch.x.shape[1]
+        # Of a network with a learned variance, other methods read the prediction alone.
+        return out if self.joint.plan.learned_variance or out.shape[1:] == batch.x.shape[1:] else out[:, :channels]
+
+    def _settle(self, batch: Batch, slot: int, row: int) -> None:
+        """The stages after `row` that need no network, up to the next that does."""
+        stages, specs = self.joint.plan.stages, self.joint.specs
+        while row < len(stages) and not stages[row].evaluate:
+            row += 1
+            batch.run(slot, self.block + row, specs[row])
+
+    def _callback(self, stage: int, t: float, x: torch.Tensor, x0: torch.Tensor) -> None:
+        self.seen.append(Preview(self.at, self.request.nfe, t, x0[0]))
+
+    def _show(self, t: float, x0: torch.Tensor) -> None:
+        self.request.shown(Preview(self.at, self.request.nfe, t, x0))

@@ -1,0 +1,171 @@
+"""The map: every scheduler class of diffusers, its grid, and the plan of ours that does its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastdiff.integrations.diffusers import grids, plans
+from fastdiff.integrations.diffusers.plans import Build, Named, Options, rowwise
+from fastdiff.integrations.diffusers.spacing import Asked, Grid
+from fastdiff.solvers import METHODS
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One scheduler class.
+
+    Attributes:
+        grid: its times.
+        plan: its steps.
+        order: evaluations of a step, as diffusers' `order` has it.
+        integer: whether `timesteps` are integers.
+        pair: whether `step(return_dict=False)` gives the predicted x0 too.
+        clips: the key that has the predicted x0 clipped to clip_sample_range, or "".
+        inner: what the network is given within a step, at a time that is the grid's too: the grid's own, or by "clock",
+            as at any other time.
+        draws_always: whether diffusers draws noise in steps that do not use it too.
+        names: fields of what `step` returns.
+        prior: standard deviation of the pipeline's first sample, of the largest sigma: "unit", "sigma" (sigma or
+            sqrt(sigma² + 1), by the spacing) or "edm".
+    """
+
+    grid: Callable[[Config, Asked], Grid]
+    plan: Build
+    order: int = 1
+    integer: bool = False
+    pair: bool = False
+    clips: str = ""
+    prior: str = "unit"
+    draws_always: bool = False
+    inner: str = "grid"
+    names: tuple[str, ...] = ("prev_sample", "pred_original_sample")
+
+
+def _ddpm(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
+    kinds = {
+        "fixed_small": "small",
+        "fixed_small_log": "small",
+        "fixed_large": "large",
+        "learned_range": "learned_range",
+    }
+    if config["variance_type"] not in kinds:
+        raise ValueError(
+            f"variance_type={config['variance_type']!r} of DDPMScheduler takes the root of a logarithm or of the "
+            f"network's output; expected one of {', '.join(kinds)}"
+        )
+    return {"variance": kinds[config["variance_type"]]}
+
+
+def _ddim(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
+    return {"eta": asked.eta or 0.0, "use_clipped_model_output": asked.use_clipped_model_output}
+
+
+def _repeats(config: Config) -> bool:
+    """Whether the grid ends with a step of length 0, so that the one before keeps its order."""
+    own = ("use_flow_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+    return any(config[key] for key in own)
+
+
+def _deis(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
+    lower = bool(config["lower_order_final"]) and not _repeats(config)
+    return {"form": "logrho", "order": int(config["solver_order"]), "lower_order_final": lower}
+
+
+def _sa_solver(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
+    if config["tau_func"] is not None:
+        raise ValueError(
+            "tau_func: a function is no value of a config; give method='sa_solver' of fastdiff.sample its tau"
+        )
+    # diffusers' tau is 1 from time 200 to 800, whatever their levels are.
+    noisy = [t for t, time in zip(grid.times, grid.network, strict=False) if 200 <= time <= 800]
+    return {
+        "tau": 1.0 if noisy else 0.0,
+        "tau_low": min(noisy, default=0.0),
+        "tau_high": max(noisy, default=0.0),
+        "simple_order_2": True,
+        "predictor_order": int(config["predictor_order"]),
+        "corrector_order": int(config["corrector_order"]),
+        "prediction_type": "data" if config["algorithm_type"] == "data_prediction" else "noise",
+        "lower_order_final": bool(config["lower_order_final"]) and not _repeats(config),
+    }
+
+
+def _lcm(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
+    return {"timestep_scaling": float(config["timestep_scaling"])}
+
+
+def _tcd(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
+    return {"gamma": 0.3 if asked.eta is None else asked.eta}
+
+
+EXPLODING: dict[str, Any] = {"grid": grids.exploding, "pair": True, "prior": "sigma"}
+DPM = rowwise(plans.dpm_multistep)
+
+MAP: dict[str, Family] = {
+    "DDPMScheduler": Family(grids.discrete_grid, Named("ddpm", _ddpm), integer=True, pair=True, clips="clip_sample"),
+    "DDIMScheduler": Family(grids.discrete_grid, Named("ddim", _ddim), integer=True, pair=True, clips="clip_sample"),
+    "DDIMInverseScheduler": Family(grids.ddim_inverse, rowwise(plans.ddim_inverse), integer=True, pair=True),
+    "EulerDiscreteScheduler": Family(plan=Named("ddim"), **EXPLODING),
+    "EulerAncestralDiscreteScheduler": Family(plan=Named("ddpm"), **EXPLODING),
+    "HeunDiscreteScheduler": Family(plan=Named("heun"), order=2, clips="clip_sample", **EXPLODING),
+    "LMSDiscreteScheduler": Family(plan=Named("lms"), **EXPLODING),
+    "KDPM2DiscreteScheduler": Family(plan=Named("dpm_2"), order=2, **EXPLODING),
+    "KDPM2AncestralDiscreteScheduler": Family(plan=Named("dpm_2_ancestral"), order=2, inner="clock", **EXPLODING),
+    "DPMSolverSDEScheduler": Family(plan=Named("dpmpp_sde"), order=2, **EXPLODING),
+    "DEISMultistepScheduler": Family(grids.multistep, Named("deis", _deis), integer=True),
+    "SASolverScheduler": Family(grids.multistep, Named("sa_solver", _sa_solver), integer=True, draws_always=True),
+    "LCMScheduler": Family(grids.distilled, Named("lcm", _lcm), integer=True, pair=True, clips="clip_sample"),
+    "TCDScheduler": Family(grids.distilled, Named("tcd", _tcd), integer=True),
+    "DPMSolverMultistepScheduler": Family(grids.multistep, DPM, integer=True),
+    "DPMSolverMultistepInverseScheduler": Family(grids.dpm_inverse, DPM, integer=True),
+    "DPMSolverSinglestepScheduler": Family(grids.multistep, rowwise(plans.dpm_singlestep), integer=True),
+    "UniPCMultistepScheduler": Family(grids.unipc, rowwise(plans.unipc), integer=True),
+    "FlowMatchEulerDiscreteScheduler": Family(grids.matching, Named("ddim")),
+    "FlowMatchHeunDiscreteScheduler": Family(grids.matching_heun, Named("velocity_heun"), order=2),
+    "FlowMatchLCMScheduler": Family(grids.matching, rowwise(plans.renoised)),
+    "EDMEulerScheduler": Family(grids.edm, Named("ddim"), pair=True, prior="edm"),
+    "EDMDPMSolverMultistepScheduler": Family(grids.edm, DPM, prior="edm"),
+}
+MAP["DDPMParallelScheduler"] = MAP["DDPMScheduler"]
+MAP["DDIMParallelScheduler"] = MAP["DDIMScheduler"]
+
+FAMILIES = {n: f for n, f in MAP.items() if not isinstance(f.plan, Named) or f.plan.method in METHODS}
+"""Those of the map whose method is registered."""
+if "pndm" in METHODS:
+    FAMILIES["PNDMScheduler"] = Family(grids.pndm, plans.pndm, integer=True)
+
+STOCHASTIC = Family(grids.matching, rowwise(plans.renoised))
+"""FlowMatchEuler with stochastic_sampling=True."""
+
+NEAREST = {
+    "AmusedScheduler": "",
+    "CMStochasticIterativeScheduler": "",
+    "CogVideoXDDIMScheduler": "DDIMScheduler with trained_betas",
+    "CogVideoXDPMScheduler": "DPMSolverMultistepScheduler with trained_betas",
+    "CosineDPMSolverMultistepScheduler": "EDMDPMSolverMultistepScheduler",
+    "DDPMWuerstchenScheduler": "",
+    "IPNDMScheduler": "PNDMScheduler; its first step divides 0 by 0",
+    "RePaintScheduler": "",
+    "SCMScheduler": "",
+    "ScoreSdeVeScheduler": "fastdiff.sample(model, method='pc', schedule='ve')",
+    "UnCLIPScheduler": "DDPMScheduler",
+    "VQDiffusionScheduler": "",
+}
+"""Classes that are not here, and what is nearest."""
+
+
+def family(name: str, config: Config) -> Family:
+    """The family of a class; ValueError for one that is not here, with the nearest."""
+    if name not in FAMILIES:
+        near = NEAREST.get(name, "")
+        hint = f"; the nearest is {near}" if near else ""
+        raise ValueError(f"{name} is not here{hint}: keep diffusers' own. Here are {', '.join(sorted(FAMILIES))}")
+    if config.get("scale_factors"):
+        raise ValueError("scale_factors: a run whose size grows is not here; leave it None")
+    if config.get("stochastic_sampling"):
+        return STOCHASTIC
+    return FAMILIES[name]

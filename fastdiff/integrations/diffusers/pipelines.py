@@ -1,0 +1,62 @@
+"""`accelerate`: a pipeline of diffusers with our scheduler in the place of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastdiff.integrations.diffusers.scheduler import Scheduler
+from fastdiff.names import unknown
+from fastdiff.schedules.diffusers import DEFAULTS
+
+INSIDE = {
+    "StableDiffusionLatentUpscalePipeline": "it does the scheduler's arithmetic itself",
+    "LEditsPPPipelineStableDiffusion": "it reads the scheduler's tables, and asks for a class of diffusers",
+    "LEditsPPPipelineStableDiffusionXL": "it reads the scheduler's tables, and asks for a class of diffusers",
+    "CogVideoXPipeline": "its DDIM and DPM classes are not here",
+    "Cosmos": "it does the scheduler's preconditioning itself",
+    "StableCascade": "its scheduler counts in log-SNR of its own",
+}
+"""Pipelines that reach into their scheduler, by the beginning of their names."""
+
+
+def accelerate(pipe: Any, method: str | None = None, graph: bool | str = "auto", **options: Any) -> Any:
+    """Put our scheduler into a pipeline: `accelerate(pipe)`, and then `pipe(...)` as before.
+
+    Args:
+        pipe: a pipeline of diffusers with a `scheduler`.
+        method: another scheduler class of diffusers for the same network, such as "UniPCMultistepScheduler", or
+            "UniPCMultistep". Default: the pipeline's own.
+        graph: "auto" or False. The pipeline calls its network itself, so that no graph of the whole run can be made
+            here; `fastdiff.sample(pipe.unet, ..., graph="auto")` makes one, and `torch.compile(pipe.unet,
+            mode="reduce-overhead")` one of the network.
+        **options: keys of the scheduler's config to be changed, and `noise`, as in `Scheduler.from_config`.
+
+    Returns:
+        The pipeline, changed: `pipe.scheduler` is ours.
+
+    Raises:
+        TypeError: not a pipeline.
+        ValueError: a pipeline that reaches into its scheduler, and what `Scheduler.from_config` does not have.
+    """
+    theirs = getattr(pipe, "scheduler", None)
+    if theirs is None:
+        raise TypeError(
+            f"accelerate takes a pipeline of diffusers, with a scheduler; got {type(pipe).__name__}: for a network "
+            "alone call fastdiff.sample(unet, schedule=scheduler, ...)"
+        )
+    if graph not in ("auto", False):
+        raise ValueError(
+            f"graph={graph!r}: the pipeline calls its network itself, so that no graph of the run can be made here; "
+            "give graph='auto', and torch.compile(pipe.unet, mode='reduce-overhead') for the network"
+        )
+    name = type(pipe).__name__
+    for begins, why in INSIDE.items():
+        if name.startswith(begins):
+            raise ValueError(f"{name} does not work with another scheduler: {why}; keep its own")
+    if method is not None:
+        chosen = next((n for n in (method, f"{method}Scheduler") if n in DEFAULTS), None)
+        if chosen is None:
+            raise ValueError(unknown("scheduler class of diffusers", method, DEFAULTS))
+        options = {"replaces": chosen, **options}
+    pipe.scheduler = Scheduler.from_config(theirs, **options)
+    return pipe
