@@ -110,10 +110,12 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         frames: a `fastdiff.Frames`: each frame, or token, at a step of its own (docs/frames.md). The model's t is then
             (B, F), the t of hooks a (B, F) float64 tensor. Methods with a plan.
         guidance: a number s for classifier-free guidance uncond + s·(cond − uncond) (Ho and Salimans 2022, arXiv
-            2207.12598), a function of the schedule's time that gives it, or a form of `fastdiff.guidance`:
-            `Interval`, `Rescale`, `CFGPlusPlus`, ... `guidance_scale` is another word for a number.
+            2207.12598), a list or tensor (B,) of one for each sample, a function of the schedule's time that gives
+            either, or a form of `fastdiff.guidance`: `Interval`, `Rescale`, `CFGPlusPlus`, `AdaptiveProjected`,
+            `CFGZeroStar`, `Autoguidance`, `PerpNeg`, ... Methods of CFG++ ("dpmpp_2m_cfg_pp") take its scale.
+            `guidance_scale` is another word for a number.
         cond, uncond: conditioning of the two halves, dicts of keyword arguments with first dimension B. The network is
-            called once on both halves.
+            called once on both halves. Not with `Autoguidance`, whose networks both get `model_kwargs`.
         classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance
             (Dhariwal and Nichol 2021, arXiv 2105.05233). Called with gradients enabled, on a copy of x that requires
             none. Kept in the wider of its dtype and the network's.

@@ -37,6 +37,7 @@ from fastdiff.run.job import Job, Start, sampling_mode
 from fastdiff.run.network import Network, placement, stated
 from fastdiff.run.report import progress_bar, span
 from fastdiff.schedules import NoiseSchedule, resolve
+from fastdiff.schedules.registry import told
 from fastdiff.values import flag, number
 
 TRACES = ("hutchinson", "exact")
@@ -217,6 +218,7 @@ def log_likelihood(
     flag("progress", progress)
     if bin_width <= 0:
         raise ValueError(f"bin_width={bin_width!r}: expected a positive number, such as 2/256")
+    schedule, prediction = told(schedule, prediction)
     said = prediction if prediction is not None else stated(model, "prediction")
     if said is not None:
         one_of("prediction", said, PREDICTIONS)

@@ -35,8 +35,9 @@ from fastdiff.run.again import Again
 from fastdiff.run.arguments import (
     check_callables,
     check_clip,
+    check_conditions,
     check_flags,
-    check_halves,
+    check_observed,
     check_out,
     check_output_dtype,
     check_run,
@@ -247,9 +248,11 @@ class Sampler:
     ) -> Job:
         """One run, from arguments that are checked here; within `sampling_mode`."""
         check_flags(given)
-        chosen = guidance.choose(given, self.engine.name)
-        check_halves(chosen.batched, given["guidance_scale"], given["cond"], given["uncond"])
-        chosen.check(self.engine.plan if isinstance(self.engine, PlanEngine) else None, self.engine.name)
+        own = self.engine.plan if isinstance(self.engine, PlanEngine) else None
+        chosen = guidance.choose(given, self.engine.name, own)
+        check_conditions(chosen, given["guidance_scale"], given["cond"], given["uncond"])
+        chosen.check(own, self.engine.name)
+        check_observed(chosen, self.clip, given["correct_x0"])
         check_callables(given["noise"], given["callback"])
         self.engine.check(given, x is not None)
         self._check_stated(model)
@@ -265,10 +268,9 @@ class Sampler:
             network_dtype,
         )
         check_out(given["out"], start.x)
-        own = self.engine.plan if isinstance(self.engine, PlanEngine) else None
         learned, two_times = own is not None and own.learned_variance, own is not None and own.two_times
         halves = given["cond"], given["uncond"]
-        network = Network(model, len(start.x), given["model_kwargs"], *halves, learned, two_times)
+        network = Network(model, len(start.x), given["model_kwargs"], *halves, learned, two_times, chosen)
         hooks = Hooks(
             callback=given["callback"],
             trajectory=[] if given["return_trajectory"] else None,
@@ -473,8 +475,9 @@ class Sampler:
         Args:
             x: (B, ...) the state at the start; default: drawn from the prior.
             **options: `shape`, `seed`, `first_sample`, `noise`, `frames` and `device`, as in `fastdiff.sample`;
-                `guidance`: if given, `state.input` has 2·B rows, and so has the output, the conditional half first;
-                `network_dtype`: of `state.input`, default: the state's.
+                `guidance`: if given, `state.input` has 2·B rows, and so has the output, the conditional half first
+                (with `PerpNeg` and `Autoguidance` B rows, and the output all halves); `network_dtype`: of
+                `state.input`, default: the state's.
 
         Raises:
             ValueError: an adaptive method, whose trial steps may be rejected, and bad arguments.
@@ -484,8 +487,9 @@ class Sampler:
             raise ValueError(
                 f"method {self.engine.name!r} is adaptive: its loop cannot be the caller's; call the sampler itself"
             )
-        chosen = guidance.choose({**RUN_DEFAULTS, **given}, self.engine.name)
+        chosen = guidance.choose({**RUN_DEFAULTS, **given}, self.engine.name, self.plan)
         chosen.check(self.plan, self.engine.name)
+        check_observed(chosen, self.clip, None)
         if self._unnamed:
             default_schedule(self.prediction)
         network_dtype = self.dtype if given["network_dtype"] is None else given["network_dtype"]
@@ -494,7 +498,7 @@ class Sampler:
         with sampling_mode():
             size = resolve_shape(None, given["shape"], x)
             start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)
-            network = Network(_outside, len(start.x), learned=self.plan.learned_variance)
+            network = Network(_outside, len(start.x), learned=self.plan.learned_variance, guidance=chosen)
             network.guided = chosen.batched
             binding = Binding(along(self.prediction, self.axis), chosen, clip=self.clip is not None)
             warn_of_other_use(self.plan, binding.prediction, chosen, self._said)
@@ -512,7 +516,7 @@ class Sampler:
 
 def _plan(method: Method, asked: Mapping[str, Any]) -> Plan:
     """The method's plan, kept for the next sampler with the same arguments."""
-    if solvers.METHODS.get(method.name) is not method:
+    if method not in (solvers.METHODS.get(method.name), solvers.GUIDED.get(method.name)):
         return solvers.plan(method, **asked)
     try:
         # With the types: 1 and True are equal, but only one of them may be valid.

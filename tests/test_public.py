@@ -75,6 +75,7 @@ PUBLIC = {
     "fastdiff.guidance": {
         *("UNGUIDED", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "ClassifierMean", "ClassifierScore"),
         *("Guidance", "Interval", "Place", "Rescale", "ScoreAfterClip", "choose", "described"),
+        *("AdaptiveProjected", "Autoguidance", "Blend", "CFGZeroStar", "Outputs", "PerpNeg"),
     },
     "fastdiff.losses": {
         *("LossSecondMoment", "VariationalBound", "ddpm_loss", "hybrid_loss", "q_sample", "sde_loss", "smld_loss"),

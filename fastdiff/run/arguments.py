@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fastdiff import ops
+from fastdiff.guidance import Guidance
 from fastdiff.names import short, unknown, warn_once
 from fastdiff.plan import Frames
 from fastdiff.prediction import ALL_PREDICTIONS
@@ -96,6 +97,26 @@ def _clip(clip: Any) -> Dynamic | tuple[float, float] | None:
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"clip={clip!r}: expected finite bounds lo < hi, such as (-1, 1)")
     return lo, hi
+
+
+def check_conditions(form: Guidance, scale: Any, cond: Any, uncond: Any) -> None:
+    """A guidance and its conditions go together."""
+    if form.weak is not None and (cond is not None or uncond is not None):
+        raise ValueError(
+            f"{type(form).__name__} calls both networks with the same conditions: give model_kwargs=..., not cond and "
+            "uncond"
+        )
+    check_halves(form.conditioned, scale, cond, uncond)
+
+
+def check_observed(form: Guidance, clip: Any, correct_x0: Any) -> None:
+    """What needs the guided x0 as the model value does not go with rows written for the unconditional one."""
+    if form.reverses and (clip is not None or correct_x0 is not None):
+        what = "clip" if clip is not None else "correct_x0"
+        raise ValueError(
+            f"{what} does not go with a method that is CFG++, whose model value is the unconditional x0: use "
+            "method='ddim', guidance=CFGPlusPlus(0.6), which takes it"
+        )
 
 
 def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
@@ -244,7 +265,7 @@ def check_output_dtype(
                 "it, such as output_dtype=torch.bfloat16"
             )
         asked = network
-    if asked not in DTYPES:
+    if not isinstance(asked, torch.dtype) or asked not in DTYPES:
         raise ValueError(f"output_dtype={short(asked)}: expected 'network' or one of {', '.join(map(str, DTYPES))}")
     if out is not None and asked != state:
         raise ValueError(

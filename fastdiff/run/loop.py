@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastdiff.bind import Move, Program
+from fastdiff.guidance import Blend
 from fastdiff.ops import Backend, Buffers, Coeffs, Launch
 from fastdiff.ops.layout import StageSpec
 from fastdiff.run.corrections import corrected
@@ -76,6 +77,7 @@ class State:
 
     def __init__(self, r: Run, x: torch.Tensor, copies: bool = False, quiet: int = 0, watch: bool = False) -> None:
         self.r, self.k, self.quiet = r, 0, quiet
+        r.evaluator.memory = {}
         self.evaluator, self.hooks, self.backend = r.evaluator, r.hooks, r.backend
         self.moves, self.sites, self.watches = r.program.moves, r.program.sites, r.hooks.watches
         self.launches = r.program.launches or ()
@@ -102,8 +104,8 @@ class State:
             and r.squares is None
             and r.states is None
             and not r.coeffs.inner
-            and r.evaluator.quick
-            and r.program.launches is not None
+            and r.evaluator.quick(program.numbers is not None)
+            and program.launches is not None
         )
         self.launcher = getattr(r.backend, "launcher", None) if quick else None
         self.launch: Launch | None = None
@@ -238,7 +240,7 @@ class State:
         records = calls = False
         if self.watches and loud:
             records, calls = hooks.trajectory is not None and move.begins, hooks.callback is not None
-        factor, x0 = evaluator.read(out, buf, site, r.coeffs, records or calls)
+        blend, x0 = evaluator.read(out, buf, site, r.coeffs, records or calls)
         if x0 is not None and buf.u is not None:
             if records and hooks.trajectory is not None:
                 hooks.trajectory.append((site.t, buf.u.clone(), x0.clone() if calls else x0))
@@ -246,10 +248,10 @@ class State:
                 hooks.callback(k, site.t, buf.u.clone(), x0)
         if move.keep and buf.first is not None and buf.u is not None:
             buf.m_out = self.past.slot(buf.first, buf.u)
-        self._finish(move, buf, factor)
+        self._finish(move, buf, blend)
         self._settle()
 
-    def _finish(self, move: Move, buf: Buffers, factor: torch.Tensor | None) -> None:
+    def _finish(self, move: Move, buf: Buffers, blend: Blend | None) -> None:
         """Run the stage itself, and take it into account."""
         r, k = self.r, self.k
         if self.draws is not None and buf.u is not None:
@@ -259,8 +261,8 @@ class State:
         if r.squares is not None and move.spec.noises:
             buf.squares = r.squares.select(0, k)
         coeffs, row = r.coeffs, move.row
-        if factor is not None:
-            coeffs, row = placed(coeffs, row, factor)
+        if blend is not None:
+            coeffs, row = placed(coeffs, row, blend)
         if move.langevin_norm:
             coeffs = langevin_rows(self.backend, move.spec, row, move.langevin_norm, move.draws[0], coeffs, buf)
             row = 0

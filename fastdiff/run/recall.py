@@ -103,6 +103,8 @@ def _named(value: Any) -> tuple[Any, ...] | None:
     for what may hold values of its own that change."""
     if type(value) in (tuple, list, torch.Size):
         return (*value, len(value)) if all(type(v) in _PLAIN for v in value) else None
+    if isinstance(value, torch.Tensor):
+        return None
     held = () if isinstance(value, FunctionType) else getattr(value, "__dict__", {"": value}).values()
     return (value,) if all(type(v) in _PLAIN or isinstance(v, FunctionType) for v in held) else None
 
