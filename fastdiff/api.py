@@ -92,9 +92,9 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             final="t_min"; "dpmpp2m" where alpha is 0 at the start, as in flow matching. `Sampler(...).method` tells.
         schedule: a `NoiseSchedule`, its name, or a scheduler of diffusers, `pipe.scheduler`, whose config says schedule
             and prediction; default: `model.schedule`, else "ddpm".
-        prediction: "eps", "x0", "v", "score", "flow" or "edm" (the output of EDM's network itself); with method "ddpm"
-            also "previous": the mean of the next, cleaner state of the steps taken. Default: `model.prediction`, else
-            "eps".
+        prediction: "eps", "x0", "v", "score", "flow" (the velocity along the network's own time) or "edm" (the output
+            of EDM's network itself); with method "ddpm" also "previous": the mean of the next, cleaner state of the
+            steps taken. Default: `model.prediction`, else "eps" ("flow" on the schedule "flow_to_data").
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
         t_start, t_end: schedule times to begin and end at. Of a discrete schedule of N times these are its indices, 0
             to N − 1, and not DPM-Solver's t in (0, 1], whose index is t·N − 1: a float t_start in (0, 1] gives a

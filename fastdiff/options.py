@@ -21,7 +21,7 @@ from fastdiff.solvers import GRID_OPTIONS, GUIDED, METHODS, Method
 from fastdiff.solvers.method_names import MethodName, MethodOptions
 
 Clip = Literal["dynamic"] | Dynamic | tuple[float, float] | None
-Prediction = Literal["eps", "x0", "v", "score", "flow", "edm", "previous"]
+Prediction = Literal["eps", "x0", "v", "score", "flow", "flow_to_data", "edm", "previous"]
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Seeds = int | Sequence[int] | torch.Tensor
 F = TypeVar("F", bound=Callable[..., Any])

@@ -30,7 +30,8 @@ from fastdiff.options import (
     shows,
 )
 from fastdiff.plan import Plan
-from fastdiff.prediction import ALL_PREDICTIONS, check_previous
+from fastdiff.prediction import ALL_PREDICTIONS, along, check_previous
+from fastdiff.run.again import Again
 from fastdiff.run.arguments import (
     check_callables,
     check_clip,
@@ -101,8 +102,14 @@ class Sampler:
         # What the caller named; the one in use is the default where nothing was, and the plan's own where one is given.
         self._said: NoiseSchedule | None = None if given["schedule"] is None else resolve(given["schedule"])
         self.schedule: NoiseSchedule | None = None if own is not None else self._said or resolve("ddpm")
+        # Where "flow" leads to, also of a plan that was given.
+        self.axis = self.schedule
+        if isinstance(own, Plan) and own.schedule:
+            self.axis = NoiseSchedule.from_dict(own.schedule)
+        if self.prediction is not None:
+            self.prediction = along(self.prediction, self.axis)
         self._asked: tuple[Method, dict[str, Any]] | None = None
-        self._recalls = Recalls()
+        self._recalls, self._again = Recalls(), Again()
         if own is not None or (chosen is not None and not chosen.adaptive):
             self.engine: Engine = self._plan_engine(own, chosen, steps, given, more)
         else:
@@ -149,7 +156,7 @@ class Sampler:
         self._asked = method, options
         return AdaptiveEngine(
             lambda prediction: solvers.adaptive(method, steps, *place, prediction, **options),
-            self.prediction or "eps",
+            along(self.prediction, self.axis),
             self.dtype,
         )
 
@@ -215,14 +222,19 @@ class Sampler:
             again = self._recalls.replay(model, x, options, self._stated_by(model))
             if again is not None:
                 return again
+        if self._again.known:
+            again = self._again.run(model, x, options, self._stated_by(model))
+            if again is not None:
+                return again
         given = filled("the sampler", options, RUN_DEFAULTS)
         with sampling_mode():
             asked_dtype = given["output_dtype"]
             if asked_dtype is not None:
                 asked_dtype = check_output_dtype(asked_dtype, placement(model)[1], self.dtype, given["out"])
             plain = self.graph is not False and given["frames"] is None and asked_dtype is None
-            note = self._noting(model, x, options) if plain else None
-            result, trajectory, info = self.engine.run(self._job(model, x, given, note))
+            job = self._job(model, x, given, self._noting(model, x, options) if plain else None)
+            job.again = self._again_noting(model, x, options)
+            result, trajectory, info = self.engine.run(job)
             result = result if asked_dtype is None else result.to(asked_dtype)
         asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
         more = [extra for extra in asked if extra is not None]
@@ -268,7 +280,7 @@ class Sampler:
             correct_xt=given["correct_xt"],
         )
         binding = Binding(
-            self.prediction or stated(model, "prediction") or "eps",
+            along(self.prediction or stated(model, "prediction"), self.axis),
             chosen,
             clip=self.clip is not None,
             corrected=hooks.correct_x0 is not None,
@@ -428,6 +440,13 @@ class Sampler:
         said, std = self._stated_by(model), engine.prior_std
         return lambda entry, r: self._recalls.note(model, x, options, said, entry, r, std)
 
+    def _again_noting(self, model: Any, x: Any, options: Mapping[str, Any]) -> Callable[[State], None] | None:
+        """What remembers this call, once it went through in the host's memory; None as `_noting`."""
+        engine = self.engine
+        if not isinstance(engine, PlanEngine) or engine.plan.origin or (x is None and warns_of_start(engine.first)):
+            return None
+        return self._again.noting(model, x, options, self._stated_by(model), engine.prior_std)
+
     def _check_stated(self, model: Any) -> None:
         """Raise where the model states a prediction or a schedule that does not go with this sampler."""
         prediction = stated(model, "prediction")
@@ -482,7 +501,7 @@ class Sampler:
             start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)
             network = Network(_outside, len(start.x), learned=self.plan.learned_variance, guidance=chosen)
             network.guided = chosen.batched
-            binding = Binding(self.prediction or "eps", chosen, clip=self.clip is not None)
+            binding = Binding(along(self.prediction, self.axis), chosen, clip=self.clip is not None)
             warn_of_other_use(self.plan, binding.prediction, chosen, self._said)
             job = Job(start, network, network_dtype, binding, self.clip, Hooks(), frames=given["frames"])
             return self.engine.state(job)

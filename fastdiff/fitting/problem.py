@@ -16,7 +16,7 @@ from fastdiff.fitting.ranks import part
 from fastdiff.guidance import Guidance
 from fastdiff.names import unknown
 from fastdiff.plan import Plan, Stage
-from fastdiff.prediction import PREDICTIONS
+from fastdiff.prediction import PREDICTIONS, along
 from fastdiff.run.arguments import check_halves, resolve_device, resolve_shape
 from fastdiff.run.network import placement, stated
 from fastdiff.run.noise import randn
@@ -56,7 +56,7 @@ class Problem:
         named, prediction = told(arguments["schedule"], arguments["prediction"])
         named = stated(model, "schedule") if named is None else named
         self.schedule: NoiseSchedule = resolve("ddpm" if named is None else named)
-        self.prediction: str = prediction or stated(model, "prediction") or "eps"
+        self.prediction = along(prediction or stated(model, "prediction"), self.schedule)
         if self.prediction not in PREDICTIONS:
             raise ValueError(unknown("prediction", self.prediction, PREDICTIONS))
         self.space = SPACE_OF[self.prediction]

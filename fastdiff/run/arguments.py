@@ -47,10 +47,10 @@ def default_schedule(prediction: Any) -> str:
     Raises:
         ValueError: a network of flow matching, whose schedule this cannot be.
     """
-    if prediction == "flow":
+    if prediction in ("flow", "flow_to_data"):
         raise ValueError(
-            "prediction='flow', and no schedule was named: schedule='flow', or fastdiff.schedules.flow(shift, "
-            "time_scale=1000) for a network that is given 0 to 1000"
+            f"prediction={prediction!r}, and no schedule was named: schedule='flow', or fastdiff.schedules.flow(shift, "
+            "time_scale=1000) for a network that is given 0 to 1000, or 'flow_to_data' where t = 1 is data"
         )
     warn_once(
         "schedule",
@@ -213,7 +213,7 @@ def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.T
     """x, already checked, as a contiguous state; ValueError for values that are not finite in its dtype."""
     state = x.detach().to(device=device, dtype=dtype).contiguous()
     # On a device this would wait for it, in every call: check_finite=True looks at what the network makes of x.
-    if x.device.type == "cpu" and not ops.symbolic(x) and not _finite(state):
+    if x.device.type == "cpu" and not ops.symbolic(x) and not finite(state):
         if bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"x has values up to {float(x.detach().abs().max()):.3g}, which {dtype} cannot hold: scale it, or give "
@@ -223,7 +223,7 @@ def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.T
     return state
 
 
-def _finite(x: torch.Tensor) -> bool:
+def finite(x: torch.Tensor) -> bool:
     """Whether all values are. A sum is not finite where one of them is not, and costs far less than a look at each."""
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
@@ -380,6 +380,6 @@ def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
             f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
         )
     value = ops.returned("noise", value)
-    if value.device.type == "cpu" and not ops.symbolic(value) and not _finite(value):
+    if value.device.type == "cpu" and not ops.symbolic(value) and not finite(value):
         raise ValueError("noise(-1, like) returned NaN or Inf; expected standard normals, the prior's noise")
     return value

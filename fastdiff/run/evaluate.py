@@ -118,6 +118,12 @@ class Evaluator:
             network, self.backend, self.binding, self.hooks, self.threshold, self.state_dtype, self.keeps_input
         )
 
+    def of(self, model: Any, kwargs: dict[str, Any]) -> Evaluator:
+        """One of another run of such a model, that knows what its outputs are like."""
+        other: Evaluator = Evaluator.__new__(Evaluator)
+        other.__dict__.update(self.__dict__, network=self.network.of(model, kwargs))
+        return other
+
     def give(self, given: torch.Tensor) -> None:
         """The network is about to be called on `given`."""
         if self.keeps_input:

@@ -6,7 +6,7 @@ Where x and u live, when the history is written and which buffer is free are dec
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Run:
         squares: (stages, B, chunks), where each stage leaves the sums of za's squares, or None.
         states: gets a copy of the state after each step, or None.
         note: told of a graph that replayed this run, or None.
+        again: told of a run in the host's memory that went through by launches alone, or None.
     """
 
     program: Program
@@ -49,6 +50,7 @@ class Run:
     squares: torch.Tensor | None = None
     states: list[torch.Tensor] | None = None
     note: Callable[[Any, Run], None] | None = None
+    again: Callable[[State], None] | None = None
 
     @property
     def network(self) -> Network:
@@ -114,6 +116,46 @@ class State:
         self._write(Buffers(x=x), program.opening, 0, r.coeffs, 0)
         self.x = self.halves[0]
         self._settle()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a State is a run under way, in the memory of this process, and cannot be pickled or copied: keep what it "
+            "was begun with (the sampler, x or shape, seed), which gives the same sample, or the result, state.x"
+        )
+
+    def bare(self) -> State:
+        """What `fresh` makes runs like this one from: without buffers, and without the model."""
+        made: State = State.__new__(State)
+        made.__dict__.update(self.__dict__, slots=[None] * len(self.slots), halves=[], times=(), places=(), launch=None)
+        for name in ("past", "x", "input", "time"):
+            made.__dict__.pop(name, None)
+        made.shared = None if self.shared is None else self.shared.new_empty(0)
+        made.r = replace(self.r, evaluator=self.evaluator.of(None, {}), note=None, again=None)
+        made.evaluator = made.r.evaluator
+        return made
+
+    def fresh(self, r: Run, x: torch.Tensor) -> State:
+        """A run from `x` like the one that this was made of by `bare`, launched by addresses from its first stage on;
+        `r` is its own."""
+        made: State = State.__new__(State)
+        made.__dict__.update(self.__dict__, r=r, evaluator=r.evaluator)
+        made.slots = made.halves = [torch.empty_like(x) for _ in self.slots]
+        own = made.slots
+        if self.shared is not None:
+            made.shared = torch.empty_like(x, dtype=r.network_dtype)
+            own = [*own, made.shared]
+        made.places = tuple([buffer.data_ptr() for buffer in own])
+        made.times = r.program.clock.clone().unbind(0)
+        made.past = History(r.program.history, r.program.raw, False, made.places, x.dtype)
+        assert self.launcher is not None and self.kinds is not None
+        made.launch = self.launcher(r.coeffs, self.batch, x.numel() // self.batch, *self.kinds, r.network_dtype)
+        made.k = 0
+        opening, to = r.program.opening, made.places[0]
+        net_in = made.places[-1] if opening.copies else 0
+        made.launch(opening, 0, x.data_ptr(), 0, 0, 0, [], 0 if net_in == to else to, 0, 0, net_in)
+        made.x = made.halves[0]
+        made._settle()
+        return made
 
     @property
     def done(self) -> bool:
@@ -268,7 +310,7 @@ def run(r: Run, x: torch.Tensor) -> torch.Tensor:
         return _run(r, x, True, 0)
     copies = recycles(model)
     try:
-        state = _walked(State(r, x, copies, watch=not copies and not lasts(model, length)))
+        state = walked(State(r, x, copies, watch=not copies and not lasts(model, length)))
     except Recycled as found:
         remember(model)
         # All that was reported so far was right: nothing is reported twice.
@@ -278,16 +320,20 @@ def run(r: Run, x: torch.Tensor) -> torch.Tensor:
             remember(model)
         elif state.past.lasting:
             trust(model, length)
+    known = not (state.past.watch or r.evaluator.compared or copies)
+    if r.again is not None and known and state.launch is not None and x.device.type == "cpu":
+        r.again(state)
     r.evaluator.complete()
     return state.x
 
 
 def _run(r: Run, x: torch.Tensor, copies: bool, quiet: int) -> torch.Tensor:
     """One pass over the stages; hooks are silent before stage `quiet`."""
-    return _walked(State(r, x, copies, quiet)).x
+    return walked(State(r, x, copies, quiet)).x
 
 
-def _walked(state: State) -> State:
+def walked(state: State) -> State:
+    """The state after all its stages."""
     call, lends, last = state.r.network.call, state.evaluator.lends, len(state.moves)
     while state.k < last:
         state.step(call(state.input if lends else state.input.clone(), state.time))

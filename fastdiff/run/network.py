@@ -262,6 +262,12 @@ class Network:
             kwargs = {**tree_map(repeat, kwargs), **_stack(trees)}
         self.kwargs = kwargs
 
+    def of(self, model: Any, kwargs: dict[str, Any]) -> Network:
+        """The same for a model of that kind, given these arguments, already batched."""
+        other: Network = Network.__new__(Network)
+        other.__dict__.update(self.__dict__, model=model, kwargs=kwargs)
+        return other
+
     def with_kwargs(self, kwargs: dict[str, Any]) -> Network:
         """The same network, given other keyword arguments, already batched."""
         other = copy.copy(self)

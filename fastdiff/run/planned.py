@@ -109,7 +109,9 @@ class PlanEngine:
         if job.hooks.correct_xt is not None:
             echo = Coeffs(echo_rows(bound.values), bound.draws, start.seeds, start.index)
         evaluator = job.evaluator(coeffs, direct)
-        return Run(bound, coeffs, evaluator, job.network_dtype, direct, start.noise, echo, note=job.note)
+        return Run(
+            bound, coeffs, evaluator, job.network_dtype, direct, start.noise, echo, note=job.note, again=job.again
+        )
 
     def _bind(self, binding: Binding, frames: _Placed | None, keep: bool, batch: int, **where: Any) -> Program:
         """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""

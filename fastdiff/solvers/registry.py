@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,16 @@ def known() -> set[str]:
     return {*METHODS, *GUIDED, *ALIASES, *ABSENT}
 
 
+def _reduced(method: Method) -> Any:
+    """Registered methods by their names: what builds a plan may be a function inside of another."""
+    if METHODS.get(method.name) is method:
+        return find, (method.name,)
+    return object.__reduce_ex__(method, 2)
+
+
+copyreg.pickle(Method, _reduced)
+
+
 def find(name: str | Method) -> Method:
     """The method with that name or alias, or the method itself: as diffusers ("DPMSolverMultistepScheduler",
     "DPMSolverMultistep"), k-diffusion ("sample_dpmpp_2m") and ComfyUI ("dpmpp_2m") write it, in any case. `chosen` has
@@ -202,13 +213,17 @@ def implied(name: Any, schedule: Any, prediction: str | None) -> str | None:
     flow = isinstance(name, str) and key_of(name).startswith("flow")
     if flow and prediction is None:
         prediction = "flow"
-    if prediction != "flow" and not flow:
+    known = prediction in ("flow", "flow_to_data")
+    if not known and not flow:
         return prediction
-    what = f"method {name!r} says that the network is one of flow matching" if flow else "prediction='flow'"
-    call = "schedule='flow', or fastdiff.schedules.flow(shift, time_scale=1000) for a network that is given 0 to 1000"
+    what = f"method {name!r} says that the network is one of flow matching" if flow else f"prediction={prediction!r}"
+    call = (
+        "schedule='flow', or fastdiff.schedules.flow(shift, time_scale=1000) for a network that is given 0 to 1000, or "
+        "'flow_to_data' where t = 1 is data"
+    )
     if schedule is None:
         raise ValueError(f"{what}, and no schedule was named: {call}")
-    if flow and (prediction != "flow" or resolve(schedule).kind != "flow"):
+    if flow and (not known or resolve(schedule).kind != "flow"):
         raise ValueError(
             f"{what}; got schedule={resolve(schedule)!r}, prediction={prediction!r}: {call}, with "
             "prediction='flow'; for other networks the same steps are method='ddim'"

@@ -205,7 +205,7 @@ def test_guidance_changes_from_the_next_evaluation_on(changed: Any) -> None:
 
 
 def test_the_cpu_kernel_reads_what_a_row_uses() -> None:
-    """A NaN in a register without a coefficient stays out, and an x' without coefficients is 0, as on every back end."""
+    """A NaN in a register without a coefficient stays out; an x' without coefficients is 0, as everywhere."""
     found = ops.load("cpu")
     if not found.available()[0]:
         pytest.skip(f"no back end 'cpu': {found.available()[1]}")
