@@ -54,6 +54,8 @@ class Mixture:
             return -self.eps(x, alpha, sigma) / sigma
         if prediction == "flow":
             return self.eps(x, alpha, sigma) - self.x0(x, alpha, sigma)
+        if prediction == "flow_to_data":
+            return self.x0(x, alpha, sigma) - self.eps(x, alpha, sigma)
         if prediction == "edm":
             return sigma * self.x0(x, alpha, sigma) - alpha * self.eps(x, alpha, sigma)
         raise ValueError(prediction)
