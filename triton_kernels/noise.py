@@ -5,8 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LN2_HIGH = tl.constexpr(0.693359375)  # 9 bits: its product with a float32 exponent is exact
-LN2_LOW = tl.constexpr(-2.12194440e-4)
+# In units of 2^-23. The first has 9 bits: its product with a float32 exponent is exact.
+LN2_HIGH = tl.constexpr(0.693359375 / 8388608)
+LN2_LOW = tl.constexpr(-2.12194440e-4 / 8388608)
 SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
 PATH = tl.constexpr(2)  # the Philox stream of Brownian paths
 ANGLE = tl.constexpr(3.657295198167899e-10)  # 2 pi / 2^34
@@ -42,9 +43,10 @@ def log_unit(u):
     relative error (fitted in float64, 0.1 units of 2^-24).
     """
     bits = u.to(tl.int32, bitcast=True)
-    exponent = (bits - SQRT_HALF_BITS) >> 23
-    f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
-    e = exponent.to(tl.float32)
+    # 2^23 e: its conversion is exact.
+    scaled = (bits - SQRT_HALF_BITS) & -8388608
+    f = (bits - scaled).to(tl.float32, bitcast=True) - 1.0
+    e = scaled.to(tl.float32)
     p = tl.fma(f, -0.0763443, 0.1276155)
     p = tl.fma(f, p, -0.13160194)
     p = tl.fma(f, p, 0.14201762)
