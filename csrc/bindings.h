@@ -206,8 +206,8 @@ inline bool parse_launch(PyObject *const *args, Py_ssize_t count, StageArgs *a, 
          parse_pointer(args[11], &a->m_out) && parse_pointer(args[12], &a->net_in) && complete(*a);
 }
 
-// Appends the values of a dict: where `address` is given, what it returns for them (null for None), else the objects' own
-// addresses.
+// Appends the values of a dict: where `address` is given, what it returns for them (null for None), else the objects'
+// own addresses.
 inline bool append(PyObject *table, PyObject *address, std::vector<void *> *found) {
   if (!PyDict_Check(table)) {
     PyErr_Format(PyExc_TypeError, "look: expected a dict, got %s", Py_TYPE(table)->tp_name);

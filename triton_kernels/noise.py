@@ -68,8 +68,8 @@ def box_muller(a, b):
     """
     u = tl.fma(a.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
     r = tl.sqrt_rn(-2.0 * log_unit(u))
-    # Quadrant: (b + 2^29 mod 2^32) >> 30. What is left is b's low 30 bits as a signed number, here times 4.
-    quadrant = (((b >> 29) + 1) >> 1) & 3
+    # Quadrant: the two leading bits of b + 2^29. What is left is b's low 30 bits as a signed number, here times 4.
+    turn = b + 0x20000000
     phi = (b << 2).to(tl.int32, bitcast=True).to(tl.float32) * ANGLE
     q = phi * phi
     s = tl.fma(q, -0.00019515282, 0.00833216)
@@ -79,9 +79,9 @@ def box_muller(a, b):
     c = tl.fma(q, c, 0.041666646)
     c = r * tl.fma(q * q, c, tl.fma(q, -0.5, 1.0))
     # (c, s), (−s, c), (−c, −s), (s, −c) by quadrant: swap where odd, then flip the sign bits.
-    odd = (quadrant & 1) != 0
-    first = tl.where(odd, s, c).to(tl.uint32, bitcast=True) ^ (((quadrant + 1) & 2) << 30)
-    second = tl.where(odd, c, s).to(tl.uint32, bitcast=True) ^ ((quadrant & 2) << 30)
+    odd = (turn & 0x40000000) != 0
+    first = tl.where(odd, s, c).to(tl.uint32, bitcast=True) ^ ((turn + 0x40000000) & 0x80000000)
+    second = tl.where(odd, c, s).to(tl.uint32, bitcast=True) ^ (turn & 0x80000000)
     return first.to(tl.float32, bitcast=True), second.to(tl.float32, bitcast=True)
 
 
