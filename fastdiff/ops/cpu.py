@@ -35,7 +35,7 @@ _stage = None if _ext is None else _ext.stage
 _threads = torch.get_num_threads
 
 look: Any = None if _ext is None else _ext.look
-"""(torch.Tensor.data_ptr, list of dicts of tensors, list of weak references to modules) -> bytes: where the tensors lie,
+"""(torch.Tensor.data_ptr, list of dicts of tensors, list of weak references to modules) -> bytes: where the tensors lie
 and which modules are the children. None where the extension is missing."""
 
 
