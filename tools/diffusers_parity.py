@@ -65,7 +65,9 @@ def wide(stack: ExitStack, name: str) -> None:
     import diffusers
 
     module = importlib.import_module(getattr(diffusers, name).__module__)
-    draws: Iterator[torch.Tensor] = iter(NOISE)
+    # CogVideoXDPM draws twice in every step of second order, and uses the second.
+    twice = name == "CogVideoXDPMScheduler"
+    draws: Iterator[torch.Tensor] = (NOISE[(i + 1) // 2 if twice else i] for i in itertools.count())
     for attribute, value in (("torch", Wide(torch)), ("np", Wide(np))):
         if hasattr(module, attribute):
             stack.enter_context(mock.patch.object(module, attribute, value))
@@ -73,13 +75,19 @@ def wide(stack: ExitStack, name: str) -> None:
         stack.enter_context(mock.patch.object(module, "randn_tensor", lambda *_, **__: next(draws)))
     if hasattr(module, "BrownianTreeNoiseSampler"):
         stack.enter_context(
-            mock.patch.object(module, "BrownianTreeNoiseSampler", lambda *_: lambda *_: torch.zeros(SHAPE))
+            mock.patch.object(module, "BrownianTreeNoiseSampler", lambda *_, **__: lambda *_: brownian(name, draws))
         )
+
+
+def brownian(name: str, draws: Iterator[torch.Tensor]) -> torch.Tensor:
+    return torch.zeros(SHAPE) if name == "DPMSolverSDEScheduler" else next(draws)
 
 
 def run(scheduler: Any, times: dict[str, Any], step: dict[str, Any], begin: int) -> torch.Tensor:
     scheduler.set_timesteps(**times)
-    kind = scheduler.config.get("prediction_type", "flow_prediction")
+    stands_for = getattr(scheduler, "replaces", type(scheduler).__name__)
+    usual = "v_prediction" if stands_for == "IPNDMScheduler" else "flow_prediction"
+    kind = scheduler.config.get("prediction_type", usual)
     x = START * float(getattr(scheduler, "init_noise_sigma", 1.0))
     if begin:
         if hasattr(scheduler, "set_begin_index"):
@@ -87,6 +95,7 @@ def run(scheduler: Any, times: dict[str, Any], step: dict[str, Any], begin: int)
         noised = scheduler.add_noise if hasattr(scheduler, "add_noise") else None
         at = scheduler.timesteps[begin : begin + 1].repeat(len(START))
         x = noised(0.3 * START, NOISE[-1], at) if noised else scheduler.scale_noise(0.3 * START, at, NOISE[-1])
+    old, before = None, None
     for t in scheduler.timesteps[begin:]:
         # The network's times are float32, as pipelines have them.
         time = t.float()
@@ -94,7 +103,11 @@ def run(scheduler: Any, times: dict[str, Any], step: dict[str, Any], begin: int)
         out = network(given, time, "epsilon" if kind == "original_sample" else kind)
         if str(scheduler.config.get("variance_type")) == "learned_range":
             out = torch.cat([out, torch.tanh(given)], 1)
-        x = scheduler.step(out, t, x, **step, return_dict=False)[0]
+        if type(scheduler).__name__ == "CogVideoXDPMScheduler":
+            x, old = scheduler.step(out, old, t, before, x, **step, return_dict=False)
+        else:
+            x = scheduler.step(out, t, x, **step, return_dict=False)[0]
+        before = t
     return x
 
 
@@ -289,8 +302,10 @@ def cases() -> list[Case]:
     for curve in (*curves, "use_flow_sigmas"):
         more = {"prediction_type": "flow_prediction"} if curve == "use_flow_sigmas" else {}
         add("DPMSolverSinglestepScheduler", {curve: True, **more})
-        add("SASolverScheduler", {curve: True, **more})
-        add("DEISMultistepScheduler", {curve: True, **more})
+        for p, c in ((1, 1), (2, 2), (3, 4)):
+            add("SASolverScheduler", {curve: True, "predictor_order": p, "corrector_order": c, **more})
+        for order, n in itertools.product((2, 3), (12, 16)):
+            add("DEISMultistepScheduler", {curve: True, "solver_order": order, **more}, {"num_inference_steps": n})
     inverse = "DPMSolverMultistepInverseScheduler"
     for order, spacing in itertools.product((1, 2, 3), spacings):
         add(inverse, {"solver_order": order, "timestep_spacing": spacing})
@@ -353,12 +368,24 @@ def cases() -> list[Case]:
     for order, spacing in itertools.product((1, 2, 3), spacings):
         add("DEISMultistepScheduler", {"solver_order": order, "timestep_spacing": spacing})
     add("DEISMultistepScheduler", {"thresholding": True})
-    for p, c, kind in itertools.product((1, 2, 3), (1, 2), ("data_prediction", "noise_prediction")):
+    for p, c, kind in itertools.product((1, 2, 3), (1, 2, 4), ("data_prediction", "noise_prediction")):
         add("SASolverScheduler", {"predictor_order": p, "corrector_order": c, "algorithm_type": kind})
     for spacing, skip in itertools.product(("leading", "trailing"), (True, False)):
         add("PNDMScheduler", {"timestep_spacing": spacing, "skip_prk_steps": skip}, {"num_inference_steps": 10})
     add("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1, "prediction_type": "v_prediction"})
-    add("IPNDMScheduler")
+    for n in (2, 12):
+        add("IPNDMScheduler", {}, {"num_inference_steps": n})
+    for name, n, zero in itertools.product(
+        ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"), (1, 2, 10), (False, True)
+    ):
+        video = {"rescale_betas_zero_snr": zero, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+        add(name, {**video, "snr_shift_scale": 1.0 if n == 2 else 3.0}, {"num_inference_steps": n})
+    for order, kind, form in itertools.product((1, 2), ("epsilon", "v_prediction"), ("midpoint", "heun")):
+        add(
+            "CosineDPMSolverMultistepScheduler",
+            {"solver_order": order, "prediction_type": kind, "solver_type": form, "sigma_data": 0.7},
+        )
+    add("CosineDPMSolverMultistepScheduler", {"sigma_schedule": "karras", **low})
     for name in ("LCMScheduler", "TCDScheduler"):
         for n, kind in itertools.product((1, 2, 4), ("epsilon", "v_prediction")):
             add(name, {"prediction_type": kind}, {"num_inference_steps": n})

@@ -21,9 +21,9 @@ class Weights:
     through the modules. They do not keep the model alive, nor a tensor that was exchanged.
     """
 
-    def __init__(self, model: Any) -> None:
-        owner = model.__self__ if isinstance(model, MethodType) else model
-        modules = list(owner.modules()) if isinstance(owner, torch.nn.Module) else []
+    def __init__(self, *models: Any) -> None:
+        owners = [model.__self__ if isinstance(model, MethodType) else model for model in models]
+        modules = [m for owner in owners if isinstance(owner, torch.nn.Module) for m in owner.modules()]
         self.tables: list[Any] = [t for m in modules for t in (m._parameters, m._buffers) if t]
         # Identities say nothing of a module that is gone.
         self.gone: list[bool] = []

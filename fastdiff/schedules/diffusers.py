@@ -75,6 +75,12 @@ _DISTILLED = {
     "original_inference_steps": 50,
     "timestep_scaling": 10.0,
 }
+_VIDEO = {
+    **{k: v for k, v in _DDIM.items() if k not in ("thresholding", "dynamic_thresholding_ratio")},
+    **_LATENT,
+    "beta_schedule": "scaled_linear",
+    "snr_shift_scale": 3.0,
+}
 _KDPM = {**_LATENT, **_CURVES, **_LINSPACE}
 _MATCH = {
     **_CURVES,
@@ -197,6 +203,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "FlowMatchEulerDiscreteScheduler": {**_MATCH, "stochastic_sampling": False},
     "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
     "FlowMatchLCMScheduler": {**_MATCH, "scale_factors": None, "upscale_mode": "bicubic"},
+    "CogVideoXDDIMScheduler": _VIDEO,
+    "CogVideoXDPMScheduler": _VIDEO,
+    "CosineDPMSolverMultistepScheduler": {
+        **_EDM,
+        "sigma_min": 0.3,
+        "sigma_max": 500.0,
+        "sigma_data": 1.0,
+        "sigma_schedule": "exponential",
+        "prediction_type": "v_prediction",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+    },
     "EDMEulerScheduler": _EDM,
     "EDMDPMSolverMultistepScheduler": {
         **_EDM,
@@ -272,13 +292,18 @@ def _class_of(config: Mapping[str, Any]) -> str:
 
 
 def training(config: Mapping[str, Any]) -> Discrete:
-    """The schedule of a config's betas, with a terminal alpha of 0 where `rescale_betas_zero_snr` says so.
+    """The schedule of a config's betas, its signal-to-noise ratio divided by `snr_shift_scale`, and with a terminal
+    alpha of 0 where `rescale_betas_zero_snr` says so.
 
     Raises:
         ValueError: another `beta_schedule`.
     """
     trained, kind = config["trained_betas"], config["beta_schedule"]
     zero = bool(config.get("rescale_betas_zero_snr", False))
+    shift = float(config.get("snr_shift_scale", 1.0))
+    if shift != 1.0:
+        a = training({**config, "snr_shift_scale": 1.0, "rescale_betas_zero_snr": False}).alphas_cumprod
+        return discrete(alphas_cumprod=a / (shift + (1.0 - shift) * a), zero_terminal_snr=zero)
     if trained is not None:
         return discrete(trained, zero_terminal_snr=zero)
     count, low, high = int(config["num_train_timesteps"]), float(config["beta_start"]), float(config["beta_end"])
@@ -335,6 +360,12 @@ def described(scheduler: Any) -> Described:
             )
         shift = config["shift"] if match else config["flow_shift"]
         return Described(flow(float(shift), time_scale=count), "flow" if match else prediction)
+    if name.startswith("Cosine"):
+        raise ValueError(
+            "the network of CosineDPMSolverMultistepScheduler is given 2/pi·atan(sigma): lambda x, t: model(x, "
+            "(4 * t).exp().atan() * 2 / math.pi), with schedule=fastdiff.schedules.preconditioned(sigma_min, "
+            f"sigma_max, sigma_data), prediction={'edm' if prediction == 'eps' else prediction!r}"
+        )
     if name.startswith("EDM"):
         made = preconditioned(float(config["sigma_min"]), float(config["sigma_max"]), float(config["sigma_data"]))
         return Described(made, "edm" if prediction == "eps" else prediction)

@@ -44,11 +44,14 @@ def adams(step: Reverse, x: Row, nodes: Sequence[Point], values: Sequence[Row], 
     return step.decay * x + sum((w * v for w, v in zip(weights, values, strict=False)), np.zeros_like(x))
 
 
-def corrects(points: Sequence[Point], i: int, order: int, pece: bool) -> bool:
+def corrects(points: Sequence[Point], i: int, order: int, pece: bool, end: bool) -> bool:
     """Whether the predicted state at points[i] is corrected: not at the start, nor where the last step was infinitely
-    long, nor before a clean end, whose x0 hardly depends on it; PECE's evaluation there does."""
+    long, nor before a clean end, whose x0 hardly depends on it; PECE's evaluation there does. The last one only if
+    `end` says so."""
     if i == 0 or order == 0 or not math.isfinite(points[i - 1].lam):
         return False
+    if i + 1 == len(points):
+        return end
     return pece or points[i + 1].sigma > 0
 
 
@@ -70,6 +73,7 @@ def build(
     use_pece: bool,
     simple_order_2: bool,
     lower_order_final: bool,
+    correct_end: bool,
     prediction_type: str,
 ) -> Plan:
     if tau:
@@ -81,8 +85,22 @@ def build(
         )
     points = request.points()
     steps = len(points) - 1
-    # Steps with noise at their end: towards a clean one the orders fall.
-    whole = steps - (points[-1].sigma == 0) if lower_order_final else steps + MAX_ORDER
+    if correct_end and points[-1].sigma == 0:
+        raise ValueError(
+            "correct_end=True evaluates the network at the run's end, and this one ends at sigma = 0: final='t_min', "
+            "or correct_end=False"
+        )
+    if correct_end and (use_pece or not corrector_order):
+        raise ValueError(
+            "correct_end=True corrects the last step of sa_solver, and use_pece=True does so already, "
+            "corrector_order=0 never: leave it out"
+        )
+    # Steps with noise at their end: towards a clean one the orders fall. A last correction counts as a step.
+    clean = points[-1].sigma == 0
+    whole = steps - clean + correct_end if lower_order_final else steps + MAX_ORDER
+    # A corrector may use one value more than the predictor of the same step, as in the paper's program; towards a clean
+    # end as many, as in ComfyUI.
+    most = whole + 1 if clean else whole + 2
     values = (ROW["m"], *HISTORY)
     rows = Recorder()
     x = ROW["x"]
@@ -91,9 +109,9 @@ def build(
     for i, (s, t) in enumerate(pairwise(points)):
         check_start(name, s, prediction_type)
         base, old = ROW["u"] if i else x, Draw()
-        if last is not None and corrects(points, i, corrector_order, use_pece):
+        if last is not None and corrects(points, i, corrector_order, use_pece, correct_end):
             before, old, old_std = last
-            nodes = nodes_at(points, i, min(corrector_order, whole - i + 1))
+            nodes = nodes_at(points, i, min(corrector_order, most - i))
             base = adams(before, x, nodes, values, simple_order_2)
             if use_pece:
                 rows.add(s, s, base + old_std * ROW["za"], step=i - 1, noise=(old,))
@@ -105,9 +123,14 @@ def build(
         std = s_noise * step.parts([s])[0]
         nodes = nodes_at(points, i, max(min(predictor_order, whole - i), 1))
         predicted = adams(step, base, nodes, values, simple_order_2) + std * ROW["za"]
-        kept = base if i + 1 < steps and corrects(points, i + 1, corrector_order, use_pece) else predicted
+        kept = base if corrects(points, i + 1, corrector_order, use_pece, correct_end) else predicted
         rows.add(s, t, predicted, kept, step=i, keep=True, noise=(draw, old))
         last = step, draw, std
+    if last is not None and corrects(points, steps, corrector_order, use_pece, correct_end):
+        before, old, old_std = last
+        nodes = nodes_at(points, steps, min(corrector_order, most - steps))
+        corrected = adams(before, x, nodes, values, simple_order_2) + old_std * ROW["za"]
+        rows.add(points[-1], points[-1], corrected, step=steps, noise=(old,))
     options = {
         "predictor_order": predictor_order,
         "corrector_order": corrector_order,
@@ -118,6 +141,7 @@ def build(
         "use_pece": use_pece,
         "simple_order_2": simple_order_2,
         "lower_order_final": lower_order_final,
+        "correct_end": correct_end,
         "prediction_type": prediction_type,
     }
     reached = max(predictor_order, corrector_order)
@@ -147,6 +171,7 @@ def sa_solver(name: str, pece: bool, summary: str, aliases: tuple[str, ...]) -> 
             "use_pece": Option(pece, "evaluate the corrected state too (PECE)"),
             "simple_order_2": Option(False, "two model values in the published form for few steps (data prediction)"),
             "lower_order_final": Option(True, "the orders fall towards the end, to 1"),
+            "correct_end": Option(False, "evaluate the network at the run's end too, to correct the last step"),
             "prediction_type": Option("data", "what the polynomials interpolate", choices=("data", "noise")),
         },
         aliases=aliases,

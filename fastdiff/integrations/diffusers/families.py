@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastdiff.integrations.diffusers import grids, plans
 from fastdiff.integrations.diffusers.plans import Build, Named, Options, rowwise
 from fastdiff.integrations.diffusers.spacing import Asked, Grid
+from fastdiff.plan import Plan
 from fastdiff.solvers import METHODS
 
 Config = Mapping[str, Any]
@@ -70,9 +71,21 @@ def _repeats(config: Config) -> bool:
     return any(config[key] for key in own)
 
 
-def _deis(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
-    lower = bool(config["lower_order_final"]) and not _repeats(config)
-    return {"form": "logrho", "order": int(config["solver_order"]), "lower_order_final": lower}
+def _deis(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
+    order, repeats = int(config["solver_order"]), _repeats(config)
+
+    def made(order: int, lower: bool) -> Plan:
+        given = {"form": "logrho", "order": order, "lower_order_final": lower}
+        return Named("deis", lambda *_: given)(config, grid, begin, asked)
+
+    # The class counts all steps of the run, also one of length 0 at its end, where its last order falls to 1.
+    lower = bool(config["lower_order_final"]) and len(grid.network) < 15
+    plan = made(order, lower and not repeats)
+    if lower and repeats and order > 2 and len(plan.stages) > 2:
+        stages = list(plan.stages)
+        stages[-2] = made(2, False).stages[-2]
+        plan = replace(plan, stages=tuple(stages))
+    return plan
 
 
 def _sa_solver(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
@@ -90,8 +103,21 @@ def _sa_solver(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
         "predictor_order": int(config["predictor_order"]),
         "corrector_order": int(config["corrector_order"]),
         "prediction_type": "data" if config["algorithm_type"] == "data_prediction" else "noise",
-        "lower_order_final": bool(config["lower_order_final"]) and not _repeats(config),
+        "lower_order_final": bool(config["lower_order_final"]),
     }
+
+
+def _sa_plan(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
+    """A grid that ends with a step of length 0 has its last step corrected there."""
+    times = grid.times[begin:]
+    repeats = len(times) > 2 and times[-1] == times[-2] and int(config["corrector_order"]) > 0
+    if not repeats:
+        return Named("sa_solver", _sa_solver)(config, grid, begin, asked)
+
+    def options(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
+        return {**_sa_solver(config, asked, grid), "correct_end": True}
+
+    return Named("sa_solver", options)(config, replace(grid, times=grid.times[:-1]), begin, asked)
 
 
 def _lcm(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
@@ -116,8 +142,8 @@ MAP: dict[str, Family] = {
     "KDPM2DiscreteScheduler": Family(plan=Named("dpm_2"), order=2, **EXPLODING),
     "KDPM2AncestralDiscreteScheduler": Family(plan=Named("dpm_2_ancestral"), order=2, inner="clock", **EXPLODING),
     "DPMSolverSDEScheduler": Family(plan=Named("dpmpp_sde"), order=2, **EXPLODING),
-    "DEISMultistepScheduler": Family(grids.multistep, Named("deis", _deis), integer=True),
-    "SASolverScheduler": Family(grids.multistep, Named("sa_solver", _sa_solver), integer=True, draws_always=True),
+    "DEISMultistepScheduler": Family(grids.multistep, _deis, integer=True),
+    "SASolverScheduler": Family(grids.multistep, _sa_plan, integer=True, draws_always=True),
     "LCMScheduler": Family(grids.distilled, Named("lcm", _lcm), integer=True, pair=True, clips="clip_sample"),
     "TCDScheduler": Family(grids.distilled, Named("tcd", _tcd), integer=True),
     "DPMSolverMultistepScheduler": Family(grids.multistep, DPM, integer=True),
@@ -127,6 +153,10 @@ MAP: dict[str, Family] = {
     "FlowMatchEulerDiscreteScheduler": Family(grids.matching, Named("ddim")),
     "FlowMatchHeunDiscreteScheduler": Family(grids.matching_heun, Named("velocity_heun"), order=2),
     "FlowMatchLCMScheduler": Family(grids.matching, rowwise(plans.renoised)),
+    "CogVideoXDDIMScheduler": Family(grids.discrete_grid, Named("ddim"), integer=True, pair=True),
+    "CogVideoXDPMScheduler": Family(grids.discrete_grid, rowwise(plans.video), integer=True, pair=True),
+    "CosineDPMSolverMultistepScheduler": Family(grids.edm, rowwise(plans.cosine), prior="edm"),
+    "IPNDMScheduler": Family(grids.ipndm, rowwise(plans.ipndm)),
     "EDMEulerScheduler": Family(grids.edm, Named("ddim"), pair=True, prior="edm"),
     "EDMDPMSolverMultistepScheduler": Family(grids.edm, DPM, prior="edm"),
 }
@@ -144,11 +174,7 @@ STOCHASTIC = Family(grids.matching, rowwise(plans.renoised))
 NEAREST = {
     "AmusedScheduler": "",
     "CMStochasticIterativeScheduler": "",
-    "CogVideoXDDIMScheduler": "DDIMScheduler with trained_betas",
-    "CogVideoXDPMScheduler": "DPMSolverMultistepScheduler with trained_betas",
-    "CosineDPMSolverMultistepScheduler": "EDMDPMSolverMultistepScheduler",
     "DDPMWuerstchenScheduler": "",
-    "IPNDMScheduler": "PNDMScheduler; its first step divides 0 by 0",
     "RePaintScheduler": "",
     "SCMScheduler": "",
     "ScoreSdeVeScheduler": "fastdiff.sample(model, method='pc', schedule='ve')",

@@ -27,6 +27,7 @@ from fastdiff.integrations.diffusers.spacing import (
     table,
     variance_preserving,
 )
+from fastdiff.schedules import discrete
 from fastdiff.schedules.diffusers import training
 
 
@@ -110,6 +111,26 @@ def pndm(config: Config, asked: Asked) -> Grid:
     assert asked.steps is not None
     times = spaced(config, asked.steps, inner=False).round()
     return indexed(config, times, -1.0 if config["set_alpha_to_one"] else 0.0)
+
+
+def ipndm(config: Config, asked: Asked) -> Grid:
+    """IPNDM: sigma = sin²(pi/2·s) at equal steps of s from 1 to 0, so that the run begins at alpha = 0."""
+    only(asked)
+    assert asked.steps is not None
+    if config["trained_betas"] is not None:
+        raise ValueError(
+            "trained_betas of IPNDMScheduler are the levels sigma of one run: fastdiff.sample(method='ipndm', "
+            "prediction='v', schedule=fastdiff.schedules.discrete(alphas_cumprod=...)) with 1 - sigma², ascending times"
+        )
+    if asked.steps < 2:
+        raise ValueError("num_inference_steps=1 of IPNDMScheduler returns zeros, whatever the network gives: at least 2")
+    sigma = np.sin(np.linspace(0.0, 1.0, asked.steps + 1) * math.pi / 2) ** 2
+    alpha = np.sqrt(1.0 - sigma**2)
+    schedule = discrete(alphas_cumprod=1.0 - sigma[1:] ** 2)
+    network = np.arctan2(sigma, alpha)[:0:-1] / math.pi * 2
+    times = tuple(float(k) for k in range(asked.steps - 1, -2, -1))
+    with np.errstate(divide="ignore"):
+        return Grid(schedule, times, tuple(network.tolist()), tuple((sigma / alpha)[::-1].tolist()), lambda t: t)
 
 
 def exploding(config: Config, asked: Asked) -> Grid:
@@ -261,7 +282,8 @@ def matching_heun(config: Config, asked: Asked) -> Grid:
 
 
 def edm(config: Config, asked: Asked) -> Grid:
-    """EDMEuler and EDMDPMSolverMultistep: the sample is EDM's, and the network is given log(sigma)/4."""
+    """EDMEuler and EDMDPMSolverMultistep: the sample is EDM's, and the network is given log(sigma)/4; Cosine:
+    2/pi·atan(sigma)."""
     only(asked, *(("sigmas",) if config["_class"] == "EDMEulerScheduler" else ()))
     low, high, kind = float(config["sigma_min"]), float(config["sigma_max"]), config["sigma_schedule"]
     if asked.sigmas is not None:
@@ -274,9 +296,13 @@ def edm(config: Config, asked: Asked) -> Grid:
     steps = asked.count
     s = karras(high, low, steps, float(config["rho"])) if kind == "karras" else exponential(high, low, steps)
     whole = np.append(s, low if config["final_sigmas_type"] == "sigma_min" else 0.0)
-    return variance_preserving(
-        whole, 0.25 * np.log(s), lambda v: 0.25 * math.log(v), data_std=float(config["sigma_data"]), exploding=True
-    )
+    cosine = config["_class"].startswith("Cosine")
+
+    def clock(sigma: float) -> float:
+        return math.atan(sigma) * 2.0 / math.pi if cosine else 0.25 * math.log(sigma)
+
+    network = [clock(v) for v in s]
+    return variance_preserving(whole, network, clock, data_std=float(config["sigma_data"]), exploding=True)
 
 
 def ddim_inverse(config: Config, asked: Asked) -> Grid:

@@ -18,6 +18,8 @@ from fastdiff.integrations.diffusers.spacing import Grid, merged
 from fastdiff.plan import IDENTITY, Plan, Stage
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
+from fastdiff.solvers.adams import EQUAL
+from fastdiff.solvers.adams import combined as combined_values
 from fastdiff.solvers.base import HISTORY, ROW, Exponential, Recorder, Request, Row
 from fastdiff.solvers.unipc import update
 
@@ -239,6 +241,30 @@ def dpm_multistep(rows: Rows, points: list[Point], config: Config, total: int) -
         nodes, known = distinct(points[i::-1], values, n if math.isfinite(t.lam) else 1)
         rows.put(points[i], t, advance(algorithm, form, points[i], t, ROW["x"], nodes, known))
     return space_of(algorithm)
+
+
+def video(rows: Rows, points: list[Point], config: Config, total: int) -> str:
+    """CogVideoXDPM: SDE-DPM-Solver++(2M), its last step of first order."""
+    own = {"algorithm_type": "sde-dpmsolver++", "solver_type": "midpoint", "solver_order": 2}
+    last = {"lower_order_final": False, "euler_at_final": True}
+    return dpm_multistep(rows, points, {**config, **own, **last}, total)
+
+
+def cosine(rows: Rows, points: list[Point], config: Config, total: int) -> str:
+    """CosineDPMSolverMultistep: SDE-DPM-Solver++ of orders 1 and 2."""
+    if config["solver_order"] not in (1, 2):
+        raise ValueError(f"solver_order={config['solver_order']} of CosineDPMSolverMultistepScheduler: expected 1 or 2")
+    return dpm_multistep(rows, points, {**config, "algorithm_type": "sde-dpmsolver++"}, total)
+
+
+def ipndm(rows: Rows, points: list[Point], config: Config, total: int) -> str:
+    """IPNDM: Adams-Bashforth weights of equal steps (Liu et al. 2022, arXiv 2202.09778, eq. 12)."""
+    for i, (s, t) in enumerate(pairwise(points)):
+        eps = combined_values(EQUAL[min(i, 3)])
+        # At alpha = 0, where x is all noise, diffusers takes x0 = 0: it divides 0 by 1e-8.
+        x0 = (ROW["x"] - s.sigma * eps) / s.alpha if s.alpha > 0 else np.zeros_like(eps)
+        rows.put(s, t, t.alpha * x0 + t.sigma * eps)
+    return "noise"
 
 
 def orders(config: Config, steps: int) -> list[int]:

@@ -301,8 +301,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if s_churn:
             raise ValueError(
                 "s_churn: diffusers adds its noise after the network's call, which is then told another level than its "
-                "input has; fastdiff.sample(pipe.unet, schedule=pipe.scheduler, method='heun', s_churn=...) adds it "
-                "before"
+                "input has; fastdiff.sample(pipe.unet, schedule=pipe.scheduler, "
+                f"method={'heun' if self.order == 2 else 'edm_euler'!r}, s_churn=...) adds it before"
             )
         check_tensors(model_output, sample)
         local, times = self._local, self._times
@@ -362,7 +362,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         kind = self._settings.get("prediction_type", "epsilon")
         if kind not in PREDICTIONS:
             raise ValueError(unknown("prediction_type", kind, PREDICTIONS))
-        return "edm" if self.replaces.startswith("EDM") and kind == "epsilon" else PREDICTIONS[kind]
+        if self.replaces == "IPNDMScheduler":
+            return "v"
+        return "edm" if self._family.prior == "edm" and kind == "epsilon" else PREDICTIONS[kind]
 
     def _limits(self) -> Limits | None:
         s = self._settings
