@@ -123,7 +123,7 @@ def test_unipc_with_its_defaults_is_of_third_order_until_the_last_step_dominates
 
 @pytest.mark.parametrize(("space", "plain"), [("data", "dpmpp1"), ("noise", "dpm1")])
 def test_unipc_of_first_order_with_the_weights_of_eq_11(space: str, plain: str) -> None:
-    # Without a difference to weigh, the predictor is DPM-Solver's first order; programs that stack the differences stop.
+    # Without a difference to weigh, the predictor is DPM-Solver's first order; the published one stops there.
     options = {"order": 1, "variant": "vary_coeff", "prediction_type": space}
     alone = plan("unipc", 6, "vp_linear", "logsnr", corrector=False, **options)
     for one, other in zip(alone.stages, plan(plain, 6, "vp_linear", "logsnr").stages, strict=True):
