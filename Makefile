@@ -16,7 +16,7 @@ BUILD_FILES := $(wildcard pyproject.toml constraints.txt setup.py CMakeLists.txt
 PACKAGE_FILES := $(shell find -L fastdiff tools -type f \( -name '*.py' -o -name '*.json' -o -name '*.safetensors' \)) \
   $(wildcard README.md LICENSE MANIFEST.in)
 
-.PHONY: help demo test sanitize bench wheel lint gpu clean
+.PHONY: help demo test sanitize bench docs wheel lint gpu clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -25,6 +25,7 @@ help:
 	@echo "make test   all tests"
 	@echo "make sanitize  the CPU kernels' tests on a build that stops at bad memory accesses and undefined behaviour"
 	@echo "make bench  measured table, JSON and plot"
+	@echo "make docs   the documentation as a site, in build/site; fails at a broken link"
 	@echo "make wheel  build, check and try out an installable wheel in dist/"
 	@echo "make lint   ruff, clang-format, mypy"
 	@echo "make gpu    with the current Python, no network: all tests on a GPU, then its benchmarks"
@@ -41,6 +42,10 @@ sanitize: $(SETUP)
 
 bench: $(SETUP)
 	$(PY) -m benchmarks
+
+docs: $(SETUP)
+	$(PIP) mkdocs mkdocs-material mkdocstrings mkdocstrings-python
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 lint: $(SETUP)
 	@failed=0; \

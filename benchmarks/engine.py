@@ -36,21 +36,28 @@ def now() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def constant(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """A network that costs nothing: what is left is the engine."""
-    return OUTPUT[: len(x)]
-
-
 OUTPUT = torch.randn(SLOTS, *SHAPE)
+"""What the network gives, at no cost: what is left is the engine."""
 
 
-def busy(methods: tuple[str, ...], steps: int) -> fastdiff.Engine:
+def busy(methods: tuple[str, ...], steps: int, shape: tuple[int, ...] = SHAPE) -> fastdiff.Engine:
     """An engine whose slots are all taken, one tick old."""
-    engine = fastdiff.Engine(constant, slots=SLOTS, shape=SHAPE, schedule="ddpm", graph=False)
-    for i in range(SLOTS):
-        engine.submit(methods[i % len(methods)], steps, seed=i)  # type: ignore[arg-type]
-    engine.step()
+    output = OUTPUT if shape == SHAPE else torch.randn(SLOTS, *shape)
+    engine = fastdiff.Engine(lambda x, t: output[: len(x)], slots=SLOTS, shape=shape, schedule="ddpm", graph=False)
+    requests = [engine.submit(methods[i % len(methods)], steps, seed=i) for i in range(SLOTS)]  # type: ignore[arg-type]
+    if engine.step() != SLOTS:
+        raise RuntimeError("not all requests run") from requests[0].exception(0)
     return engine
+
+
+def host(rounds: int) -> report.Data:
+    """Seconds of a tick whose stage has next to nothing to do: the engine's own Python."""
+    engine, found = busy(MIX, rounds + 2, (1, 8, 8)), []
+    for _ in range(rounds):
+        start = now()
+        engine.step()
+        found.append(now() - start)
+    return {"slots": SLOTS, "shape": (1, 8, 8), "median_seconds": median(found), "least_seconds": min(found)}
 
 
 def diffusers(steps: int) -> Callable[[], None]:
@@ -158,6 +165,8 @@ def arrivals(seed: int, slots: int, load: float, guided: bool) -> report.Data:
         with torch.no_grad():
             model(*full)
         calls.append(now() - start)
+    for request in requests:
+        request.result(0)
     ideal = engine.stats.evaluations / rows * mean(calls)
     return {
         "seed": seed,
@@ -215,7 +224,7 @@ def memory(count: int) -> report.Data:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=120)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engine.json"))
     args = parser.parse_args()
@@ -224,16 +233,23 @@ def main() -> int:
     for threads in sorted({1, os.cpu_count() or 1}, reverse=True):
         torch.set_num_threads(threads)
         data["mixtures"].append(mixtures(args.rounds))
-    data["arrivals"] = [arrivals(seed, 32, load, True) for load in (1.5, 3.0) for seed in range(3)]
+    data["host"] = host(2 * args.rounds)
+    data["arrivals"] = [
+        arrivals(seed, 32, load, guided)
+        for guided, load in ((False, 1.5), (True, 1.5), (True, 3.0))
+        for seed in range(3)
+    ]
     data["batch_dependence"] = batch_dependence(48)
     data["memory"] = memory(args.requests)
     report.save(data, args.out)
     for found in data["mixtures"]:
         print(f"{found['threads']} threads:", end=" ")
         print(f"mixed over alike {found['mixed_over_alike']}, diffusers over mixed {found['diffusers_over_mixed']}")
+    print(f"a tick of small states: {data['host']['median_seconds'] * 1e6:.0f} us")
     for run in data["arrivals"]:
         told = f"{run['over_ideal']:.3f} of the ideal, {run['over_its_own_network_calls']:.3f} of its own network calls"
-        print(f"load {run['load']}: {told}, {run['mean_waited_ticks']:.2f} ticks waited")
+        guided = "guided" if run["guided"] else "unguided"
+        print(f"load {run['load']}, {guided}: {told}, {run['mean_waited_ticks']:.2f} ticks waited")
     print(data["memory"])
     return 0
 

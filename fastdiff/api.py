@@ -92,9 +92,9 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             final="t_min"; "dpmpp2m" where alpha is 0 at the start, as in flow matching. `Sampler(...).method` tells.
         schedule: a `NoiseSchedule`, its name, or a scheduler of diffusers, `pipe.scheduler`, whose config says schedule
             and prediction; default: `model.schedule`, else "ddpm".
-        prediction: "eps", "x0", "v", "score", "flow" or "edm" (the output of EDM's network itself); with method "ddpm"
-            also "previous": the mean of the next, cleaner state of the steps taken. Default: `model.prediction`, else
-            "eps".
+        prediction: "eps", "x0", "v", "score", "flow" (the velocity along the network's own time) or "edm" (the output
+            of EDM's network itself); with method "ddpm" also "previous": the mean of the next, cleaner state of the
+            steps taken. Default: `model.prediction`, else "eps" ("flow" on the schedule "flow_to_data").
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
         t_start, t_end: schedule times to begin and end at. Of a discrete schedule of N times these are its indices, 0
             to N − 1, and not DPM-Solver's t in (0, 1], whose index is t·N − 1: a float t_start in (0, 1] gives a
@@ -110,10 +110,12 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         frames: a `fastdiff.Frames`: each frame, or token, at a step of its own (docs/frames.md). The model's t is then
             (B, F), the t of hooks a (B, F) float64 tensor. Methods with a plan.
         guidance: a number s for classifier-free guidance uncond + s·(cond − uncond) (Ho and Salimans 2022, arXiv
-            2207.12598), a function of the schedule's time that gives it, or a form of `fastdiff.guidance`:
-            `Interval`, `Rescale`, `CFGPlusPlus`, ... `guidance_scale` is another word for a number.
+            2207.12598), a list or tensor (B,) of one for each sample, a function of the schedule's time that gives
+            either, or a form of `fastdiff.guidance`: `Interval`, `Rescale`, `CFGPlusPlus`, `AdaptiveProjected`,
+            `CFGZeroStar`, `Autoguidance`, `PerpNeg`, ... Methods of CFG++ ("dpmpp_2m_cfg_pp") take its scale.
+            `guidance_scale` is another word for a number.
         cond, uncond: conditioning of the two halves, dicts of keyword arguments with first dimension B. The network is
-            called once on both halves.
+            called once on both halves. Not with `Autoguidance`, whose networks both get `model_kwargs`.
         classifier_grad: (x, t) -> grad of log p(y | x) with respect to x, times its scale: classifier guidance
             (Dhariwal and Nichol 2021, arXiv 2105.05233). Called with gradients enabled, on a copy of x that requires
             none. Kept in the wider of its dtype and the network's.

@@ -159,7 +159,7 @@ def _demo(chosen: argparse.Namespace) -> None:
 
 
 def _methods(chosen: argparse.Namespace) -> None:
-    from fastdiff.solvers import METHODS, find
+    from fastdiff.solvers import GUIDED, METHODS, find
 
     if chosen.method is not None and chosen.need is not None:
         raise ValueError(
@@ -167,7 +167,8 @@ def _methods(chosen: argparse.Namespace) -> None:
             f"fastdiff methods {chosen.method} tells about one"
         )
     if chosen.method is None:
-        listed = {name: m for name, m in METHODS.items() if chosen.need is None or chosen.need in m.good_for}
+        every = {**METHODS, **GUIDED}
+        listed = {name: m for name, m in every.items() if chosen.need is None or chosen.need in m.good_for}
         if not listed:
             print(f"no method yet is good for {GOOD_FOR[chosen.need]}")
             return

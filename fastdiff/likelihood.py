@@ -20,7 +20,7 @@ from fastdiff.names import one_of, short, unknown
 from fastdiff.ops import Coeffs
 from fastdiff.ops.layout import CG, CU, StageSpec
 from fastdiff.ops.philox import STEP
-from fastdiff.prediction import PREDICTIONS
+from fastdiff.prediction import PREDICTIONS, along
 from fastdiff.run.adaptive import Driver
 from fastdiff.run.arguments import (
     STATE_DTYPES,
@@ -219,12 +219,14 @@ def log_likelihood(
     if bin_width <= 0:
         raise ValueError(f"bin_width={bin_width!r}: expected a positive number, such as 2/256")
     schedule, prediction = told(schedule, prediction)
-    kind = prediction if prediction is not None else stated(model, "prediction") or "eps"
-    one_of("prediction", kind, PREDICTIONS)
+    said = prediction if prediction is not None else stated(model, "prediction")
+    if said is not None:
+        one_of("prediction", said, PREDICTIONS)
     if prior is not None and not callable(prior):
         raise TypeError(f"prior must be callable as prior(x) -> (B,) log density, got {type(prior).__name__}")
     noted = schedule if schedule is not None else stated(model, "schedule")
-    chosen = resolve(default_schedule(kind) if noted is None else noted)
+    chosen = resolve(default_schedule(said) if noted is None else noted)
+    kind = along(said, chosen)
     warn_of_training(model)
     low = chosen.t_floor if chosen.sigma(chosen.t_min) == 0 else chosen.t_min
     method = solvers.adaptive(

@@ -17,11 +17,11 @@ from fastdiff.run.evaluate import Callback
 from fastdiff.run.history import Noise
 from fastdiff.run.threshold import Dynamic
 from fastdiff.schedules import NoiseSchedule
-from fastdiff.solvers import GRID_OPTIONS, METHODS, Method
+from fastdiff.solvers import GRID_OPTIONS, GUIDED, METHODS, Method
 from fastdiff.solvers.method_names import MethodName, MethodOptions
 
 Clip = Literal["dynamic"] | Dynamic | tuple[float, float] | None
-Prediction = Literal["eps", "x0", "v", "score", "flow", "edm", "previous"]
+Prediction = Literal["eps", "x0", "v", "score", "flow", "flow_to_data", "edm", "previous"]
 Gradient = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Seeds = int | Sequence[int] | torch.Tensor
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,8 +57,8 @@ class PlaceOptions(TypedDict, total=False):
     """Where a run takes place, and what guides it."""
 
     device: torch.device | str | None
-    guidance: float | Callable[[float], float] | Guidance | None
-    guidance_scale: float | None
+    guidance: float | Sequence[float] | torch.Tensor | Callable[[float], Any] | Guidance | None
+    guidance_scale: float | Sequence[float] | torch.Tensor | None
 
 
 class StartOptions(PlaceOptions, total=False):
@@ -222,7 +222,7 @@ def parted(
     if not options:
         return {**defaults, **given}, options
     own = [*GRID_OPTIONS, *(() if method is None else method.options)]
-    everywhere = {*own, *(name for m in METHODS.values() for name in m.options)}
+    everywhere = {*own, *(name for m in (*METHODS.values(), *GUIDED.values()) for name in m.options)}
     arguments = [*defaults, *CHOICE]
     for name in options:
         if name not in everywhere and (known_elsewhere(name) or nearest(name, [*arguments, *own]) in arguments):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.names import unknown
+from fastdiff.schedules import FlowToData, NoiseSchedule
 
 Form = tuple[Any, Any]
 """(p, q), floats or float64 arrays."""
@@ -27,6 +28,8 @@ TARGETS: dict[str, Callable[[Any, Any], Form]] = {
     "score": lambda alpha, sigma: (0.0, -1.0 / sigma),
     # Lipman et al. 2023, arXiv 2210.02747, on straight paths.
     "flow": lambda alpha, sigma: (-1.0, 1.0),
+    # The same velocity along a time that is 1 at the data.
+    "flow_to_data": lambda alpha, sigma: (1.0, -1.0),
     # Karras et al. 2022, arXiv 2206.00364, eq. 7: F of EDM's preconditioning, in units of the data's deviation.
     "edm": lambda alpha, sigma: (sigma, -alpha),
 }
@@ -53,6 +56,16 @@ def target(prediction: str, alpha: Any, sigma: Any) -> Form:
     if prediction == "score" and np.any(np.equal(sigma, 0.0)):
         raise ZeroDivisionError("no score exists where sigma is 0")
     return TARGETS[prediction](alpha, sigma)
+
+
+def along(prediction: str | None, schedule: NoiseSchedule | None) -> str:
+    """The prediction, or the default where none is said: "eps", and on `flow_to_data` the velocity.
+
+    "flow" is the velocity along the network's own time: x0 − eps where that time is 1 at the data.
+    """
+    if isinstance(schedule, FlowToData):
+        return "flow_to_data" if prediction in (None, "flow") else prediction
+    return "eps" if prediction is None else prediction
 
 
 def conversion(prediction: str, space: str, alpha: float, sigma: float) -> tuple[float, float]:

@@ -30,12 +30,14 @@ from fastdiff.options import (
     shows,
 )
 from fastdiff.plan import Plan
-from fastdiff.prediction import ALL_PREDICTIONS, check_previous
+from fastdiff.prediction import ALL_PREDICTIONS, along, check_previous
+from fastdiff.run.again import Again
 from fastdiff.run.arguments import (
     check_callables,
     check_clip,
+    check_conditions,
     check_flags,
-    check_halves,
+    check_observed,
     check_out,
     check_output_dtype,
     check_run,
@@ -99,8 +101,14 @@ class Sampler:
         # What the caller named; the one in use is the default where nothing was, and the plan's own where one is given.
         self._said: NoiseSchedule | None = None if given["schedule"] is None else resolve(given["schedule"])
         self.schedule: NoiseSchedule | None = None if own is not None else self._said or resolve("ddpm")
+        # Where "flow" leads to, also of a plan that was given.
+        self.axis = self.schedule
+        if isinstance(own, Plan) and own.schedule:
+            self.axis = NoiseSchedule.from_dict(own.schedule)
+        if self.prediction is not None:
+            self.prediction = along(self.prediction, self.axis)
         self._asked: tuple[Method, dict[str, Any]] | None = None
-        self._recalls = Recalls()
+        self._recalls, self._again = Recalls(), Again()
         if own is not None or (chosen is not None and not chosen.adaptive):
             self.engine: Engine = self._plan_engine(own, chosen, steps, given, more)
         else:
@@ -147,7 +155,7 @@ class Sampler:
         self._asked = method, options
         return AdaptiveEngine(
             lambda prediction: solvers.adaptive(method, steps, *place, prediction, **options),
-            self.prediction or "eps",
+            along(self.prediction, self.axis),
             self.dtype,
         )
 
@@ -213,14 +221,19 @@ class Sampler:
             again = self._recalls.replay(model, x, options, self._stated_by(model))
             if again is not None:
                 return again
+        if self._again.known:
+            again = self._again.run(model, x, options, self._stated_by(model))
+            if again is not None:
+                return again
         given = filled("the sampler", options, RUN_DEFAULTS)
         with sampling_mode():
             asked_dtype = given["output_dtype"]
             if asked_dtype is not None:
                 asked_dtype = check_output_dtype(asked_dtype, placement(model)[1], self.dtype, given["out"])
             plain = self.graph is not False and given["frames"] is None and asked_dtype is None
-            note = self._noting(model, x, options) if plain else None
-            result, trajectory, info = self.engine.run(self._job(model, x, given, note))
+            job = self._job(model, x, given, self._noting(model, x, options) if plain else None)
+            job.again = self._again_noting(model, x, options)
+            result, trajectory, info = self.engine.run(job)
             result = result if asked_dtype is None else result.to(asked_dtype)
         asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
         more = [extra for extra in asked if extra is not None]
@@ -235,9 +248,11 @@ class Sampler:
     ) -> Job:
         """One run, from arguments that are checked here; within `sampling_mode`."""
         check_flags(given)
-        chosen = guidance.choose(given, self.engine.name)
-        check_halves(chosen.batched, given["guidance_scale"], given["cond"], given["uncond"])
-        chosen.check(self.engine.plan if isinstance(self.engine, PlanEngine) else None, self.engine.name)
+        own = self.engine.plan if isinstance(self.engine, PlanEngine) else None
+        chosen = guidance.choose(given, self.engine.name, own)
+        check_conditions(chosen, given["guidance_scale"], given["cond"], given["uncond"])
+        chosen.check(own, self.engine.name)
+        check_observed(chosen, self.clip, given["correct_x0"])
         check_callables(given["noise"], given["callback"])
         self.engine.check(given, x is not None)
         self._check_stated(model)
@@ -253,10 +268,9 @@ class Sampler:
             network_dtype,
         )
         check_out(given["out"], start.x)
-        own = self.engine.plan if isinstance(self.engine, PlanEngine) else None
         learned, two_times = own is not None and own.learned_variance, own is not None and own.two_times
         halves = given["cond"], given["uncond"]
-        network = Network(model, len(start.x), given["model_kwargs"], *halves, learned, two_times)
+        network = Network(model, len(start.x), given["model_kwargs"], *halves, learned, two_times, chosen)
         hooks = Hooks(
             callback=given["callback"],
             trajectory=[] if given["return_trajectory"] else None,
@@ -265,7 +279,7 @@ class Sampler:
             correct_xt=given["correct_xt"],
         )
         binding = Binding(
-            self.prediction or stated(model, "prediction") or "eps",
+            along(self.prediction or stated(model, "prediction"), self.axis),
             chosen,
             clip=self.clip is not None,
             corrected=hooks.correct_x0 is not None,
@@ -425,6 +439,13 @@ class Sampler:
         said, std = self._stated_by(model), engine.prior_std
         return lambda entry, r: self._recalls.note(model, x, options, said, entry, r, std)
 
+    def _again_noting(self, model: Any, x: Any, options: Mapping[str, Any]) -> Callable[[State], None] | None:
+        """What remembers this call, once it went through in the host's memory; None as `_noting`."""
+        engine = self.engine
+        if not isinstance(engine, PlanEngine) or engine.plan.origin or (x is None and warns_of_start(engine.first)):
+            return None
+        return self._again.noting(model, x, options, self._stated_by(model), engine.prior_std)
+
     def _check_stated(self, model: Any) -> None:
         """Raise where the model states a prediction or a schedule that does not go with this sampler."""
         prediction = stated(model, "prediction")
@@ -454,8 +475,9 @@ class Sampler:
         Args:
             x: (B, ...) the state at the start; default: drawn from the prior.
             **options: `shape`, `seed`, `first_sample`, `noise`, `frames` and `device`, as in `fastdiff.sample`;
-                `guidance`: if given, `state.input` has 2·B rows, and so has the output, the conditional half first;
-                `network_dtype`: of `state.input`, default: the state's.
+                `guidance`: if given, `state.input` has 2·B rows, and so has the output, the conditional half first
+                (with `PerpNeg` and `Autoguidance` B rows, and the output all halves); `network_dtype`: of
+                `state.input`, default: the state's.
 
         Raises:
             ValueError: an adaptive method, whose trial steps may be rejected, and bad arguments.
@@ -465,8 +487,9 @@ class Sampler:
             raise ValueError(
                 f"method {self.engine.name!r} is adaptive: its loop cannot be the caller's; call the sampler itself"
             )
-        chosen = guidance.choose({**RUN_DEFAULTS, **given}, self.engine.name)
+        chosen = guidance.choose({**RUN_DEFAULTS, **given}, self.engine.name, self.plan)
         chosen.check(self.plan, self.engine.name)
+        check_observed(chosen, self.clip, None)
         if self._unnamed:
             default_schedule(self.prediction)
         network_dtype = self.dtype if given["network_dtype"] is None else given["network_dtype"]
@@ -475,9 +498,9 @@ class Sampler:
         with sampling_mode():
             size = resolve_shape(None, given["shape"], x)
             start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)
-            network = Network(_outside, len(start.x), learned=self.plan.learned_variance)
+            network = Network(_outside, len(start.x), learned=self.plan.learned_variance, guidance=chosen)
             network.guided = chosen.batched
-            binding = Binding(self.prediction or "eps", chosen, clip=self.clip is not None)
+            binding = Binding(along(self.prediction, self.axis), chosen, clip=self.clip is not None)
             warn_of_other_use(self.plan, binding.prediction, chosen, self._said)
             job = Job(start, network, network_dtype, binding, self.clip, Hooks(), frames=given["frames"])
             return self.engine.state(job)
@@ -493,7 +516,7 @@ class Sampler:
 
 def _plan(method: Method, asked: Mapping[str, Any]) -> Plan:
     """The method's plan, kept for the next sampler with the same arguments."""
-    if solvers.METHODS.get(method.name) is not method:
+    if method not in (solvers.METHODS.get(method.name), solvers.GUIDED.get(method.name)):
         return solvers.plan(method, **asked)
     try:
         # With the types: 1 and True are equal, but only one of them may be valid.

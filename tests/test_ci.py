@@ -153,7 +153,7 @@ def test_cibuildwheel_accepts_its_configuration(platform: str, expected: str) ->
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_knows_its_targets() -> None:
-    targets = ["demo", "test", "sanitize", "bench", "wheel", "lint", "gpu", "clean"]
+    targets = ["demo", "test", "sanitize", "bench", "docs", "wheel", "lint", "gpu", "clean"]
     done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -22,7 +22,7 @@ from fastdiff.run import graph
 pytestmark = pytest.mark.gpu
 
 KERNELS = ("cuda", "triton")
-FIXED = sorted(name for name, m in fastdiff.methods().items() if not m.get("adaptive", False))
+FIXED = sorted(name for name, m in fastdiff.methods().items() if not m["adaptive"] and not m["guided"])
 SHAPE = (3, 2, 9, 7)
 REPLAYS = 1000
 BUSY = (16, 2, 128, 128)

@@ -17,7 +17,7 @@ from fastdiff.inversion import reconstruct
 MEAN, STD = np.array([0.7, -0.3]), 0.5
 X = torch.tensor([[0.2, -0.9], [1.3, 0.4], [0.8, -0.1]], dtype=torch.float64)
 METHODS = fastdiff.methods()
-ODE = [m for m, info in METHODS.items() if not info["stochastic"] and m not in ("ode", "dpm_adaptive")]
+ODE = [m for m, i in METHODS.items() if not (i["stochastic"] or i["guided"] or m in ("ode", "dpm_adaptive"))]
 
 
 def sampler(method: str, steps: int | None, schedule: str = "ddpm", **options: object) -> fastdiff.Sampler:

@@ -195,6 +195,26 @@ def test_import_loads_nothing_that_it_does_not_need() -> None:
     assert done.stdout.split() == []
 
 
+def test_the_import_leaves_the_garbage_collector_as_it_is() -> None:
+    for before in ("enable", "disable"):
+        code = f"import gc; gc.{before}(); import fastdiff; print(gc.isenabled())"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        assert done.stdout.strip() == str(before == "enable")
+
+
+def test_sampling_reads_no_weights_of_the_demo() -> None:
+    code = """
+import os, sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+import fastdiff
+fastdiff.sample(lambda x, t: 0.5 * x, shape=(1, 4), steps=3, schedule="ddpm")
+print([path for path in opened if path.endswith(".safetensors") or f"fastdiff{os.sep}demo" in path])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
 def tool(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None and spec.loader is not None

@@ -42,12 +42,25 @@ PUBLIC = {
         *("sample", "schedules", "tune", "Engine", "Request", "engine"),
     },
     "fastdiff.schedules": {
-        *("SCHEDULES", "SMLD", "VE", "Discrete", "NoiseSchedule", "Point", "SubVP", "VPLinear", "cosine", "ddpm"),
+        *(
+            "SCHEDULES",
+            "SMLD",
+            "VE",
+            "Discrete",
+            "FlowToData",
+            "NoiseSchedule",
+            "Point",
+            "SubVP",
+            "VPLinear",
+            "cosine",
+            "ddpm",
+        ),
         *(
             "discrete",
             "dynamic_shift",
             "edm",
             "flow",
+            "flow_to_data",
             "gits_times",
             "preconditioned",
             "resolve",
@@ -62,6 +75,7 @@ PUBLIC = {
     "fastdiff.guidance": {
         *("UNGUIDED", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "ClassifierMean", "ClassifierScore"),
         *("Guidance", "Interval", "Place", "Rescale", "ScoreAfterClip", "choose", "described"),
+        *("AdaptiveProjected", "Autoguidance", "Blend", "CFGZeroStar", "Outputs", "PerpNeg"),
     },
     "fastdiff.losses": {
         *("LossSecondMoment", "VariationalBound", "ddpm_loss", "hybrid_loss", "q_sample", "sde_loss", "smld_loss"),
@@ -73,7 +87,7 @@ PUBLIC = {
 PLOTS = ("image_grid", "trajectory", "convergence")
 # What other rooms import from these modules and no user has to know: classes behind the named functions and forms.
 INNER = {
-    *("SCHEDULES", "SMLD", "VE", "Discrete", "Point", "SubVP", "VPLinear", "resolve"),
+    *("SCHEDULES", "SMLD", "VE", "Discrete", "FlowToData", "Point", "SubVP", "VPLinear", "resolve"),
     *("UNGUIDED", "ClassifierGuidance", "choose", "described"),
 }
 NAMES = [(module, name) for module, names in PUBLIC.items() for name in sorted(names)]

@@ -91,10 +91,11 @@ def test_the_names_for_type_checkers_are_those_of_the_methods() -> None:
 def test_every_name_and_alias_is_a_type_and_no_other() -> None:
     from typing import get_args
 
-    from fastdiff.solvers import GRID_OPTIONS, METHODS
+    from fastdiff.solvers import GRID_OPTIONS, GUIDED, METHODS
     from fastdiff.solvers.method_names import MethodName, MethodOptions
 
-    names = {name for m in METHODS.values() for name in (m.name, *m.aliases)}
+    every = (*METHODS.values(), *GUIDED.values())
+    names = {name for m in every for name in (m.name, *m.aliases)}
     assert set(get_args(MethodName)) == names
-    options = {name for m in METHODS.values() for name in m.options}
+    options = {name for m in every for name in m.options}
     assert set(MethodOptions.__annotations__) == options | set(GRID_OPTIONS)

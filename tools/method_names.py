@@ -43,14 +43,16 @@ def merged(types: list[str]) -> str:
 def content() -> str:
     """The file."""
     sys.path.insert(0, str(ROOT))
-    from fastdiff.solvers import GRID_OPTIONS, METHODS
+    from fastdiff.solvers import GRID_OPTIONS, GUIDED, METHODS
+
+    every = {**METHODS, **GUIDED}
 
     options: dict[str, list[str]] = {}
-    for method in METHODS.values():
+    for method in every.values():
         for name, option in method.options.items():
             options.setdefault(name, []).extend(kind(option))
-    aliases = sorted(alias for method in METHODS.values() for alias in method.aliases)
-    names = list(dict.fromkeys([*METHODS, *aliases]))
+    aliases = sorted(alias for method in every.values() for alias in method.aliases)
+    names = list(dict.fromkeys([*every, *aliases]))
     grid = {name: GRID_TYPES.get(name, "float") for name in GRID_OPTIONS}
     fields = {**{name: merged(types) for name, types in sorted(options.items())}, **grid}
     any_used = any(t == "Any" for t in fields.values())

@@ -226,7 +226,7 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
   const int64_t at_first = a.learned ? at + b * a.n : at, at_second = a.learned == 2 ? at + b * a.n : at;
   const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
   // Where each sample or frame has a row of its own, the structure is that of all rows together: what this one does not
-  // use is neither drawn nor read, and an x' without any coefficient is not written.
+  // use is neither drawn nor read.
   const uint32_t u_mask = a.rows ? used(row + NEXT_U, a.u_mask) : a.u_mask;
   const uint32_t x_mask = a.rows ? used(row + NEXT_X, a.x_mask) : a.x_mask;
   const bool guided = a.guided && !(a.rows && row[W1] == T(1) && row[W2] == T(0));
@@ -314,10 +314,10 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
     return;
   }
   combine(s.u, next_u, len);
-  if (x_mask) combine(s.x, terms_of(row + NEXT_X, x_mask, r), len);
+  if (a.x_mask) combine(s.x, terms_of(row + NEXT_X, x_mask, r), len);
   if (a.m_out) store(a.m_out, a.hist, at, len, r[RM], past.m);
   if (a.u_out) store(a.u_out, own, at, len, s.u, past.u);
-  if (x_mask) store(a.x_out, own, at, len, s.x, past.x);
+  if (a.x_mask) store(a.x_out, own, at, len, s.x, past.x);
   if (a.copies) {
     const T *scaled = s.u;
     if (const T in_scale = row[IN_SCALE]; in_scale != T(1)) {

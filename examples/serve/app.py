@@ -200,7 +200,9 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=16, help="requests that run at a time")
     parser.add_argument("--pace", type=float, default=0.1, help="seconds that every tick waits")
     args = parser.parse_args()
-    uvicorn.run(create(args.slots, pace=args.pace), host=args.host, port=args.port)
+    # A page that is open keeps its stream of events, and would keep the server from stopping.
+    app = create(args.slots, pace=args.pace)
+    uvicorn.run(app, host=args.host, port=args.port, timeout_graceful_shutdown=1)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from fastdiff.bind import in_range
 from fastdiff.names import one_of
 from fastdiff.ops.philox import integers
-from fastdiff.prediction import PREDICTIONS, conversion
+from fastdiff.prediction import PREDICTIONS, along, conversion
 from fastdiff.run.arguments import default_schedule, need_values, resolve_device, warn_of_training
 from fastdiff.run.network import Network, check_kwargs, placement, stated
 from fastdiff.run.noise import randn
@@ -162,10 +162,12 @@ class _Work:
             raise TypeError(f"seed={seed!r}: expected an integer")
         check_kwargs(model_kwargs)
         self.model, self.data, self.kwargs = model, data, dict(model_kwargs or {})
-        self.prediction = prediction if prediction is not None else stated(model, "prediction") or "eps"
-        one_of("prediction", self.prediction, PREDICTIONS)
+        said = prediction if prediction is not None else stated(model, "prediction")
+        if said is not None:
+            one_of("prediction", said, PREDICTIONS)
         named = schedule if schedule is not None else stated(model, "schedule")
-        self.schedule = resolve(default_schedule(self.prediction) if named is None else named)
+        self.schedule = resolve(default_schedule(said) if named is None else named)
+        self.prediction = along(said, self.schedule)
         warn_of_training(model)
         self.times = _times(self.schedule, times)
         self.samples, self.batch_size, self.seed = int(samples), int(batch_size), int(seed)

@@ -2,7 +2,17 @@
 
 from fastdiff.bind.frames import program_of_frames
 from fastdiff.bind.program import Move, Program, Site, clock_dtype, echo_rows, in_range, program
-from fastdiff.bind.table import Binding, Table, bind, bind_stage, bind_stage_x0, join
+from fastdiff.bind.table import (
+    Binding,
+    Table,
+    bind,
+    bind_stage,
+    bind_stage_x0,
+    blend_numbers,
+    check_batch,
+    join,
+    without_late,
+)
 
 __all__ = [
     "Binding",
@@ -13,10 +23,13 @@ __all__ = [
     "bind",
     "bind_stage",
     "bind_stage_x0",
+    "blend_numbers",
+    "check_batch",
     "clock_dtype",
     "echo_rows",
     "in_range",
     "join",
     "program",
     "program_of_frames",
+    "without_late",
 ]

@@ -166,10 +166,10 @@ def _check(plan: Plan, binding: Binding, frames: Frames, shape: Sequence[int]) -
             "a learned variance doubles the channels, axis 1 of x, which cannot be the axis of frames: lay x out as "
             "(B, C, F, ...)"
         )
-    if binding.guidance.rescales:
+    if binding.guidance.blends:
         raise ValueError(
-            "guidance with rescale takes the spread of each whole sample, which does not go with frames at times of "
-            "their own: give the guidance without it"
+            f"guidance {type(binding.guidance).__name__} takes sums over each whole sample, which do not go with "
+            "frames at times of their own: give plain guidance, guidance=7.5"
         )
 
 
@@ -219,6 +219,11 @@ def program_of_frames(
     _check_ends(plan, flat, names)
     check_growth(plan, dtype)
     table = bind(plan, binding, copies=copies)
+    if table.numbers is not None:
+        raise ValueError(
+            "a guidance scale for each sample does not go with frames at times of their own: give one number, or a "
+            "function of the time that gives one"
+        )
     calls = _walk(plan, flat)
     kept, lanes = _entries(plan, table, calls, names)
     # Where x and the next point differ, each has a buffer of its own throughout.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastdiff.bind.table import Binding, bind, bind_x0, is_raw
+from fastdiff.bind.table import Binding, bind, bind_x0, check_batch, is_raw, without_late
 from fastdiff.ops.layout import IN_SCALE, NEXT_U, StageSpec
 from fastdiff.plan import IDENTITY, Plan, U, X
 
@@ -84,6 +84,7 @@ class Site(NamedTuple):
         x0: coefficients and structure of the predicted x0, or None where it is not needed.
         where: for errors, such as "step 3 (stage 4, model time 7)": of the batch, or of every sample.
         ignored: (rows,) bool: outputs whose NaN and Inf do not matter, or None.
+        numbers: (1 or B, K) in the state's dtype: what the guidance's `blend` reads, or None.
     """
 
     row: int
@@ -93,6 +94,7 @@ class Site(NamedTuple):
     x0: tuple[torch.Tensor, StageSpec] | None
     where: tuple[str, ...]
     ignored: torch.Tensor | None = None
+    numbers: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Program:
         times: of a trajectory, float64: (steps + 1,), or with frames (evaluations + 1, B, F).
         rows, inner: with frames, (stages + 1, B, F) int32 rows of `values`, and the elements of a frame that lie
             together; `clock` is then (stages, rows of network input, F).
+        numbers: (stages + 1, 1 or B, K): what the guidance's `blend` reads, or None.
     """
 
     plan: Plan
@@ -130,6 +133,7 @@ class Program:
     times: np.ndarray
     rows: torch.Tensor | None = None
     inner: int = 0
+    numbers: torch.Tensor | None = None
 
     @cached_property
     def launches(self) -> tuple[Launched, ...] | None:
@@ -148,7 +152,8 @@ class Program:
         made = []
         for (t, where), move, clock in zip(self.places, self.moves, self.clock.unbind(0), strict=True):
             x0 = None if self.x0 is None else (self.x0[0], self.x0[1][move.row])
-            made.append(Site(move.row, move.spec, t, clock, x0, (where,)))
+            numbers = None if self.numbers is None else self.numbers.select(0, move.row)
+            made.append(Site(move.row, move.spec, t, clock, x0, (where,), None, numbers))
         return tuple(made)
 
 
@@ -158,6 +163,7 @@ def program(
     *,
     copies: int,
     rows: int,
+    batch: int,
     observed: bool,
     path: bool,
     dtype: torch.dtype,
@@ -169,6 +175,7 @@ def program(
     Args:
         copies: as in `fastdiff.bind.table.bind`.
         rows: rows of the network's input, each with its time.
+        batch: samples.
         observed: whether the predicted x0 is asked for, which needs rows of its own.
         path: whether the draws are increments of one Brownian path.
 
@@ -177,14 +184,19 @@ def program(
     """
     table = bind(plan, binding, copies=copies, path=path)
     check_growth(plan, dtype)
+    if table.numbers is not None:
+        check_batch(table.numbers, batch)
 
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(in_range(array, dtype)).to(device=device, dtype=dtype).contiguous()
 
+    def put_rows(array: np.ndarray) -> torch.Tensor:
+        return put(array if table.numbers is None else without_late(array))
+
     x0 = None
     if observed:
         values, specs = bind_x0(plan, binding)
-        x0 = put(values), specs
+        x0 = put_rows(values), specs
     # Spread over the rows before it goes to the device: what is kept there can then be read from any stream.
     times = torch.from_numpy(in_range(table.times, clock_dtype(network_dtype), "the network's time"))
     clock = times.to(clock_dtype(network_dtype)).unsqueeze(-1).expand(*times.shape, rows).contiguous().to(device)
@@ -192,17 +204,18 @@ def program(
         plan=plan,
         moves=moves(plan, table.specs),
         opening=table.specs[0],
-        values=put(table.values),
+        values=put_rows(table.values),
         draws=torch.from_numpy(table.draws).to(device),
         clock=clock,
         x0=x0,
-        raw=is_raw(table, plan) and not binding.corrected,
+        raw=is_raw(table, plan) and not binding.corrected and not binding.guidance.reverses,
         history=plan.history,
         places=tuple(
             (s.t, f"step {s.step} (stage {k}, model time {s.model_time:g})") for k, s in enumerate(plan.stages)
         ),
         done=tuple(s.step + 1 for s in plan.stages),
         times=np.array(plan.times),
+        numbers=None if table.numbers is None else put(table.numbers),
     )
 
 

@@ -5,6 +5,7 @@ NumPy only. The result is a float64 table (rows of `WIDTH` coefficients) and, pe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 
 from fastdiff.bind.clipping import unclipped_parts
 from fastdiff.guidance import UNGUIDED, Guidance, Place
+from fastdiff.guidance.base import Number
 from fastdiff.ops.brownian import PATH_WIDTH, Path
 from fastdiff.ops.layout import (
     BLEND,
@@ -68,7 +70,9 @@ _TERMS = 32
 
 class Table(NamedTuple):
     """A bound plan: `values` float64 (stages + 1, WIDTH), `draws` int32 (stages + 1, 3), or as `path_table`, one spec
-    per row, `times` (stages,), or (stages, 2) where the network is given two.
+    per row, `times` (stages,), or (stages, 2) where the network is given two. `numbers`, float64 (stages + 1, 1 or B,
+    K), are those that the guidance's `blend` reads, or None where w1 and w2 of the rows are all there is; w1 and w2 are
+    NaN where they are not in the row.
 
     Row 0 is the opening: it writes the first network input from x. Row k + 1 is the plan's stage k.
     """
@@ -77,6 +81,7 @@ class Table(NamedTuple):
     draws: np.ndarray
     specs: tuple[StageSpec, ...]
     times: np.ndarray
+    numbers: np.ndarray | None = None
 
 
 def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1, path: bool = False) -> Table:
@@ -92,16 +97,17 @@ def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1, path: bool 
             at some stage; with `path`, as `path_table`.
     """
     check_previous(binding.prediction, plan.method)
-    learned = 0 if not plan.learned_variance else (2 if binding.guidance.batched else 1)
+    learned = _learned(plan, binding)
     rows, draws, specs = [_opening(plan)], [(-1, -1, -1)], [StageSpec(NONE, False, False, 1 << X, 0, copies)]
     variances, unclipped = step_variances(plan), unclipped_parts(plan)
-    kept = 0
+    kept, read = 0, []
     for k, stage in enumerate(plan.stages):
         following = plan.stages[k + 1 :]
         place = Place(stage, plan.space, binding.prediction, None if variances is None else variances[k])
         row, spec = bind_stage(place, binding, unclipped[k])
         _check_reads(f"stage {k} of method {plan.method!r}", spec, stage, binding.guidance, kept)
         kept += stage.keep
+        read.append(binding.guidance.numbers(place) if stage.evaluate else ())
         row[IN_SCALE] = next((s.in_scale for s in following if s.evaluate), 1.0)
         writes_input = bool(following) and following[0].evaluate
         specs.append(spec._replace(copies=copies if writes_input else 0, learned=learned if stage.evaluate else 0))
@@ -118,7 +124,46 @@ def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1, path: bool 
         # One structure for all of them, and for other times, so that rows can share a launch and grids a graph.
         terms = -(-int(numbers[:, ::PATH_WIDTH].max()) // _TERMS) * _TERMS
         specs = [spec._replace(path=terms if spec.noises else 0) for spec in specs]
-    return Table(np.stack(rows), numbers, tuple(specs), times)
+    return Table(np.stack(rows), numbers, tuple(specs), times, blend_numbers([(), *read], binding.guidance))
+
+
+def blend_numbers(read: Sequence[tuple[Number, ...]], guidance: Guidance) -> np.ndarray | None:
+    """float64 (rows, 1 or B, K): what `blend` reads of each row; None where it need not be asked.
+
+    Raises:
+        ValueError: numbers for other numbers of samples.
+    """
+    counts = {len(v) for row in read for v in row if isinstance(v, np.ndarray)}
+    if not counts and not guidance.blends:
+        return None
+    if len(counts) > 1:
+        raise ValueError(f"the guidance gives numbers for {' and '.join(map(str, sorted(counts)))} samples")
+    made = np.zeros((len(read), max(counts, default=1), max(map(len, read), default=0)))
+    for k, row in enumerate(read):
+        for j, value in enumerate(row):
+            made[k, :, j] = value
+    return made
+
+
+def without_late(values: np.ndarray) -> np.ndarray:
+    """Rows with 0 for the w1 and w2 that come with each evaluation."""
+    made = values.copy()
+    weights = made[:, [W1, W2]]
+    made[:, [W1, W2]] = np.where(np.isnan(weights), 0.0, weights)
+    return made
+
+
+def check_batch(numbers: np.ndarray, batch: int) -> None:
+    """ValueError for numbers of another batch."""
+    if numbers.shape[1] not in (1, batch):
+        raise ValueError(
+            f"the guidance scale has {numbers.shape[1]} numbers, and the batch has {batch} samples: give one "
+            "number, or one for each sample"
+        )
+
+
+def _learned(plan: Plan, binding: Binding) -> int:
+    return 0 if not plan.learned_variance else (2 if binding.guidance.halves else 1)
 
 
 def path_table(plan: Plan) -> np.ndarray:
@@ -149,7 +194,7 @@ def path_table(plan: Plan) -> np.ndarray:
 
 def _check_reads(where: str, spec: StageSpec, stage: Stage, guidance: Guidance, kept: int) -> None:
     """Raise ValueError for a register that the bound row reads and that no run with this binding gives."""
-    two = stage.evaluate and (guidance.batched or guidance.gradient is not None)
+    two = stage.evaluate and (bool(guidance.halves) or guidance.gradient is not None)
     given = {X, U} | ({M} if stage.evaluate else set()) | ({SECOND} if two else set())
     given |= {H1 + i for i in range(min(kept, MAX_HISTORY))} | {ZA + i for i, d in enumerate(stage.draws) if d >= 0}
     reads = {j for j in range(NREG) if spec.mask >> j & 1} | ({SECOND} if spec.guided else set())
@@ -166,7 +211,7 @@ def _check_reads(where: str, spec: StageSpec, stage: Stage, guidance: Guidance, 
 
 def bind_x0(plan: Plan, binding: Binding) -> tuple[np.ndarray, tuple[StageSpec, ...]]:
     """The rows that give the predicted x0 of every stage as u', guided, neither corrected nor clipped."""
-    learned = 0 if not plan.learned_variance else (2 if binding.guidance.batched else 1)
+    learned = _learned(plan, binding)
     pairs = [bind_stage_x0(stage, binding) for stage in plan.stages]
     specs = [
         spec._replace(learned=learned if s.evaluate else 0) for (_, spec), s in zip(pairs, plan.stages, strict=True)
@@ -211,8 +256,15 @@ def bind_stage(
     u_mask, x_mask = mask_of(outputs[0]), 0 if one else mask_of(outputs[1])
     if not stage.evaluate:
         return row, StageSpec(NONE, False, False, u_mask, x_mask, 0)
-    weights = None if binding.corrected else guidance.weights(place)
-    row[W1], row[W2] = (1.0, 0.0) if weights is None else weights
+    weights = None if binding.corrected else (guidance.weights if combine else guidance.observed)(place)
+    reads_u = False
+    if weights is not None:
+        # Where `blend` gives them they are not known yet: a row that is run without it is seen to be none.
+        late = guidance.blends or any(isinstance(w, np.ndarray) for w in weights)
+        row[W1], row[W2] = (math.nan, math.nan) if late else weights
+        reads_u = guidance.blends and guidance.reads_u(place)
+    else:
+        row[W1] = 1.0
     given = "x0" if binding.corrected else binding.prediction
     if binding.clip:
         row[PU], row[PG] = _conversion(stage, given, "data")
@@ -223,10 +275,11 @@ def bind_stage(
             row[[QU, QG]] += unclipped * row[QX] * row[[PU, PG]]
             row[QX] *= 1.0 - unclipped
             convert = BLEND
-        reads_u = bool(row[PU] or row[QU])
+        reads_u = reads_u or bool(row[PU] or row[QU])
     else:
         row[CU], row[CG] = _conversion(stage, given, space)
-        convert, reads_u = (RAW if (row[CU], row[CG]) == (0.0, 1.0) else LINEAR), bool(row[CU])
+        convert = RAW if (row[CU], row[CG]) == (0.0, 1.0) and not reads_u else LINEAR
+        reads_u = reads_u or bool(row[CU])
     return row, StageSpec(convert, weights is not None, reads_u, u_mask, x_mask, 0)
 
 

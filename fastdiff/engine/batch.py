@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from fastdiff.engine.table import Rows
-from fastdiff.ops import Backend, Buffers, Coeffs
+from fastdiff.ops import Backend, Buffers, Coeffs, Launch
 from fastdiff.ops.layout import StageSpec
 
 Call = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -30,6 +30,7 @@ class Shape:
         spec: the union of the rows' structures.
         history: how many earlier evaluations are read.
         whole: whether the network's input is the slots and nothing else.
+        direct: whether u is the network's input as it is; else the stage writes it into memory of its own.
         before: whether u is kept beside, for predicted x0 that are asked for after the tick.
     """
 
@@ -38,6 +39,7 @@ class Shape:
     spec: StageSpec
     history: int
     whole: bool
+    direct: bool
     before: bool
 
 
@@ -75,6 +77,7 @@ class Batch:
         self.fresh = None if ring else torch.zeros_like(self.x)
         self.before = torch.zeros_like(self.x)
         self.given = torch.zeros((slots, *shape), dtype=network_dtype, device=device)
+        self.own_memory = [t.untyped_storage().data_ptr() for t in (self.states, self.given)]
         # Of each slot: the row and the sample's index; its seed; lo, hi and scale of x0.
         self.numbers = torch.zeros((2, slots), dtype=torch.int32, device=device)
         self.seeds = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -83,8 +86,12 @@ class Batch:
         self.source = torch.zeros(widest, dtype=torch.int64, device=device)
         self.partner = torch.zeros(slots, dtype=torch.int64, device=device)
         self.out: torch.Tensor | None = None
+        # Whether the network leaves its input as it is; None until it has run.
+        self.spares: bool | None = None
         self.read: torch.dtype | None = None
         self._coeffs: dict[int, Coeffs] = {}
+        self._launcher = getattr(backend, "launcher", None)
+        self._launches: dict[tuple[int, torch.dtype, int], Launch] = {}
 
     def coeffs(self, count: int) -> Coeffs:
         """Of the first `count` slots, each with its own row."""
@@ -149,22 +156,49 @@ class Batch:
         rows = coeffs.rows
         assert rows is not None
         clock = self.table.clock.index_select(0, rows)
-        given = self.given[:n]
-        if not shape.whole:
+        given = self.u if shape.direct else self.given
+        if shape.whole:
+            given = given[:n]
+        else:
             source = self.source[: shape.network]
             given, clock = given.index_select(0, source), clock.index_select(0, source)
-        out = self._admitted(network(given, clock).contiguous())
-        if out.untyped_storage().data_ptr() == self.given.untyped_storage().data_ptr():
+        out = self._admitted(self._called(network, given, clock, shape.whole and shape.direct).contiguous())
+        if out.untyped_storage().data_ptr() in self.own_memory:
             # The stage writes the next input over it.
             out = out.clone()
         if shape.before:
             self.before[:n].copy_(self.u[:n])
-        buf = self._buffers(n, out, spec, shape.history)
         if spec.u_mask:
-            self.backend.stage(spec, 0, coeffs, buf)
+            self._stage(n, out, spec, shape.history)
         if shape.history:
             self._turn(shape.history, n)
         rows.copy_(self.table.follow.index_select(0, rows))
+        return out
+
+    def _called(self, network: Call, given: torch.Tensor, clock: torch.Tensor, state: bool) -> torch.Tensor:
+        """The network's output. `state`: `given` is u itself. The first call gets a copy, as do all of a network that
+        writes to it.
+
+        Raises:
+            RuntimeError: it wrote to its input, which it had not done before.
+        """
+        if not state:
+            return network(given, clock)
+        if not self.spares:
+            copy = given.clone()
+            version = copy._version
+            out = network(copy, clock)
+            if self.spares is None:
+                self.spares = copy._version == version and torch.equal(copy, given)
+            return out
+        version = given._version
+        out = network(given, clock)
+        if given._version != version:
+            self.spares = False
+            raise RuntimeError(
+                "the network wrote to its input, which it had not done at its first call, and the states are lost: it "
+                "gets copies from now on, submit the requests again"
+            )
         return out
 
     def _admitted(self, out: torch.Tensor) -> torch.Tensor:
@@ -179,16 +213,32 @@ class Batch:
             self.read = out.dtype
         return out
 
-    def _buffers(self, n: int, out: torch.Tensor, spec: StageSpec, history: int) -> Buffers:
-        x, u = self.x[:n], self.u[:n]
-        buf = Buffers(x=x, u=u, first=out[:n], h=tuple(h[:n] for h in self.values[:history]))
-        if spec.guided:
-            buf.second = out.index_select(0, self.partner[:n])
-        buf.u_out, buf.x_out, buf.net_in = u, x if spec.x_mask else None, self.given[:n]
-        if history:
-            # The oldest value may be overwritten: every element is read before it is written.
-            buf.m_out = self.values[history - 1][:n] if self.fresh is None else self.fresh[:n]
-        return buf
+    def _stage(self, n: int, out: torch.Tensor, spec: StageSpec, history: int) -> None:
+        """The joint launch. The oldest value may be overwritten: every element is read before it is written."""
+        x, u, h = self.x, self.u, self.values[:history]
+        kept = (h[-1] if self.fresh is None else self.fresh) if history else None
+        second = out.index_select(0, self.partner[:n]) if spec.guided else None
+        if self._launcher is None:
+            buf = Buffers(x=x[:n], u=u[:n], first=out[:n], second=second, h=tuple(value[:n] for value in h))
+            buf.u_out, buf.x_out, buf.net_in = (
+                buf.u,
+                buf.x if spec.x_mask else None,
+                self.given[:n] if spec.copies else None,
+            )
+            buf.m_out = None if kept is None else kept[:n]
+            self.backend.stage(spec, 0, self.coeffs(n), buf)
+            return
+        key = n, out.dtype, torch.get_num_threads()
+        launch = self._launches.get(key)
+        if launch is None:
+            size, given = x[0].numel(), self.given.dtype
+            launch = self._launches[key] = self._launcher(self.coeffs(n), n, size, out.dtype, x.dtype, given)
+        to_x = x.data_ptr()
+        to_u, at_second = u.data_ptr(), 0 if second is None else second.data_ptr()
+        to_m = 0 if kept is None else kept.data_ptr()
+        places = [value.data_ptr() for value in h]
+        outputs = to_u, to_x if spec.x_mask else 0, to_m, self.given.data_ptr() if spec.copies else 0
+        launch(spec, 0, to_x, to_u, out.data_ptr(), at_second, places, *outputs)
 
     def _turn(self, history: int, n: int) -> None:
         """What was just kept is now h1."""

@@ -17,7 +17,8 @@ from fastdiff.engine.options import SUBMIT_DEFAULTS
 from fastdiff.engine.request import Owner, Request
 from fastdiff.engine.run import Run, needs_own_stage
 from fastdiff.options import RUN_DEFAULTS, Prediction
-from fastdiff.run.arguments import cast_x, check_callables, check_halves, check_x, resolve_seeds
+from fastdiff.prediction import along
+from fastdiff.run.arguments import cast_x, check_callables, check_halves, check_observed, check_x, resolve_seeds
 from fastdiff.run.corrections import check_corrections
 from fastdiff.run.fitted import warn_of_other_use
 from fastdiff.run.planned import PlanEngine
@@ -85,6 +86,12 @@ class Desk:
                 f"method {engine.name!r} is adaptive: it chooses each step from the error of the last, which the host "
                 "must read, so that it cannot go in step with others: use fastdiff.sample(model, "
                 f"method={engine.name!r}), or a method with a plan, such as dpm3"
+            )
+        if engine.plan.two_times:
+            raise ValueError(
+                f"method {engine.name!r} with two_times=True calls the network as model(x, t, s), and the engine calls "
+                "it as model(x, t) for all requests: use fastdiff.sample, or two_times=False for a network that takes "
+                "one time"
             )
         check_callables(own["noise"], own["on_preview"])
         check_corrections(engine.plan, own["correct_x0"], own["correct_xt"])
@@ -166,15 +173,20 @@ class Desk:
     def _bound(self, sampler: Sampler, guidance: Any, cond: Any, uncond: Any, corrected: bool) -> Joint:
         """The rows of a request with this guidance."""
         plan, terms = sampler.plan, self.terms
-        chosen = forms.choose({**RUN_DEFAULTS, "guidance": guidance}, plan.method)
+        chosen = forms.choose({**RUN_DEFAULTS, "guidance": guidance}, plan.method, plan)
+        if chosen.weak is not None or chosen.further is not None:
+            raise ValueError(
+                f"guidance {type(chosen).__name__} has outputs beyond the two halves, which an Engine does not batch: "
+                "give another form, or sample with fastdiff.sample"
+            )
+        check_observed(chosen, sampler.clip, True if corrected else None)
         if chosen.batched:
             check_halves(True, None, cond, uncond)
             if terms.stacks and conditions.likeness(cond) != conditions.likeness(uncond):
                 raise ValueError(conditions.unlike("uncond", uncond, cond))
         chosen.check(plan, plan.method)
-        binding = Binding(
-            sampler.prediction or terms.prediction or "eps", chosen, clip=sampler.clip is not None, corrected=corrected
-        )
+        prediction = along(sampler.prediction or terms.prediction, sampler.axis)
+        binding = Binding(prediction, chosen, clip=sampler.clip is not None, corrected=corrected)
         warn_of_other_use(plan, binding.prediction, chosen, terms.said)
         key = same({"plan": sampler, "guidance": chosen.key, "corrected": corrected})
         return self.joints.get(key, lambda: joint(plan, binding, terms.dtype, terms.network_dtype))

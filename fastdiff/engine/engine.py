@@ -24,7 +24,7 @@ from fastdiff.engine.graphs import Graphs
 from fastdiff.engine.options import SUBMIT_DEFAULTS, SubmitOptions
 from fastdiff.engine.request import Closed, Preview, QueueFull, Request
 from fastdiff.engine.run import Run
-from fastdiff.engine.table import Rows
+from fastdiff.engine.table import IDLE, Rows
 from fastdiff.names import short
 from fastdiff.options import Prediction, shows
 from fastdiff.plan import MAX_HISTORY
@@ -239,7 +239,8 @@ class Engine:
                 raise ValueError(f"{request!r} is over: its guidance cannot change any more")
             bound = self._desk.rebound(run, guidance)
             width = 1 + bound.binding.guidance.batched
-            if width > self._floor.buckets[-1] or (run in self._floor.running and width - run.width > self._floor.room):
+            # With a block it runs, or is about to enter in another thread.
+            if width > self._floor.buckets[-1] or (run.block != IDLE and width - run.width > self._floor.room):
                 raise ValueError("there is no room for another unconditional half: Engine(..., buckets=...) with more")
             run.next = bound
 
@@ -259,6 +260,7 @@ class Engine:
     def _following(self) -> Run | None:
         """The next request, with a block of the table, or None where none waits or there is no room for it."""
         with self._door:
+            self._floor.coming = None
             if not self._waiting:
                 return None
             run = self._waiting[0][1]
@@ -268,7 +270,7 @@ class Engine:
             if block is None:
                 return None
             heapq.heappop(self._waiting)
-            run.block = block
+            run.block, self._floor.coming = block, run
             return run
 
     def step(self) -> int:
@@ -295,22 +297,27 @@ class Engine:
         return True
 
     def _tick(self) -> int:
-        floor = self._floor
         self._ticking = threading.get_ident()
+        try:
+            needed = self._evaluated()
+            # Here callbacks of the caller's run, which must not wait for a tick either.
+            self._floor.collect(wait=not needed)
+        finally:
+            self._ticking = None
+        return needed
+
+    def _evaluated(self) -> int:
+        floor = self._floor
         try:
             with sampling_mode():
                 floor.arrange(self._following)
-                needed = floor.evaluate() if floor.running else 0
+                return floor.evaluate() if floor.running else 0
         except Exception as error:
             floor.abandon(error)
             return 0
         except BaseException as error:
             floor.abandon(error)
             raise
-        finally:
-            self._ticking = None
-        floor.collect(wait=not needed)
-        return needed
 
     def run(self) -> None:
         """Tick until nothing runs and nothing waits."""

@@ -17,6 +17,7 @@ from fastdiff.engine.joint import union, widest
 from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, put
 from fastdiff.names import warn
+from fastdiff.options import RUN_DEFAULTS
 from fastdiff.run.job import begin
 from fastdiff.run.network import Network
 
@@ -81,9 +82,11 @@ class Floor:
         self.graphs, self.finite, self.learned, self.strict, self.ended = graphs, finite, learned, strict, ended
         self.running: list[Run] = []
         self.verdicts: deque[Verdict] = deque()
-        self.ticks = self.evaluations = self.padded = self.version = 0
+        self.ticks = self.evaluations = self.padded = self.version = self.needed = 0
         self.network = Network(model, 1, learned=learned)
         self.shape: Shape | None = None
+        # The request that leaves the queue at this moment and has no slot yet.
+        self.coming: Run | None = None
 
     @property
     def stats(self) -> Stats:
@@ -93,7 +96,8 @@ class Floor:
     @property
     def room(self) -> int:
         """Rows of the network's input that are free."""
-        return self.buckets[-1] - sum(run.width for run in self.running if not run.over)
+        runs = self.running if self.coming is None else [*self.running, self.coming]
+        return self.buckets[-1] - sum(run.width for run in runs if not run.over)
 
     def arrange(self, following: Callable[[], Run | None]) -> None:
         """Let those leave who are done, and those enter who wait; then what the next tick needs is known.
@@ -101,15 +105,15 @@ class Floor:
         Args:
             following: the next request that there is room for, its block taken, or None.
         """
-        batch = self.batch
+        batch, holes = self.batch, []
         changed = self.shape is None
-        for run in self.running:
+        for slot, run in enumerate(self.running):
             if run.next is not None:
                 run.rebind(batch, run.next)
                 run.next, changed = None, True
-        holes = [slot for slot, run in enumerate(self.running) if run.over]
-        for slot in holes:
-            self._release(self.running[slot])
+            if run.result is not None or run.request.ended:
+                holes.append(slot)
+                self._release(run)
         before = len(self.running)
         for slot in [*holes, *range(before, self.slots)]:
             entered = self._entered(slot, following)
@@ -121,6 +125,7 @@ class Floor:
                 holes.remove(slot)
             else:
                 self.running.append(entered)
+        self.coming = None
         for hole in reversed(holes):
             changed = True
             self._close(hole)
@@ -135,7 +140,7 @@ class Floor:
         """The next request, in this slot; those that fail here are over at once."""
         while (run := following()) is not None:
             run.request.began(self.ticks - run.since)
-            given = {**run.arguments, "device": self.batch.x.device}
+            given = {**RUN_DEFAULTS, **run.arguments, "device": self.batch.x.device}
             try:
                 run.place(self.batch)
                 size, dtypes = (1, *self.batch.x.shape[1:]), (self.batch.x.dtype, self.batch.backend.NAME)
@@ -179,7 +184,8 @@ class Floor:
                 run.partner = partners[slot] = len(source)
                 source.append(slot)
                 rows.append(run.uncond)
-        size = self.buckets[bisect.bisect_left(self.buckets, len(source))]
+        self.needed = len(source)
+        size = self.buckets[bisect.bisect_left(self.buckets, self.needed)]
         rows += [rows[0]] * (size - len(source))
         try:
             kwargs = self._collated(rows)
@@ -192,17 +198,31 @@ class Floor:
         if self.graphs is None:
             spec = union(j.spec for j in joint)
             history = max((j.history for j in joint), default=0)
-            whole = size == n
-            self.shape = Shape(n, size, self._learned(spec), history, whole, before)
+            direct = self._direct()
+            if direct:
+                spec = spec._replace(copies=0)
+            elif self.shape is not None and self.shape.direct:
+                for slot, run in enumerate(self.running):
+                    # At the others' entrance it was written.
+                    if run.at:
+                        batch.given[slot].copy_(batch.u[slot])
+            self.shape = Shape(n, size, self._learned(spec), history, size == n, direct, before)
         else:
             history = len(batch.values)
-            self.shape = Shape(min(size, self.slots), size, self._learned(widest(history)), history, False, True)
+            self.shape = Shape(min(size, self.slots), size, self._learned(widest(history)), history, False, False, True)
         if not self.shape.whole:
             put(batch.source[:size], np.array(source + [0] * (size - len(source))))
             # Idle slots read a row too, which must be there.
             partners += range(n, self.shape.stage)
             put(batch.partner[: len(partners)], np.array(partners))
         return None
+
+    def _direct(self) -> bool:
+        """Whether u can be the network's input."""
+        batch = self.batch
+        return batch.given.dtype is batch.u.dtype and not any(
+            run.alone is not None or run.joint.scaled for run in self.running
+        )
 
     def _learned(self, spec: Any) -> Any:
         return spec._replace(learned=1 + spec.guided) if self.learned else spec
@@ -246,20 +266,26 @@ class Floor:
         """One tick. Returns how many rows of the network's input requests needed."""
         batch, shape = self.batch, self.shape
         assert shape is not None
-        needed = sum(run.width for run in self.running)
         batch.out = self._ticked(shape)
         self.ticks += 1
-        self.evaluations += needed
+        self.evaluations += self.needed
         self.padded += shape.network
+        done: list[int] = []
         for slot, run in enumerate(self.running):
-            if run.over:
+            request = run.request
+            if request.ended:
+                continue
+            if run.plain and run.at + 1 < request.nfe:
+                run.at = request.count = run.at + 1
                 continue
             try:
                 run.advance(batch, slot)
             except Exception as error:
-                run.request.fail(error)
-        self._judge()
-        return needed
+                request.fail(error)
+            if run.result is not None:
+                done.append(slot)
+        self._judge(done)
+        return self.needed
 
     def _ticked(self, shape: Shape) -> torch.Tensor:
         if self.graphs is not None:
@@ -272,11 +298,11 @@ class Floor:
                 self.graphs = None
         return self.batch.tick(shape, self.network)
 
-    def _judge(self) -> None:
-        """Look for states that are not finite, without waiting for the device: of those that are done, and now and then
-        of all, since a NaN stays."""
+    def _judge(self, done: list[int]) -> None:
+        """Look for states that are not finite, without waiting for the device: of the slots that are done, and now and
+        then of all, since a NaN stays."""
         every = self.finite and self.ticks % _LOOKS == 0
-        slots = [slot for slot, run in enumerate(self.running) if every or run.result is not None]
+        slots = list(range(len(self.running))) if every else done
         if not slots:
             return
         runs = [self.running[slot] for slot in slots]

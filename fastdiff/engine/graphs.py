@@ -49,11 +49,18 @@ class Graphs:
         self.device, self.captures = device, 0
         self.pool = graph.CAPTURE.make_pool(device)
         self.entries: dict[Hashable, Entry] = {}
+        # Of the last tick: its version, its conditions and their key.
+        self.last = -1
+        self.found: Leaves | None = None
+        self.key: Hashable = None
 
     def tick(self, batch: Batch, shape: Shape, network: Network, version: int) -> torch.Tensor:
         """Replay the tick of this shape, or capture it first. `version` tells one set of conditions from the next."""
-        found = leaves_of(network.kwargs)
-        key = (shape, tuple((t.shape, t.dtype) for t in found.tensors), found.rest, str(found.spec))
+        found, key = self.found, self.key
+        if found is None or self.last != version:
+            found = leaves_of(network.kwargs)
+            key = (shape, tuple((t.shape, t.dtype) for t in found.tensors), found.rest, str(found.spec))
+            self.last, self.found, self.key = version, found, key
         entry = self.entries.get(key)
         if entry is not None and entry.weights.moved():
             # Before the launch, which would read the old places.

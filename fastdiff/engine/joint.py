@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fastdiff.bind import Binding, Table, bind, bind_stage_x0, clock_dtype, in_range
+from fastdiff.bind import Binding, Table, bind, bind_stage_x0, clock_dtype, in_range, without_late
 from fastdiff.bind.program import check_growth
 from fastdiff.ops.layout import CG, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QX, RAW, StageSpec, mask_of
 from fastdiff.plan import H1, MAX_HISTORY, NREG, SECOND, Plan, U, X
@@ -53,6 +53,11 @@ class Joint:
         return tuple(k + 1 for k, s in enumerate(self.plan.stages) if s.evaluate)
 
     @cached_property
+    def scaled(self) -> bool:
+        """Whether the network's input is ever other than u."""
+        return bool((self.values[:-1, IN_SCALE] != 1.0).any())
+
+    @cached_property
     def spec(self) -> StageSpec:
         """The union of the rows that evaluate the network."""
         return union(self.specs[k] for k in self.evaluated)
@@ -80,6 +85,11 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
         ValueError: as `fastdiff.bind.bind`, and numbers that `dtype` cannot hold.
     """
     table = bind(plan, binding, copies=1)
+    if table.numbers is not None:
+        if not binding.guidance.blends:
+            raise ValueError("a request is one sample, and its guidance has a list of scales: give one number")
+        # Such a request runs its stages by itself.
+        table = table._replace(values=without_late(table.values))
     check_growth(plan, dtype)
     ages, most = _ages(plan)
     apart = _apart(plan)
@@ -96,7 +106,7 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
     seen, found = np.zeros_like(values), [table.specs[0]] * len(values)
     evaluated = [k + 1 for k, s in enumerate(plan.stages) if s.evaluate]
     for k, (row, spec) in zip(evaluated, pairs, strict=True):
-        seen[k], found[k] = row, spec
+        seen[k], found[k] = without_late(row[None])[0], spec
     in_range(seen, dtype)
     return Joint(plan, binding, values, table.draws, clock, tuple(specs), (seen, tuple(found)), most)
 

@@ -33,7 +33,7 @@ def needs_own_stage(joint: Joint, bounds: Bounds, arguments: dict[str, Any], his
         return "Langevin steps, whose coefficients are norms"
     if isinstance(bounds, Dynamic):
         return "dynamic thresholding"
-    if form.rescales or form.gradient is not None:
+    if form.blends or form.reverses or form.gradient is not None:
         return f"guidance {type(form).__name__}"
     for name in ("noise", "correct_x0", "correct_xt"):
         if arguments[name] is not None:

@@ -12,7 +12,7 @@ from fastdiff.schedules import NoiseSchedule
 
 VALUES = MAX_HISTORY + 1
 """How many model values a stage reads: m and the history."""
-SPACE_OF = {"eps": "noise", "x0": "data", "flow": "velocity", "score": "score", "v": "data"}
+SPACE_OF = {"eps": "noise", "x0": "data", "flow": "velocity", "flow_to_data": "velocity", "score": "score", "v": "data"}
 """The space of a fitted plan: where there is one, that in which the network's output is the model value as it is."""
 
 

@@ -26,7 +26,7 @@ class TuneOptions(TypedDict, total=False):
 
     shape: Sequence[int] | None
     schedule: str | NoiseSchedule | None
-    prediction: Literal["eps", "x0", "v", "score", "flow"] | None
+    prediction: Literal["eps", "x0", "v", "score", "flow", "flow_to_data"] | None
     t_start: float | None
     t_end: float | None
     guidance: float | Callable[[float], float] | Guidance | None

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from fastdiff.bind import clock_dtype
+from fastdiff.bind import blend_numbers, clock_dtype
 from fastdiff.fitting.checkpoint import POLISHED, Checkpoint
 from fastdiff.fitting.explicit import VALUES, explicit_plan
 from fastdiff.fitting.loss import of_samples
 from fastdiff.fitting.problem import Batch, Problem
 from fastdiff.fitting.progress import Progress
 from fastdiff.fitting.ranks import total
-from fastdiff.guidance import Place
+from fastdiff.guidance import Outputs, Place
 from fastdiff.plan import H1, MAX_HISTORY, M, Plan, Stage, X
 from fastdiff.prediction import SPACES, conversion
 from fastdiff.run.network import Network, placement
@@ -53,6 +53,11 @@ class Polish:
         if problem.guidance.gradient is not None:
             raise ValueError(
                 "polish=True needs second derivatives of the classifier, which classifier_grad does not give: fit "
+                "without polish"
+            )
+        if getattr(problem.guidance, "momentum", 0.0):
+            raise ValueError(
+                "polish=True looks at each evaluation by itself, and this guidance has a momentum over several: fit "
                 "without polish"
             )
         if problem.clip is not None and not isinstance(problem.clip, tuple):
@@ -195,13 +200,20 @@ class Polish:
                 "polish=True: the model's output does not depend on its input for autograd: give a differentiable "
                 "module, or fit without polish"
             )
-        weights = form.weights(Place(stage, p.space, p.prediction))
-        if weights is not None:
+        place = Place(stage, p.space, p.prediction)
+        if form.halves:
+            made = blend_numbers([form.numbers(place)], form)
             first, second = g.chunk(2)
-            g = weights[0] * first + weights[1] * second
-            factor = form.rescale(first, g.clone()) if form.rescales else None
-            if factor is not None:
-                g = g * factor.reshape(-1, *(1,) * (g.ndim - 1))
+            pair = form.weights(place)
+            if pair is None:
+                g = first
+            elif made is None:
+                g = float(pair[0]) * first + float(pair[1]) * second
+            else:
+                outputs = Outputs((first, second), x, torch.from_numpy(made[0]).to(x), {})
+                blend = form.blend(outputs)
+                g = outputs.column(blend.w1) * first + outputs.column(blend.w2) * second
+                g = g if blend.wu is None else g + outputs.column(blend.wu) * x
         if self.raw:
             return g
         alpha, sigma = (c.to(x) for c in p.levels(time))

@@ -16,7 +16,7 @@ from fastdiff.fitting.ranks import part
 from fastdiff.guidance import Guidance
 from fastdiff.names import unknown
 from fastdiff.plan import Plan, Stage
-from fastdiff.prediction import PREDICTIONS
+from fastdiff.prediction import PREDICTIONS, along
 from fastdiff.run.arguments import check_halves, resolve_device, resolve_shape
 from fastdiff.run.network import placement, stated
 from fastdiff.run.noise import randn
@@ -56,7 +56,7 @@ class Problem:
         named, prediction = told(arguments["schedule"], arguments["prediction"])
         named = stated(model, "schedule") if named is None else named
         self.schedule: NoiseSchedule = resolve("ddpm" if named is None else named)
-        self.prediction: str = prediction or stated(model, "prediction") or "eps"
+        self.prediction = along(prediction or stated(model, "prediction"), self.schedule)
         if self.prediction not in PREDICTIONS:
             raise ValueError(unknown("prediction", self.prediction, PREDICTIONS))
         self.space = SPACE_OF[self.prediction]
@@ -68,6 +68,11 @@ class Problem:
         self.store = torch.device("cpu") if arguments["offload"] else self.device
         self.backend, self.clip = arguments["backend"], arguments["clip"]
         self.guidance: Guidance = guidance.choose(arguments, "fitted")
+        if self.guidance.weak is not None or self.guidance.further is not None:
+            raise ValueError(
+                f"a plan is not fitted with {type(self.guidance).__name__}, which has outputs beyond the two halves: "
+                "fit with guidance=7.5, and sample with any form"
+            )
         self.asked = {name: arguments[name] for name in ("classifier_grad", "classifier_form")}
         self.asked["guidance"] = self.guidance if arguments["classifier_grad"] is None else None
         self._conditions = arguments["conditions"]

@@ -49,6 +49,9 @@ def _run(chosen: argparse.Namespace) -> None:
     if chosen.worker is not None:
         options["worker"] = _worker(chosen.worker)
     if chosen.plan is not None:
+        if chosen.method is not None or chosen.steps is not None:
+            raise ValueError("--plan stands instead of --method and --steps: give one or the other")
+        options = {name: value for name, value in options.items() if name not in ("method", "steps")}
         options["plan"] = Plan.load(chosen.plan)
     options.update(options_from_text(chosen.option))
     complete = generate(model, chosen.n, chosen.out, **options)

@@ -55,15 +55,18 @@ class Folder:
             )
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Alone among the workers, where the file system can lock: what is shared is then written by one of them."""
+    def _alone(self) -> Iterator[bool]:
+        """Alone among the workers, where the file system can lock, and whether it can: what is shared is then written
+        by one of them; else by several, each the same bytes, and whole."""
         with (self.path / LOCK).open("wb") as file:
+            locked = False
             with contextlib.suppress(ImportError, OSError):
                 import fcntl
 
                 # Released when the process ends, however it ends.
                 fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+                locked = True
+            yield locked
 
     @property
     def shards(self) -> int:
@@ -82,32 +85,45 @@ class Folder:
         """Write a shard's files, each whole, and then its mark."""
         sums = {}
         for name, content in files:
-            self._clean(name)
             (self.path / name).parent.mkdir(exist_ok=True)
-            write_whole(self.path / name, content)
+            self._write(name, content)
             sums[name] = hashlib.sha256(content).hexdigest()
         numbers = self.range(shard)
-        mark = f"{MARKS}/{shard:05d}.json"
-        self._clean(mark)
-        write_whole(self.path / mark, _json({"first": numbers.start, "stop": numbers.stop, "files": sums}))
+        mark = {"first": numbers.start, "stop": numbers.stop, "files": sums}
+        self._write(f"{MARKS}/{shard:05d}.json", _json(mark))
+
+    def _write(self, name: str, content: bytes) -> None:
+        """A file that one worker writes.
+
+        Raises:
+            RuntimeError: another process writes it at this moment.
+        """
+        self._clean(name)
+        try:
+            write_whole(self.path / name, content)
+        except FileNotFoundError:
+            raise RuntimeError(
+                f"another process writes {str(self.path / name)!r} too: two of them are the same worker; give each its "
+                "own number, --worker 0/8, and start one that went on after a stop only once"
+            ) from None
 
     def complete(self) -> bool:
         """Whether every shard is done; the files that join them are then there."""
         if len(self.finished()) < self.shards:
             return False
-        with self._alone():
+        with self._alone() as locked:
             if (self.path / INDEX).exists():
                 return True
             marks = [_read(self.path / MARKS / f"{k:05d}.json") for k in range(self.shards)]
             files = {name: total for mark in marks for name, total in mark["files"].items()}
             whole = FORMATS[self.manifest["samples"]].whole
+            if locked:
+                for name in filter(None, (whole, INDEX, MANIFEST)):
+                    self._clean(name)
             if whole:
-                self._clean(whole)
                 parts = [self.path / name for name in files]
                 write_whole(self.path / whole, functools.partial(whole_npz, parts=parts, n=self.n))
                 files[whole] = _sha256(self.path / whole)
-            self._clean(INDEX)
-            self._clean(MANIFEST)
             write_whole(self.path / INDEX, _json({"format": FORMAT, "n": self.n, "files": files}))
         return True
 

@@ -111,6 +111,20 @@ def check_images(decoded: Any, batch: int) -> torch.Tensor:
     return images.cpu().contiguous()
 
 
+def check_samples(decoded: Any, batch: int) -> torch.Tensor:
+    """What is written as it is, (B, ...), on the CPU.
+
+    Raises:
+        TypeError, ValueError: `decode` returned no tensor or array, or another batch.
+    """
+    samples = torch.as_tensor(decoded) if isinstance(decoded, np.ndarray) else decoded
+    if not isinstance(samples, torch.Tensor):
+        raise TypeError(f"decode returned {type(samples).__name__}: expected a tensor or array ({batch}, ...)")
+    if samples.ndim == 0 or len(samples) != batch:
+        raise ValueError(f"decode returned shape {tuple(samples.shape)}: expected ({batch}, ...), one for each sample")
+    return samples.cpu()
+
+
 def whole_npz(file: IO[bytes], parts: Sequence[Path], n: int) -> None:
     """Write one archive with arr_0, uint8 (n, H, W, C), as FID tools read it, made of the shards' arrays."""
     arrays = (np.load(part, mmap_mode="r") for part in parts)

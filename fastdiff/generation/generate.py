@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from fastdiff.generation.folder import Folder
-from fastdiff.generation.formats import FORMATS, check_images, to_images
+from fastdiff.generation.formats import FORMATS, check_images, check_samples, to_images
 from fastdiff.generation.workers import Worker, checked, this_worker
 from fastdiff.names import short, unknown
 from fastdiff.options import RUN_DEFAULTS
@@ -140,7 +140,7 @@ def generate(
             )
         if kind.images:
             return check_images(to_images(x) if decode is None else decode(x), shape[0])[: stop - first]
-        return torch.as_tensor(x if decode is None else decode(x))[: stop - first].cpu()
+        return check_samples(x if decode is None else decode(x), shape[0])[: stop - first]
 
     with _Progress(folder, one, progress) as bar, _writer() as write:
         for k in range(one.number, folder.shards, one.workers):

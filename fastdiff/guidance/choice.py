@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from fastdiff.guidance.base import UNGUIDED, Guidance
+from fastdiff.guidance.base import UNGUIDED, Guidance, settled_scale
+from fastdiff.guidance.cfg_pp import CFGPlusPlus, ShiftedCFGPlusPlus
 from fastdiff.guidance.classifier import ClassifierGuidance, ClassifierMean, ClassifierScore, ScoreAfterClip
 from fastdiff.guidance.classifier_free import ClassifierFree
-from fastdiff.names import one_of, representable
+from fastdiff.names import one_of
+from fastdiff.plan import Plan
 
 FORMS: dict[str, type[ClassifierGuidance]] = {
     "score": ClassifierScore,
@@ -19,12 +19,33 @@ FORMS: dict[str, type[ClassifierGuidance]] = {
 }
 
 
-def choose(arguments: Mapping[str, Any], method: str) -> Guidance:
+def choose(arguments: Mapping[str, Any], method: str, plan: Plan | None = None) -> Guidance:
     """The guidance that `guidance`, `guidance_scale`, `classifier_grad` and `classifier_form` ask for.
 
+    Args:
+        plan: of a method that has one: its rows may say what becomes of guidance, as those of CFG++ do.
+
     Raises:
-        ValueError, TypeError: two at once, a scale that is not finite, no such form.
+        ValueError, TypeError: two at once, a scale that is not finite, no such form, or one that does not go with the
+            method's.
     """
+    chosen = _chosen(arguments, method)
+    return chosen if plan is None or not plan.shifted else _of_method(chosen, method)
+
+
+def _of_method(chosen: Guidance, method: str) -> Guidance:
+    if isinstance(chosen, CFGPlusPlus):
+        return ShiftedCFGPlusPlus(chosen.scale)
+    if type(chosen) is ClassifierFree:
+        return ShiftedCFGPlusPlus(chosen.scale)
+    got = "no guidance" if chosen is UNGUIDED else f"guidance={type(chosen).__name__}(...)"
+    raise ValueError(
+        f"method {method!r} is CFG++: give its scale, guidance=0.6, with cond and uncond (or "
+        f"guidance=CFGPlusPlus(0.6)); got {got}"
+    )
+
+
+def _chosen(arguments: Mapping[str, Any], method: str) -> Guidance:
     guidance, scale = arguments["guidance"], arguments["guidance_scale"]
     gradient, form = arguments["classifier_grad"], arguments["classifier_form"]
     if guidance is not None and scale is not None:
@@ -50,10 +71,5 @@ def _classifier_free(name: str, scale: Any, guidance: Any) -> Guidance:
         return UNGUIDED
     if isinstance(given, Guidance):
         return given
-    number = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
-    if callable(given):
-        return ClassifierFree(given)
-    if not number or not representable(given):
-        more = "" if name == "guidance_scale" else ", or a form of fastdiff.guidance"
-        raise ValueError(f"{name}={given!r}: expected a finite number, such as 3.0{more}")
-    return ClassifierFree(float(given))
+    scale = settled_scale(name, given)
+    return ClassifierFree(float(scale) if isinstance(scale, int | float) else scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastdiff.guidance.base import Place, scale_at
+from fastdiff.guidance.base import Number, Place, scale_at
 from fastdiff.guidance.classifier_free import ClassifierFree
 from fastdiff.names import short
 
@@ -38,7 +38,7 @@ class Interval(ClassifierFree):
                 "0 <= sigma_lo < sigma_hi, in sigma/alpha, such as Interval(2.0, 0.28, 2.9)"
             )
 
-    def weights(self, at: Place) -> tuple[float, float]:
+    def weights(self, at: Place) -> tuple[Number, Number]:
         s = at.stage
         level = s.sigma / s.alpha if s.alpha else math.inf
         scale = scale_at(self.scale, s.t) if self.sigma_lo < level <= self.sigma_hi else 1.0

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from fastdiff.guidance.base import Guidance, Place, Scale
-from fastdiff.guidance.classifier_free import ClassifierFree
+from fastdiff.guidance.base import Blend, Guidance, Number, Outputs, Place, Scale
+from fastdiff.guidance.classifier_free import ClassifierFree, classifier_free
 from fastdiff.ops.sums import sample_sums
 
 
@@ -34,27 +34,31 @@ class Rescale(Guidance):
     batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scale, ClassifierFree):
-            object.__setattr__(self, "scale", ClassifierFree(self.scale))
+        object.__setattr__(self, "scale", classifier_free(self.scale))
         if isinstance(self.phi, bool) or not isinstance(self.phi, int | float) or not 0.0 <= self.phi <= 1.0:
             raise ValueError(f"guidance rescale phi={self.phi!r}: expected a number from 0 to 1, such as 0.7")
 
-    def weights(self, at: Place) -> tuple[float, float] | None:
+    def weights(self, at: Place) -> tuple[Number, Number]:
         assert isinstance(self.scale, ClassifierFree)
         return self.scale.weights(at)
 
     @property
-    def rescales(self) -> bool:
+    def blends(self) -> bool:
         return self.phi > 0
 
     @property
     def fixed(self) -> float:
         return self.phi
 
-    def rescale(self, first: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    def blend(self, outputs: Outputs) -> Blend:
+        w1, w2 = super().blend(outputs)[:2]
+        if not self.blends:
+            return Blend(w1, w2)
+        first = outputs.wide(0)
+        spread = std(outputs.column(w1) * first + outputs.column(w2) * outputs.wide(1))
         # A sample that is the same everywhere, or of one element, has no spread to take over.
-        spread = std(g)
-        return torch.where(spread > 0, self.phi * std(first) / spread + (1.0 - self.phi), 1.0)
+        factor = torch.where(spread > 0, self.phi * std(first) / spread + (1.0 - self.phi), 1.0)
+        return Blend(w1 * factor, w2 * factor)
 
 
 def std(v: torch.Tensor) -> torch.Tensor:

@@ -23,3 +23,8 @@ def sample_sums(v: torch.Tensor) -> torch.Tensor:
 def lengths(v: torch.Tensor) -> torch.Tensor:
     """The Euclidean norm of each sample of (B, ...): (B,)."""
     return sample_sums(v.square()).sqrt()
+
+
+def dots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The inner product of each sample of two (B, ...): (B,)."""
+    return sample_sums(a * b)

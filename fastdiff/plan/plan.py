@@ -86,6 +86,12 @@ class Plan:
         return max(used, default=0)
 
     @cached_property
+    def shifted(self) -> bool:
+        """Whether the rows say what becomes of guidance, as those of CFG++ do (the option guidance="cfg_pp"): m is then
+        the unconditional value, and `second` in a row stands for the guided x0 minus the unconditional one."""
+        return self.options.get("guidance") == "cfg_pp"
+
+    @cached_property
     def stochastic(self) -> bool:
         """Whether any stage draws noise."""
         return any(d >= 0 for s in self.stages for d in s.draws)

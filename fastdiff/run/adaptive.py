@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from fastdiff.bind import Binding, Site, clock_dtype, in_range
+from fastdiff.guidance import Blend
 from fastdiff.ops import Backend, Buffers, Coeffs
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.sums import lengths
 from fastdiff.plan import Stage
 from fastdiff.run.evaluate import Evaluator, Hooks, placed
-from fastdiff.run.lanes import Lane, stage_rows, x0_rows
+from fastdiff.run.lanes import Lane, lane_numbers, stage_rows, x0_rows
 from fastdiff.run.network import Network
 from fastdiff.run.report import Info
 from fastdiff.schedules import Point
@@ -118,13 +119,18 @@ class Driver:
         repeats = self.halves * (1 if self.each else self.batch)
         self.times = torch.from_numpy(np.tile(times, (1, repeats))).to(device=like.device, dtype=self.clock)
         self.bound_stages = stages
+        self.numbers = [self._numbers(lanes) for lanes in stages]
         if self.evaluator.threshold is not None or self.binding.corrected:
             data = [x0_rows(lanes, self.binding) for lanes in stages]
             values = in_range(np.concatenate([v for v, _ in data]), like.dtype)
             self.x0 = torch.from_numpy(values).to(c.table), [spec for _, spec in data]
         return [(k * len(self.lanes), spec) for k, (_, spec) in enumerate(bound)]
 
-    def run_stage(self, k: int, place: tuple[int, StageSpec], buf: Buffers, factor: torch.Tensor | None = None) -> None:
+    def _numbers(self, lanes: Sequence[Stage]) -> torch.Tensor | None:
+        made = lane_numbers(lanes, self.method.space, self.binding, self.batch)
+        return None if made is None else torch.from_numpy(in_range(made, self.x.dtype)).to(self.x)
+
+    def run_stage(self, k: int, place: tuple[int, StageSpec], buf: Buffers, blend: Blend | None = None) -> None:
         row, spec = place
         c = self.coeffs
         if self.each:
@@ -133,7 +139,7 @@ class Driver:
             buf.net_in = self.shared
         if spec.x_mask:
             buf.x_out = self.error
-        coeffs, row = placed(c, row, factor)
+        coeffs, row = placed(c, row, blend)
         self.backend.stage(spec, row, coeffs, buf)
 
     def site(self, k: int, place: tuple[int, StageSpec], needs: Sequence[bool]) -> Site:
@@ -149,17 +155,18 @@ class Driver:
             pairs = zip(self.lanes, lanes, strict=True)
             where = tuple(f"step {lane.accepted} (model time {s.model_time:g})" for lane, s in pairs)
             if not all(needs):
-                ignored = ~torch.tensor(list(needs) * self.halves, device=self.x.device)
+                outputs = max(1, len(self.binding.guidance.halves))
+                ignored = ~torch.tensor(list(needs) * outputs, device=self.x.device)
         x0 = None
         if self.evaluator.threshold is not None or self.binding.corrected:
             x0 = self.x0[0], self.x0[1][k]
-        return Site(row, spec, t, self.times[k], x0, where, ignored)
+        return Site(row, spec, t, self.times[k], x0, where, ignored, self.numbers[k])
 
     def evaluate(
         self, k: int, place: tuple[int, StageSpec], u: torch.Tensor, needs: Sequence[bool]
-    ) -> tuple[Buffers, torch.Tensor | None]:
-        """Call the network at stage k, where u is, for the lanes that need it; what the stage reads, and the factor of
-        its guided output."""
+    ) -> tuple[Buffers, Blend | None]:
+        """Call the network at stage k, where u is, for the lanes that need it; what the stage reads, and how the
+        guidance combines it."""
         given = u if self.shared is None else self.shared
         if self.nfe >= self.method.max_nfe:
             self.give_up(f"reached max_nfe={self.method.max_nfe}", "raise max_nfe, or loosen rtol and atol")
@@ -172,7 +179,7 @@ class Driver:
         site = self.site(k, place, needs)
         out = self.evaluator.admit(self.call(k, given), given, site)
         buf = Buffers(x=self.x, u=u, h=tuple(self.values))
-        return buf, self.evaluator.read(out, buf, site, self.coeffs).factor
+        return buf, self.evaluator.read(out, buf, site, self.coeffs).blend
 
     def call(self, k: int, given: torch.Tensor) -> torch.Tensor:
         # A copy, since some networks scale their times in place.
@@ -189,10 +196,10 @@ class Driver:
         if self.shared is not None:
             self.shared.copy_(self.x.repeat(1 + self.network.guided, *[1] * (self.x.ndim - 1)))
         self.values = self.values[:1]
-        buf, factor = self.evaluate(0, place, self.x, needs)
+        buf, blend = self.evaluate(0, place, self.x, needs)
         buf.h = ()
         buf.u_out = self.values[0]
-        self.run_stage(0, place, buf, factor)
+        self.run_stage(0, place, buf, blend)
         self.took(0, place)
 
     # Steps.
@@ -215,9 +222,9 @@ class Driver:
         stages = [p for p in pairs if p is not None]
         places = self.upload([[a for a, _ in stages], [b for _, b in stages]])
         self.run_stage(0, places[0], Buffers(x=self.x, u=self.x, h=tuple(self.values), u_out=self.u))
-        buf, factor = self.evaluate(1, places[1], self.u, [True] * len(self.lanes))
+        buf, blend = self.evaluate(1, places[1], self.u, [True] * len(self.lanes))
         buf.u_out = self.error
-        self.run_stage(1, places[1], buf, factor)
+        self.run_stage(1, places[1], buf, blend)
         d2 = [c * d / h for d, h in zip(self.rms(self.error / scale), tries, strict=True)]
         for lane, h, b, e in zip(self.lanes, tries, d1, d2, strict=True):
             big = max(b, e)
@@ -251,11 +258,11 @@ class Driver:
         free = list(self.spare)
         going = [not lane.done for lane in self.lanes]
         for k in range(1, last + 1):
-            buf, factor = self.evaluate(k, places[k], self.u, going)
+            buf, blend = self.evaluate(k, places[k], self.u, going)
             if stages[k][0].keep:
                 buf.m_out = free.pop() if free else self.fresh()
             buf.u_out = self.u
-            self.run_stage(k, places[k], buf, factor)
+            self.run_stage(k, places[k], buf, blend)
             self.took(k, places[k])
             if buf.m_out is not None:
                 self.values.insert(0, buf.m_out)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fastdiff import ops
+from fastdiff.guidance import Guidance
 from fastdiff.names import short, unknown, warn_once
 from fastdiff.plan import Frames
 from fastdiff.prediction import ALL_PREDICTIONS
@@ -46,10 +47,10 @@ def default_schedule(prediction: Any) -> str:
     Raises:
         ValueError: a network of flow matching, whose schedule this cannot be.
     """
-    if prediction == "flow":
+    if prediction in ("flow", "flow_to_data"):
         raise ValueError(
-            "prediction='flow', and no schedule was named: schedule='flow', or fastdiff.schedules.flow(shift, "
-            "time_scale=1000) for a network that is given 0 to 1000"
+            f"prediction={prediction!r}, and no schedule was named: schedule='flow', or fastdiff.schedules.flow(shift, "
+            "time_scale=1000) for a network that is given 0 to 1000, or 'flow_to_data' where t = 1 is data"
         )
     warn_once(
         "schedule",
@@ -96,6 +97,26 @@ def _clip(clip: Any) -> Dynamic | tuple[float, float] | None:
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"clip={clip!r}: expected finite bounds lo < hi, such as (-1, 1)")
     return lo, hi
+
+
+def check_conditions(form: Guidance, scale: Any, cond: Any, uncond: Any) -> None:
+    """A guidance and its conditions go together."""
+    if form.weak is not None and (cond is not None or uncond is not None):
+        raise ValueError(
+            f"{type(form).__name__} calls both networks with the same conditions: give model_kwargs=..., not cond and "
+            "uncond"
+        )
+    check_halves(form.conditioned, scale, cond, uncond)
+
+
+def check_observed(form: Guidance, clip: Any, correct_x0: Any) -> None:
+    """What needs the guided x0 as the model value does not go with rows written for the unconditional one."""
+    if form.reverses and (clip is not None or correct_x0 is not None):
+        what = "clip" if clip is not None else "correct_x0"
+        raise ValueError(
+            f"{what} does not go with a method that is CFG++, whose model value is the unconditional x0: use "
+            "method='ddim', guidance=CFGPlusPlus(0.6), which takes it"
+        )
 
 
 def check_halves(batched: bool, scale: Any, cond: Any, uncond: Any) -> None:
@@ -192,7 +213,7 @@ def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.T
     """x, already checked, as a contiguous state; ValueError for values that are not finite in its dtype."""
     state = x.detach().to(device=device, dtype=dtype).contiguous()
     # On a device this would wait for it, in every call: check_finite=True looks at what the network makes of x.
-    if x.device.type == "cpu" and not ops.symbolic(x) and not _finite(state):
+    if x.device.type == "cpu" and not ops.symbolic(x) and not finite(state):
         if bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"x has values up to {float(x.detach().abs().max()):.3g}, which {dtype} cannot hold: scale it, or give "
@@ -202,7 +223,7 @@ def cast_x(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.T
     return state
 
 
-def _finite(x: torch.Tensor) -> bool:
+def finite(x: torch.Tensor) -> bool:
     """Whether all values are. A sum is not finite where one of them is not, and costs far less than a look at each."""
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
@@ -244,7 +265,7 @@ def check_output_dtype(
                 "it, such as output_dtype=torch.bfloat16"
             )
         asked = network
-    if asked not in DTYPES:
+    if not isinstance(asked, torch.dtype) or asked not in DTYPES:
         raise ValueError(f"output_dtype={short(asked)}: expected 'network' or one of {', '.join(map(str, DTYPES))}")
     if out is not None and asked != state:
         raise ValueError(
@@ -359,6 +380,6 @@ def prior_noise(noise: Noise, like: torch.Tensor) -> torch.Tensor:
             f"noise(-1, like) returned {got}; expected a tensor of shape {tuple(like.shape)}: the prior's noise"
         )
     value = ops.returned("noise", value)
-    if value.device.type == "cpu" and not ops.symbolic(value) and not _finite(value):
+    if value.device.type == "cpu" and not ops.symbolic(value) and not finite(value):
         raise ValueError("noise(-1, like) returned NaN or Inf; expected standard normals, the prior's noise")
     return value

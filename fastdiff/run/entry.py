@@ -47,6 +47,7 @@ class Sources(NamedTuple):
     draws: torch.Tensor
     clock: torch.Tensor
     x0: torch.Tensor | None
+    numbers: torch.Tensor | None
     lo: torch.Tensor | None
     hi: torch.Tensor | None
     scale: torch.Tensor | None
@@ -57,7 +58,7 @@ def sources_of(r: Run) -> Sources:
     """The tensors of a run that hold these values."""
     c, program = r.coeffs, r.program
     x0 = None if program.x0 is None else program.x0[0]
-    return Sources(c.table, c.draws, program.clock, x0, c.lo, c.hi, c.scale, c.rows)
+    return Sources(c.table, c.draws, program.clock, x0, program.numbers, c.lo, c.hi, c.scale, c.rows)
 
 
 def static_run(r: Run, leaves: Leaves) -> tuple[Run, torch.Tensor]:
@@ -77,7 +78,7 @@ def static_run(r: Run, leaves: Leaves) -> tuple[Run, torch.Tensor]:
     coeffs = Coeffs(c.table.clone(), c.draws.clone(), seeds, index, *bounds, own(c.rows), c.inner)
     x0 = None if program.x0 is None else (program.x0[0].clone(), program.x0[1])
     network = r.network.with_kwargs(leaves.fill(leaves.tensors))
-    program = dataclasses.replace(program, clock=program.clock.clone(), x0=x0)
+    program = dataclasses.replace(program, clock=program.clock.clone(), x0=x0, numbers=own(program.numbers))
     own_run = dataclasses.replace(r, coeffs=coeffs, program=program, evaluator=r.evaluator.on(network), note=None)
     return own_run, words
 
@@ -98,6 +99,7 @@ class Entry:
     words: torch.Tensor
     clock: torch.Tensor
     x0: torch.Tensor | None
+    numbers: torch.Tensor | None
     start: torch.Tensor
     result: torch.Tensor
     leaves: Leaves
@@ -111,7 +113,7 @@ class Entry:
     def statics(self) -> Sources:
         """Where the sources are copied to."""
         c = self.coeffs
-        return Sources(c.table, c.draws, self.clock, self.x0, c.lo, c.hi, c.scale, c.rows)
+        return Sources(c.table, c.draws, self.clock, self.x0, self.numbers, c.lo, c.hi, c.scale, c.rows)
 
     def in_use(self) -> None:
         """Tell the allocator where another stream than the buffers' own reads them, perhaps beyond the entry's life."""

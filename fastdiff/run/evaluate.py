@@ -1,8 +1,8 @@
 """One evaluation: what becomes of a network's output before a stage reads it.
 
 The table's loop, the adaptive driver and loops that callers own all come through here. It checks the output, splits
-the halves of guidance or asks for the classifier's gradient, and takes the factors of a rescaled guidance. It makes the
-predicted x0 for hooks, for the user's correction and for the bounds of dynamic thresholding.
+the halves of guidance or asks for the classifier's gradient, and takes the weights of guidance that follow from the
+outputs. It makes the predicted x0 for hooks, for the user's correction and for the bounds of dynamic thresholding.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 
 from fastdiff.bind import Binding, Site
+from fastdiff.guidance import Blend, Outputs
 from fastdiff.ops import Backend, Buffers, Coeffs, address, returned, tracing
-from fastdiff.ops.layout import W1, StageSpec
+from fastdiff.ops.layout import CG, CU, PG, PU, QG, QU, W1, W2, StageSpec
 from fastdiff.plan import SECOND
 from fastdiff.run.corrections import CorrectX0, CorrectXt, corrected
 from fastdiff.run.history import comparable, reads_only, same_bits, trust_input
@@ -54,11 +55,11 @@ class Seen(NamedTuple):
     """What an evaluation gives besides the outputs that the stage reads.
 
     Attributes:
-        factor: (B,) factors of the guided output, or None.
+        blend: how the outputs are combined, sample by sample, or None where the row says it.
         x0: the predicted x0, corrected and thresholded, where it is needed.
     """
 
-    factor: torch.Tensor | None = None
+    blend: Blend | None = None
     x0: torch.Tensor | None = None
 
 
@@ -102,8 +103,10 @@ class Evaluator:
         self.keeps_input = keeps_input and self.lends
         # Asked for at every evaluation.
         self.guided, self.gradient = network.guided, binding.guidance.gradient
-        self.rescales = self.guided and binding.guidance.rescales
-        self.plain = not self.guided and self.gradient is None
+        self.halves, self.reverses = len(binding.guidance.halves), binding.guidance.reverses
+        self.plain = not self.halves and self.gradient is None
+        # Of the guidance, from one evaluation to the next.
+        self.memory: dict[str, torch.Tensor] = {}
         # How many more inputs are compared with a copy: a change behind torch leaves the version as it is.
         known = self.recorded or not self.keeps_input or reads_only(network.model)
         self.compared = 0 if known else math.inf
@@ -114,6 +117,12 @@ class Evaluator:
         return Evaluator(
             network, self.backend, self.binding, self.hooks, self.threshold, self.state_dtype, self.keeps_input
         )
+
+    def of(self, model: Any, kwargs: dict[str, Any]) -> Evaluator:
+        """One of another run of such a model, that knows what its outputs are like."""
+        other: Evaluator = Evaluator.__new__(Evaluator)
+        other.__dict__.update(self.__dict__, network=self.network.of(model, kwargs))
+        return other
 
     def give(self, given: torch.Tensor) -> None:
         """The network is about to be called on `given`."""
@@ -163,7 +172,7 @@ class Evaluator:
             if self.shape is None:
                 self.shape, self.device, self.nbytes = out.shape, out.device, out.nbytes
         if self.hooks.finite and report:
-            require_finite(out, site, self.network.batch, self.state_dtype)
+            require_finite(out, site, self.network.batch, self.state_dtype, halves=self.binding.guidance.halves)
         return out
 
     def known(self, out: Any, given: torch.Tensor) -> int:
@@ -183,11 +192,12 @@ class Evaluator:
             # It has no memory of its own.
             return 0
 
-    @property
-    def quick(self) -> bool:
-        """Whether nothing but the stage looks at the outputs."""
+    def quick(self, blended: bool) -> bool:
+        """Whether nothing but the stage looks at the outputs, which lie as the network's halves do."""
         hooks = self.hooks
-        if self.recorded or self.threshold is not None or self.rescales or self.gradient is not None:
+        if self.recorded or self.threshold is not None or blended or self.gradient is not None:
+            return False
+        if self.reverses or self.network.outputs > 1:
             return False
         watched = (hooks.progress, hooks.callback, hooks.trajectory, hooks.correct_x0, hooks.correct_xt)
         return not hooks.finite and all(hook is None for hook in watched)
@@ -197,13 +207,14 @@ class Evaluator:
         buf.first = out
         if self.plain and site.x0 is None:
             return NOTHING
-        u, factor = buf.u, None
+        u, blend = buf.u, None
         assert u is not None
-        if self.guided:
+        if self.halves:
             batch = len(u)
-            buf.first, buf.second = out.narrow(0, 0, batch), out.narrow(0, batch, batch)
-            if self.rescales:
-                factor = self._factor(buf.first, buf.second, site, coeffs)
+            outputs = tuple(out.narrow(0, k * batch, batch) for k in range(self.halves))
+            buf.first, buf.second = outputs[1 if self.reverses else 0], outputs[0 if self.reverses else 1]
+            if site.numbers is not None:
+                blend = self._blend(outputs, u, site, buf)
         elif self.gradient is not None:
             # Of two times the classifier is given that of x.
             # Two times are of the whole batch: the first is where the network is evaluated.
@@ -213,34 +224,36 @@ class Evaluator:
                 require_finite(buf.second, site, len(u), self.state_dtype, "classifier_grad")
         hooks = self.hooks
         if site.x0 is None or not (watch or self.threshold is not None or hooks.correct_x0 is not None):
-            return NOTHING if factor is None else Seen(factor)
+            return NOTHING if blend is None else Seen(blend)
         values, spec = site.x0
         x0 = torch.empty_like(u)
         own = Coeffs(values, coeffs.draws, coeffs.seeds, coeffs.index, rows=coeffs.rows, inner=coeffs.inner)
-        data, row = placed(own, site.row, factor)
+        data, row = placed(own, site.row, blend)
         self.backend.stage(spec, row, data, Buffers(u=u, first=buf.first, second=buf.second, u_out=x0))
         if hooks.correct_x0 is not None:
             x0 = corrected("correct_x0", hooks.correct_x0(x0, site.t), u)
             buf.first, buf.second = _instead(x0, buf.first, buf.second, site.spec)
             # It stands for the guided output now. Hooks may write into it before the stage has read it.
-            factor, x0 = None, x0.clone() if watch else x0
+            blend, x0 = None, x0.clone() if watch else x0
         if self.threshold is not None:
             self.threshold(x0, coeffs)
         if watch:
             x0 = _clamped(x0, coeffs)
-        return Seen(factor, x0)
+        return Seen(blend, x0)
 
-    def _factor(self, first: torch.Tensor, second: torch.Tensor, site: Site, coeffs: Coeffs) -> torch.Tensor | None:
-        if site.spec.learned:
-            first, second = first.chunk(2, dim=1)[0], second.chunk(2, dim=1)[0]
-        weights = own_rows(coeffs, site.row).narrow(1, W1, 2)
-        column = (-1,) + (1,) * (first.ndim - 1)
-        # Both cast first: the kernels combine in the state's dtype too.
-        wide = first.to(weights.dtype)
-        g = weights.select(1, 0).reshape(column) * wide + weights.select(1, 1).reshape(column) * second.to(
-            weights.dtype
-        )
-        return self.binding.guidance.rescale(wide, g)
+    def _blend(self, outputs: tuple[torch.Tensor, ...], u: torch.Tensor, site: Site, buf: Buffers) -> Blend:
+        """The weights that the guidance takes from the outputs, and what it reads instead of the second."""
+        assert site.numbers is not None
+        learned = site.spec.learned > 0
+        values = tuple(v.chunk(2, dim=1)[0] for v in outputs) if learned else outputs
+        blend = self.binding.guidance.blend(Outputs(values, u, site.numbers, self.memory))
+        if blend.second is not None:
+            second = blend.second
+            if learned:
+                second = torch.cat([second, outputs[1].chunk(2, dim=1)[1].to(second.dtype)], dim=1)
+            # The kernels read both in one dtype.
+            buf.first, buf.second = outputs[0].to(second.dtype), second.contiguous()
+        return blend
 
 
 def own_rows(coeffs: Coeffs, row: int) -> torch.Tensor:
@@ -251,14 +264,18 @@ def own_rows(coeffs: Coeffs, row: int) -> torch.Tensor:
     return coeffs.table.index_select(0, coeffs.rows)
 
 
-def placed(coeffs: Coeffs, row: int, factor: torch.Tensor | None) -> tuple[Coeffs, int]:
-    """The coefficients and the row of a stage whose guided output is multiplied by `factor`, (B,): a row for each
-    sample, written on the device."""
-    if factor is None:
+def placed(coeffs: Coeffs, row: int, blend: Blend | None) -> tuple[Coeffs, int]:
+    """The coefficients and the row of a stage whose g is `blend`: a row for each sample, written on the device."""
+    if blend is None:
         return coeffs, row
-    table = own_rows(coeffs, row)
-    table = table.repeat(len(factor), 1) if len(table) != len(factor) else table
-    table.narrow(1, W1, 2).mul_(factor.to(table.dtype).reshape(-1, 1))
+    table, batch = own_rows(coeffs, row), len(coeffs.seeds)
+    table = table.repeat(batch, 1) if len(table) != batch else table
+    table.select(1, W1).copy_(blend.w1)
+    table.select(1, W2).copy_(blend.w2)
+    if blend.wu is not None:
+        # Where g is read, u is.
+        for of_u, of_g in ((CU, CG), (PU, PG), (QU, QG)):
+            table.select(1, of_u).add_(table.select(1, of_g) * blend.wu)
     return with_rows(coeffs, table, row), 0
 
 
@@ -288,7 +305,14 @@ def with_gradient(
     return out.to(wider), grad.detach().to(device=out.device, dtype=wider).contiguous()
 
 
-def require_finite(out: torch.Tensor, site: Site, batch: int, dtype: torch.dtype, what: str = "the network") -> None:
+def require_finite(
+    out: torch.Tensor,
+    site: Site,
+    batch: int,
+    dtype: torch.dtype,
+    what: str = "the network",
+    halves: tuple[str, ...] = (),
+) -> None:
     """FloatingPointError where an output has NaN or Inf in the state's dtype, with the place and the sample. Waits for
     the device."""
     good = torch.isfinite(out.to(dtype)).reshape(len(out), -1).all(dim=1)
@@ -298,7 +322,7 @@ def require_finite(out: torch.Tensor, site: Site, batch: int, dtype: torch.dtype
         return
     row = int(torch.argmin(good.int()))
     sample = row % batch
-    half = "" if len(out) == batch else f", in the {'un' if row >= batch else ''}conditional half"
+    half = f", in the {halves[row // batch]} half" if halves and len(out) > batch else ""
     where = site.where[sample % len(site.where)]
     raise FloatingPointError(
         f"{what} returned NaN or Inf at {where} for sample {sample} of {batch}{half}: check the network's dtype, "

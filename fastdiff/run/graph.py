@@ -170,6 +170,15 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
             f"a tensor on {elsewhere} in model_kwargs or cond would be read once, when the graph is captured"
         )
     autocast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+    form: Hashable = None
+    if program.numbers is not None or r.network.outputs > 1:
+        shape = None if program.numbers is None else program.numbers.shape
+        weak = None if guidance.weak is None else (_identity(guidance.weak), getattr(guidance.weak, "training", None))
+        if weak is not None and weak[0] is None:
+            return Refusal(
+                f"a {type(guidance.weak).__name__} cannot be weakly referenced, so its graph could outlive it"
+            )
+        form = (type(guidance), guidance.fixed, shape, weak)
     key = (
         owner,
         bool(getattr(model, "training", False)),
@@ -183,7 +192,8 @@ def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:
         None if program.rows is None else (program.rows.shape, program.values.shape),
         program.raw,
         r.network.guided,
-        guidance.fixed,
+        form,
+        guidance.reverses,
         program.opening,
         program.moves,
         r.backend.NAME,
@@ -274,15 +284,14 @@ def _capture(key: Any, r: Run, start: torch.Tensor) -> Entry:
             raise RuntimeError(
                 "it returns the same output buffer again, as networks that replay graphs of their own do"
             )
-        weights = Weights(model)
+        weights = Weights(model, r.network.weak)
         result = graph.capture(body)
         if weights.moved():
             raise RuntimeError("it gives its parameters or buffers other memory whenever it runs")
         stream = torch.cuda.current_stream(start.device) if start.device.type == "cuda" else None
         x0 = None if static.program.x0 is None else static.program.x0[0]
-        entry = Entry(
-            graph, pool, static.coeffs, words, static.program.clock, x0, first, result, leaves, weights, stream
-        )
+        made_of = static.program.clock, x0, static.program.numbers
+        entry = Entry(graph, pool, static.coeffs, words, *made_of, first, result, leaves, weights, stream)
         CACHE.put(key, entry)
     return entry
 

@@ -28,7 +28,7 @@ from fastdiff.run.arguments import (
 )
 from fastdiff.run.evaluate import Evaluator, Hooks
 from fastdiff.run.history import Noise
-from fastdiff.run.loop import Run
+from fastdiff.run.loop import Run, State
 from fastdiff.run.network import Network
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.run.threshold import Dynamic, set_bounds
@@ -67,6 +67,7 @@ class Job:
         out: where the result goes, or None.
         frames: at which steps they are, or None where all advance together.
         note: told of a graph that was replayed, or None.
+        again: told of a run in the host's memory that may be made again from what it was prepared with, or None.
     """
 
     start: Start
@@ -80,6 +81,7 @@ class Job:
     out: torch.Tensor | None = None
     frames: Frames | None = None
     note: Callable[[Any, Run], None] | None = None
+    again: Callable[[State], None] | None = None
 
     def evaluator(self, coeffs: Coeffs, direct: bool) -> Evaluator:
         """What this run does with the network's outputs; `coeffs` gets the bounds. `direct`: the network is given
@@ -160,7 +162,12 @@ def begin(
         start.copy_(prior_noise(noise, start))
     else:
         module.normal_(start, seeds, index, 0, PRIOR)
-    start *= float(in_range(np.array(engine.prior_std), dtype, "the prior's standard deviation"))
+    std = engine.prior_std
+    if std > torch.finfo(dtype).max:
+        # A compiler sees no branch on an array's values.
+        in_range(np.array(std), dtype, "the prior's standard deviation")
+    if std != 1.0:
+        start *= std
     return Start(module, start, seeds, index, noise, path)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastdiff.bind import Binding, bind_stage, bind_stage_x0, join
+from fastdiff.bind import Binding, bind_stage, bind_stage_x0, blend_numbers, check_batch, join, without_late
 from fastdiff.guidance import Place
 from fastdiff.ops.layout import IN_SCALE, StageSpec
 from fastdiff.plan import Stage
@@ -39,7 +39,7 @@ class Lane:
 def stage_rows(stages: Sequence[Stage], space: str, binding: Binding, copies: int) -> tuple[np.ndarray, StageSpec]:
     """The table rows of one stage, of each lane, and the structure that holds all of them."""
     pairs = [bind_stage(Place(s, space, binding.prediction), binding) for s in stages]
-    values = np.stack([row for row, _ in pairs])
+    values = without_late(np.stack([row for row, _ in pairs]))
     values[:, IN_SCALE] = 1.0
     return values, join([spec for _, spec in pairs])._replace(copies=copies)
 
@@ -47,4 +47,20 @@ def stage_rows(stages: Sequence[Stage], space: str, binding: Binding, copies: in
 def x0_rows(stages: Sequence[Stage], binding: Binding) -> tuple[np.ndarray, StageSpec]:
     """Rows that give the predicted x0 of those stages, neither corrected nor clipped."""
     pairs = [bind_stage_x0(s, binding) for s in stages]
-    return np.stack([row for row, _ in pairs]), join([spec for _, spec in pairs])
+    return without_late(np.stack([row for row, _ in pairs])), join([spec for _, spec in pairs])
+
+
+def lane_numbers(stages: Sequence[Stage], space: str, binding: Binding, batch: int) -> np.ndarray | None:
+    """(1 or B, K): what the guidance's `blend` reads at one stage, of a step for the batch or one for each sample; None
+    where it need not be asked."""
+    if not stages[0].evaluate:
+        return None
+    form = binding.guidance
+    made = blend_numbers([form.numbers(Place(s, space, binding.prediction)) for s in stages], form)
+    if made is None:
+        return None
+    check_batch(made, batch)
+    if len(stages) == 1:
+        return made[0]
+    lanes = np.arange(len(stages))
+    return made[lanes, lanes if made.shape[1] > 1 else 0]

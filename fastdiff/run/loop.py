@@ -6,12 +6,13 @@ Where x and u live, when the history is written and which buffer is free are dec
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fastdiff.bind import Move, Program
+from fastdiff.guidance import Blend
 from fastdiff.ops import Backend, Buffers, Coeffs, Launch
 from fastdiff.ops.layout import StageSpec
 from fastdiff.run.corrections import corrected
@@ -36,6 +37,7 @@ class Run:
         squares: (stages, B, chunks), where each stage leaves the sums of za's squares, or None.
         states: gets a copy of the state after each step, or None.
         note: told of a graph that replayed this run, or None.
+        again: told of a run in the host's memory that went through by launches alone, or None.
     """
 
     program: Program
@@ -48,6 +50,7 @@ class Run:
     squares: torch.Tensor | None = None
     states: list[torch.Tensor] | None = None
     note: Callable[[Any, Run], None] | None = None
+    again: Callable[[State], None] | None = None
 
     @property
     def network(self) -> Network:
@@ -74,6 +77,7 @@ class State:
 
     def __init__(self, r: Run, x: torch.Tensor, copies: bool = False, quiet: int = 0, watch: bool = False) -> None:
         self.r, self.k, self.quiet = r, 0, quiet
+        r.evaluator.memory = {}
         self.evaluator, self.hooks, self.backend = r.evaluator, r.hooks, r.backend
         self.moves, self.sites, self.watches = r.program.moves, r.program.sites, r.hooks.watches
         self.launches = r.program.launches or ()
@@ -100,8 +104,8 @@ class State:
             and r.squares is None
             and r.states is None
             and not r.coeffs.inner
-            and r.evaluator.quick
-            and r.program.launches is not None
+            and r.evaluator.quick(program.numbers is not None)
+            and program.launches is not None
         )
         self.launcher = getattr(r.backend, "launcher", None) if quick else None
         self.launch: Launch | None = None
@@ -112,6 +116,46 @@ class State:
         self._write(Buffers(x=x), program.opening, 0, r.coeffs, 0)
         self.x = self.halves[0]
         self._settle()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a State is a run under way, in the memory of this process, and cannot be pickled or copied: keep what it "
+            "was begun with (the sampler, x or shape, seed), which gives the same sample, or the result, state.x"
+        )
+
+    def bare(self) -> State:
+        """What `fresh` makes runs like this one from: without buffers, and without the model."""
+        made: State = State.__new__(State)
+        made.__dict__.update(self.__dict__, slots=[None] * len(self.slots), halves=[], times=(), places=(), launch=None)
+        for name in ("past", "x", "input", "time"):
+            made.__dict__.pop(name, None)
+        made.shared = None if self.shared is None else self.shared.new_empty(0)
+        made.r = replace(self.r, evaluator=self.evaluator.of(None, {}), note=None, again=None)
+        made.evaluator = made.r.evaluator
+        return made
+
+    def fresh(self, r: Run, x: torch.Tensor) -> State:
+        """A run from `x` like the one that this was made of by `bare`, launched by addresses from its first stage on;
+        `r` is its own."""
+        made: State = State.__new__(State)
+        made.__dict__.update(self.__dict__, r=r, evaluator=r.evaluator)
+        made.slots = made.halves = [torch.empty_like(x) for _ in self.slots]
+        own = made.slots
+        if self.shared is not None:
+            made.shared = torch.empty_like(x, dtype=r.network_dtype)
+            own = [*own, made.shared]
+        made.places = tuple([buffer.data_ptr() for buffer in own])
+        made.times = r.program.clock.clone().unbind(0)
+        made.past = History(r.program.history, r.program.raw, False, made.places, x.dtype)
+        assert self.launcher is not None and self.kinds is not None
+        made.launch = self.launcher(r.coeffs, self.batch, x.numel() // self.batch, *self.kinds, r.network_dtype)
+        made.k = 0
+        opening, to = r.program.opening, made.places[0]
+        net_in = made.places[-1] if opening.copies else 0
+        made.launch(opening, 0, x.data_ptr(), 0, 0, 0, [], 0 if net_in == to else to, 0, 0, net_in)
+        made.x = made.halves[0]
+        made._settle()
+        return made
 
     @property
     def done(self) -> bool:
@@ -196,7 +240,7 @@ class State:
         records = calls = False
         if self.watches and loud:
             records, calls = hooks.trajectory is not None and move.begins, hooks.callback is not None
-        factor, x0 = evaluator.read(out, buf, site, r.coeffs, records or calls)
+        blend, x0 = evaluator.read(out, buf, site, r.coeffs, records or calls)
         if x0 is not None and buf.u is not None:
             if records and hooks.trajectory is not None:
                 hooks.trajectory.append((site.t, buf.u.clone(), x0.clone() if calls else x0))
@@ -204,10 +248,10 @@ class State:
                 hooks.callback(k, site.t, buf.u.clone(), x0)
         if move.keep and buf.first is not None and buf.u is not None:
             buf.m_out = self.past.slot(buf.first, buf.u)
-        self._finish(move, buf, factor)
+        self._finish(move, buf, blend)
         self._settle()
 
-    def _finish(self, move: Move, buf: Buffers, factor: torch.Tensor | None) -> None:
+    def _finish(self, move: Move, buf: Buffers, blend: Blend | None) -> None:
         """Run the stage itself, and take it into account."""
         r, k = self.r, self.k
         if self.draws is not None and buf.u is not None:
@@ -217,8 +261,8 @@ class State:
         if r.squares is not None and move.spec.noises:
             buf.squares = r.squares.select(0, k)
         coeffs, row = r.coeffs, move.row
-        if factor is not None:
-            coeffs, row = placed(coeffs, row, factor)
+        if blend is not None:
+            coeffs, row = placed(coeffs, row, blend)
         if move.langevin_norm:
             coeffs = langevin_rows(self.backend, move.spec, row, move.langevin_norm, move.draws[0], coeffs, buf)
             row = 0
@@ -266,7 +310,7 @@ def run(r: Run, x: torch.Tensor) -> torch.Tensor:
         return _run(r, x, True, 0)
     copies = recycles(model)
     try:
-        state = _walked(State(r, x, copies, watch=not copies and not lasts(model, length)))
+        state = walked(State(r, x, copies, watch=not copies and not lasts(model, length)))
     except Recycled as found:
         remember(model)
         # All that was reported so far was right: nothing is reported twice.
@@ -276,16 +320,20 @@ def run(r: Run, x: torch.Tensor) -> torch.Tensor:
             remember(model)
         elif state.past.lasting:
             trust(model, length)
+    known = not (state.past.watch or r.evaluator.compared or copies)
+    if r.again is not None and known and state.launch is not None and x.device.type == "cpu":
+        r.again(state)
     r.evaluator.complete()
     return state.x
 
 
 def _run(r: Run, x: torch.Tensor, copies: bool, quiet: int) -> torch.Tensor:
     """One pass over the stages; hooks are silent before stage `quiet`."""
-    return _walked(State(r, x, copies, quiet)).x
+    return walked(State(r, x, copies, quiet)).x
 
 
-def _walked(state: State) -> State:
+def walked(state: State) -> State:
+    """The state after all its stages."""
     call, lends, last = state.r.network.call, state.evaluator.lends, len(state.moves)
     while state.k < last:
         state.step(call(state.input if lends else state.input.clone(), state.time))

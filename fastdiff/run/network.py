@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from fastdiff.guidance import UNGUIDED, Guidance
 from fastdiff.ops import admitted
 
 Tree = Mapping[str, Any]
@@ -77,6 +78,17 @@ def time_by_name(model: Any) -> bool:
     return "timestep" in names and names.index("timestep") != 1
 
 
+def _takes_two_times(model: Any) -> bool:
+    """Whether model(x, t, s) is a call that it takes, as far as its signature says."""
+    function = getattr(model, "_orig_mod", model).forward if isinstance(model, torch.nn.Module) else model
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True  # written in C++
+    places = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return places >= 3 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
 def _unwrap(out: Any) -> torch.Tensor:
     if isinstance(out, tuple | list) and out and isinstance(out[0], torch.Tensor):
         return out[0]
@@ -130,28 +142,54 @@ def _batch_tree(name: str, tree: Tree, batch: int) -> None:
                 )
 
 
-def _stack(cond: Tree, uncond: Tree) -> dict[str, Any]:
-    a, a_spec = tree_flatten(dict(cond))
-    b, b_spec = tree_flatten({k: uncond[k] for k in cond} if set(cond) == set(uncond) else dict(uncond))
-    if a_spec != b_spec:
-        hint = "give each key in both" if set(cond) != set(uncond) else TENSORS
-        raise ValueError(
-            f"cond and uncond must have the same structure; got keys {sorted(cond)} and {sorted(uncond)}: {hint}"
-        )
-    joined = []
-    for x, y in zip(a, b, strict=True):
-        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
-            if x.shape != y.shape:
+def _stack(trees: Mapping[str, Tree]) -> dict[str, Any]:
+    """The conditions of all halves, by their names, in one batch."""
+    names, first = list(trees), next(iter(trees.values()))
+    flat = [
+        tree_flatten({k: tree[k] for k in first} if set(tree) == set(first) else dict(tree)) for tree in trees.values()
+    ]
+    spec = flat[0][1]
+    for name, (_, other) in zip(names, flat, strict=True):
+        if other != spec:
+            keys = set(first) != set(trees[name])
+            raise ValueError(
+                f"{names[0]} and {name} must have the same structure; got keys {sorted(first)} and "
+                f"{sorted(trees[name])}: {'give each key in both' if keys else TENSORS}"
+            )
+    return tree_unflatten(
+        [_joined(names, leaves) for leaves in zip(*(leaves for leaves, _ in flat), strict=True)], spec
+    )
+
+
+def _joined(names: list[str], leaves: tuple[Any, ...]) -> Any:
+    first = leaves[0]
+    for name, leaf in zip(names, leaves, strict=True):
+        if isinstance(first, torch.Tensor) and isinstance(leaf, torch.Tensor):
+            if first.shape != leaf.shape:
                 raise ValueError(
-                    f"cond and uncond differ in shape: {tuple(x.shape)} and {tuple(y.shape)}; pad them to one"
+                    f"{names[0]} and {name} differ in shape: {tuple(first.shape)} and {tuple(leaf.shape)}; pad them to "
+                    "one"
                 )
-            joined.append(torch.cat([x, y]))
-        elif any(isinstance(v, torch.Tensor | np.ndarray) for v in (x, y)) or type(x) is not type(y) or x != y:
-            got = " and ".join("a tensor" if isinstance(v, torch.Tensor) else repr(v) for v in (x, y))
-            raise ValueError(f"cond and uncond may differ in the values of tensors only; got {got}: {TENSORS}")
-        else:
-            joined.append(x)
-    return tree_unflatten(joined, a_spec)
+        elif any(isinstance(v, torch.Tensor | np.ndarray) for v in (first, leaf)) or type(first) is not type(leaf):
+            raise _unequal(names[0], name, first, leaf)
+        elif first != leaf:
+            raise _unequal(names[0], name, first, leaf)
+    return torch.cat(leaves) if isinstance(first, torch.Tensor) else first
+
+
+def _unequal(one: str, other: str, *leaves: Any) -> ValueError:
+    got = " and ".join("a tensor" if isinstance(v, torch.Tensor) else repr(v) for v in leaves)
+    return ValueError(f"{one} and {other} may differ in the values of tensors only; got {got}: {TENSORS}")
+
+
+def _spread(tree: Tree, batch: int) -> Tree:
+    """The conditions of a form, which may be one for all samples."""
+
+    def spread(leaf: Any) -> Any:
+        one = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == 1
+        return leaf.expand(batch, *leaf.shape[1:]) if one else leaf
+
+    return {k: tree_map(spread, v) for k, v in tree.items()}
 
 
 class Network:
@@ -164,6 +202,12 @@ class Network:
         cond, uncond: dicts of tensors (or nested dicts and lists) with first dimension B: classifier-free guidance.
         learned: whether the model gives (B, 2·C, ...), the prediction and the value that its variance is made from.
         two_times: whether the model is called as (x, t, s), with the time of the step's end.
+        guidance: the form that asks for further outputs: of conditions of its own, from one call on three times B rows,
+            or of another network. The input then has B rows.
+
+    Attributes:
+        guided: whether the input has 2·B rows.
+        outputs: how many outputs for each row of the input lie in an output.
 
     Raises:
         TypeError, ValueError: conditioning of the wrong type, batch or structure.
@@ -178,6 +222,7 @@ class Network:
         uncond: Tree | None = None,
         learned: bool = False,
         two_times: bool = False,
+        guidance: Guidance = UNGUIDED,
     ) -> None:
         check_model(model)
         check_kwargs(model_kwargs)
@@ -190,23 +235,38 @@ class Network:
                 "name its second time, lambda x, t, s, **kw: model(x, timestep=t, r_timestep=s, **kw), or give "
                 "two_times=False"
             )
+        if two_times and not _takes_two_times(model):
+            raise TypeError(
+                "two_times=True calls the network as model(x, t, s), from time t to time s, and this one does not take "
+                "three arguments: give a flow map, or leave two_times out"
+            )
         self.batch = batch
         self.learned = learned
-        self.guided = cond is not None
+        further = None if guidance.further is None else _spread(guidance.further, batch)
+        self.guided = cond is not None and further is None
+        self.weak, self.weak_named = guidance.weak, guidance.weak is not None and time_by_name(guidance.weak)
+        self.outputs = 2 if self.weak is not None else 1 if further is None else 3
         kwargs = dict(model_kwargs or {})
         if cond is not None and uncond is not None:
-            _batch_tree("cond", cond, batch)
-            _batch_tree("uncond", uncond, batch)
+            trees = {"cond": cond, "uncond": uncond} | ({} if further is None else {"negative": further})
+            for name, tree in trees.items():
+                _batch_tree(name, tree, batch)
             twice = set(kwargs) & set(cond)
             if twice:
                 raise ValueError(f"{sorted(twice)} given both in model_kwargs and in cond: give it once")
 
             def repeat(leaf: Any) -> Any:
                 own = isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
-                return torch.cat([leaf, leaf]) if own else leaf
+                return torch.cat([leaf] * len(trees)) if own else leaf
 
-            kwargs = {**tree_map(repeat, kwargs), **_stack(cond, uncond)}
+            kwargs = {**tree_map(repeat, kwargs), **_stack(trees)}
         self.kwargs = kwargs
+
+    def of(self, model: Any, kwargs: dict[str, Any]) -> Network:
+        """The same for a model of that kind, given these arguments, already batched."""
+        other: Network = Network.__new__(Network)
+        other.__dict__.update(self.__dict__, model=model, kwargs=kwargs)
+        return other
 
     def with_kwargs(self, kwargs: dict[str, Any]) -> Network:
         """The same network, given other keyword arguments, already batched."""
@@ -219,31 +279,53 @@ class Network:
 
     def call(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The tensor in the model's output, not checked yet."""
+        if self.outputs > 1:
+            return self._several(x, t)
+        return self._call(self.model, self.named, x, t)
+
+    def _call(self, model: Callable[..., Any], named: bool, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         if self.two_times:
-            out = self.model(x, t[0], t[1], **self.kwargs)
-        elif self.named:
-            out = self.model(x, timestep=t, **self.kwargs)
+            out = model(x, t[0], t[1], **self.kwargs)
+        elif named:
+            out = model(x, timestep=t, **self.kwargs)
         else:
-            out = self.model(x, t, **self.kwargs)
+            out = model(x, t, **self.kwargs)
         return out if type(out) is torch.Tensor else _tensor(out)
+
+    def _several(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """All outputs of B rows, one below the other."""
+        if self.weak is None:
+            x, t = torch.cat([x] * self.outputs), torch.cat([t] * self.outputs, dim=int(self.two_times))
+            return self._checked(self._call(self.model, self.named, x, t), x, 1)
+        # Either may scale its times in place.
+        pairs = ((self.model, self.named), (self.weak, self.weak_named))
+        return torch.cat([self._checked(self._call(model, named, x, t.clone()), x, 1) for model, named in pairs])
 
     def check(self, out: Any, x: torch.Tensor) -> torch.Tensor:
         """The tensor in a model's output, of x's device, and of its shape, with twice the channels if `learned`.
 
         Raises TypeError or ValueError for anything else.
         """
+        return self._checked(out, x, self.outputs)
+
+    def _checked(self, out: Any, x: torch.Tensor, outputs: int) -> torch.Tensor:
         if type(out) is not torch.Tensor:
             out = _tensor(out)
         if self.learned and x.ndim < 2:
             raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
-        want = (x.shape[0], 2 * x.shape[1], *x.shape[2:]) if self.learned else x.shape
+        channels = x.shape[1:2] if not self.learned else (2 * x.shape[1],)
+        want = (outputs * x.shape[0], *channels, *x.shape[2:])
         if out.shape != want or out.device != x.device or not out.dtype.is_floating_point:
-            self._reject(out, x, tuple(want))
+            self._reject(out, x, want)
         return out
 
-    @staticmethod
-    def _reject(out: torch.Tensor, x: torch.Tensor, want: tuple[int, ...]) -> None:
+    def _reject(self, out: torch.Tensor, x: torch.Tensor, want: tuple[int, ...]) -> None:
         got = tuple(out.shape)
+        if got != want and want[0] != x.shape[0]:
+            raise ValueError(
+                f"the output has shape {got}, expected {want}: the guidance combines {self.outputs} outputs for each "
+                "sample, one below the other"
+            )
         if got != want and want != tuple(x.shape):
             raise ValueError(
                 f"the model returned shape {got}, expected {want}: twice the channels of its input, the prediction and "

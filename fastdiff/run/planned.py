@@ -96,6 +96,7 @@ class PlanEngine:
             frames,
             # Tables made inside a mode of fake tensors are fake themselves, and of no use outside.
             type(start.x) is torch.Tensor,
+            len(start.x),
             copies=2 if guided else int(not direct),
             rows=len(start.x) * (1 + guided),
             observed=job.observed,
@@ -108,19 +109,29 @@ class PlanEngine:
         if job.hooks.correct_xt is not None:
             echo = Coeffs(echo_rows(bound.values), bound.draws, start.seeds, start.index)
         evaluator = job.evaluator(coeffs, direct)
-        return Run(bound, coeffs, evaluator, job.network_dtype, direct, start.noise, echo, note=job.note)
+        return Run(
+            bound, coeffs, evaluator, job.network_dtype, direct, start.noise, echo, note=job.note, again=job.again
+        )
 
-    def _bind(self, binding: Binding, frames: _Placed | None, keep: bool, **where: Any) -> Program:
+    def _bind(self, binding: Binding, frames: _Placed | None, keep: bool, batch: int, **where: Any) -> Program:
         """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""
 
         def bound() -> Program:
             if frames is None:
-                return program(self.plan, binding, dtype=self.dtype, **where)
+                return program(self.plan, binding, batch=batch, dtype=self.dtype, **where)
             return program_of_frames(self.plan, binding, *frames, dtype=self.dtype, **where)
 
         if not keep:
             return bound()
-        key = (binding.prediction, binding.guidance.key, binding.clip, binding.corrected, frames, *where.values())
+        key = (
+            binding.prediction,
+            binding.guidance.key,
+            binding.clip,
+            binding.corrected,
+            frames,
+            batch,
+            *where.values(),
+        )
         found = self.programs.get(key)
         if found is None:
             found = bound()

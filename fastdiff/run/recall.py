@@ -34,6 +34,11 @@ _PLAIN = frozenset((int, float, bool, str, bytes, type(None), torch.dtype, torch
 Options = Mapping[str, Any]
 
 
+def owner_of(model: Any) -> Any:
+    """What lives as long as the model: a bound method is a new object each time that it is asked for."""
+    return model.__self__ if type(model) is MethodType else model
+
+
 def _tree(tree: Any) -> list[Any] | None:
     """A flat dict of tensors and plain values by what a graph's structure depends on; None for any other."""
     if tree is None:
@@ -98,6 +103,8 @@ def _named(value: Any) -> tuple[Any, ...] | None:
     for what may hold values of its own that change."""
     if type(value) in (tuple, list, torch.Size):
         return (*value, len(value)) if all(type(v) in _PLAIN for v in value) else None
+    if isinstance(value, torch.Tensor):
+        return None
     held = () if isinstance(value, FunctionType) else getattr(value, "__dict__", {"": value}).values()
     return (value,) if all(type(v) in _PLAIN or isinstance(v, FunctionType) for v in held) else None
 
@@ -137,7 +144,7 @@ class Recalls:
     ) -> None:
         """Remember a call that `entry` has replayed."""
         key = key_of(model, x, options, said)
-        owner = model.__self__ if type(model) is MethodType else model
+        owner = owner_of(model)
         if key is None:
             return
         sources = sources_of(r)
@@ -174,10 +181,10 @@ class Recalls:
         if known is None or key is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
         entry = known.entry()
-        if entry is None or known.owner() is not (model.__self__ if type(model) is MethodType else model):
+        if entry is None or known.owner() is not owner_of(model):
             self.known.pop(key, None)
             return None
-        seed = _seed(options, len(entry.start))
+        seed = seed_of(options, len(entry.start))
         if seed is None or graph.CAPTURE.under_way():
             return None
         if x is not None:
@@ -209,7 +216,7 @@ class Recalls:
             return entry.result.clone() if out is None else out.copy_(entry.result)
 
 
-def _seed(options: Options, batch: int) -> tuple[int | list[int], int] | None:
+def seed_of(options: Options, batch: int) -> tuple[int | list[int], int] | None:
     """The seed, or one for each sample, as signed integers, and the first sample; None for any that the full check
     should see."""
     seed, first = options.get("seed", 0), options.get("first_sample", 0)

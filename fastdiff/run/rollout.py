@@ -76,15 +76,27 @@ def _has_densities(plan: Plan) -> bool:
 def _check_job(job: Job) -> None:
     if job.start.path:
         raise ValueError("noise='brownian' has no transitions of its own: leave it out")
-    if isinstance(job.bounds, Dynamic) or job.binding.guidance.rescales:
-        what = "clip='dynamic'" if isinstance(job.bounds, Dynamic) else "guidance with rescale"
-        raise ValueError(f"{what} takes values of the whole sample, which log_prob does not replay: leave it out")
+    if isinstance(job.bounds, Dynamic):
+        raise ValueError(
+            "clip='dynamic' takes values of the whole sample, which log_prob does not replay: leave it out"
+        )
+
+
+def _prepared(engine: PlanEngine, job: Job) -> Run:
+    """The run; ValueError where its guidance is more than the weights of a row."""
+    _check_job(job)
+    r, form = engine.prepare(job), job.binding.guidance
+    if r.program.numbers is not None or form.reverses or r.network.outputs > 1:
+        raise ValueError(
+            f"guidance {type(form).__name__} gives each sample weights of its own, or has other outputs than the two "
+            "halves, which log_prob does not replay: give one number, guidance=4.5"
+        )
+    return r
 
 
 def rollout(engine: PlanEngine, job: Job, reduce: str) -> tuple[torch.Tensor, Rollout]:
     """Sample, eagerly, and keep the states and their log-probabilities."""
-    _check_job(job)
-    r, start = engine.prepare(job), job.start.x
+    r, start = _prepared(engine, job), job.start.x
     n = start[0].numel()
     squares = torch.zeros(len(r.program.moves), len(start), -(-n // CHUNK), dtype=start.dtype, device=start.device)
     states = [start.clone()]
@@ -100,8 +112,7 @@ def rollout(engine: PlanEngine, job: Job, reduce: str) -> tuple[torch.Tensor, Ro
 def replay(engine: PlanEngine, job: Job, given: Rollout, steps: Sequence[int]) -> torch.Tensor:
     """(len(steps), B) float64: the log-probabilities of transitions of a rollout under the job's network, through which
     gradients flow."""
-    _check_job(job)
-    r = engine.prepare(job)
+    r = _prepared(engine, job)
     return torch.stack([_replayed(r, given, k) for k in steps])
 
 

@@ -21,9 +21,9 @@ class Weights:
     through the modules. They do not keep the model alive, nor a tensor that was exchanged.
     """
 
-    def __init__(self, model: Any) -> None:
-        owner = model.__self__ if isinstance(model, MethodType) else model
-        modules = list(owner.modules()) if isinstance(owner, torch.nn.Module) else []
+    def __init__(self, *models: Any) -> None:
+        owners = [model.__self__ if isinstance(model, MethodType) else model for model in models]
+        modules = [m for owner in owners if isinstance(owner, torch.nn.Module) for m in owner.modules()]
         tables: list[Any] = [t for m in modules for t in (m._parameters, m._buffers) if t]
         self.full = [t for t in tables if all(value is not None for value in t.values())]
         # Those with an entry that is None, such as the bias of a layer without one.

@@ -278,6 +278,20 @@ class Flow(NoiseSchedule):
         return self.at(self.t_max if t is None else t).sigma
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class FlowToData(Flow):
+    """The same paths for a network whose own time is 0 at the noise and 1 at the data: it is given 1 - s.
+
+    The times of this library stay those of `Flow`, with the noise at 1: `t_start`, `t_end`, spacings, callbacks.
+    """
+
+    factory: ClassVar[str] = "flow_to_data"
+
+    def _model_time(self, t: Array) -> Array:
+        # 1 - s without a difference.
+        return (1.0 - t) / (1.0 + (self.shift - 1.0) * t)
+
+
 def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0, *, time_scale: float = 1.0) -> VPLinear:
     """The VP SDE of Song et al. 2021 (arXiv 2011.13456, App. C): t in [0, 1], ODE solvers end at 1e-3."""
     return VPLinear(beta_min, beta_max, time_scale=time_scale)
@@ -313,6 +327,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, *, time_scale: float 
 
 def flow(shift: float | None = None, *, mu: float | None = None, time_scale: float = 1.0) -> Flow:
     """Flow matching; `shift` as in SD3, applied once. SD3's network takes `time_scale=1000`; Flux's is given s itself.
+    Where t = 1 is data: `flow_to_data`.
 
     `mu`, in place of shift, is its logarithm, as Flux's pipelines have it ("dynamic shifting"): flow(mu=m) is
     flow(exp(m)).
@@ -322,6 +337,12 @@ def flow(shift: float | None = None, *, mu: float | None = None, time_scale: flo
     if shift is not None:
         raise ValueError(f"shift={shift!r} and mu={mu!r} say the same thing twice: flow(mu={mu!r}) is flow(exp(mu))")
     return Flow(math.exp(number("mu", mu, "1.15")), time_scale=time_scale)
+
+
+def flow_to_data(shift: float = 1.0, *, time_scale: float = 1.0) -> FlowToData:
+    """Flow matching where t = 1 is data, as in Lipman et al. 2023 (arXiv 2210.02747) and most robot policies: the
+    network is given 1 - s, and its velocity is x0 - eps (prediction="flow")."""
+    return FlowToData(shift, time_scale=time_scale)
 
 
 def dynamic_shift(

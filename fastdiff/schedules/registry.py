@@ -7,7 +7,7 @@ from typing import Any
 
 from fastdiff.names import unknown
 from fastdiff.schedules.base import NoiseSchedule
-from fastdiff.schedules.continuous import edm, flow, subvp, ve, vp_cosine, vp_linear
+from fastdiff.schedules.continuous import edm, flow, flow_to_data, subvp, ve, vp_cosine, vp_linear
 from fastdiff.schedules.diffusers import described, is_scheduler
 from fastdiff.schedules.discrete import cosine, ddpm, scaled_linear
 from fastdiff.schedules.smld import smld
@@ -23,6 +23,7 @@ SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
     "smld": smld,
     "edm": edm,
     "flow": flow,
+    "flow_to_data": flow_to_data,
 }
 _ALIASES = {"sd": "scaled_linear", "vp": "vp_linear"}
 

@@ -75,7 +75,7 @@ METHODS = (
             "eta": Option(0.7, "noise level a of sigma_t = a·sqrt(t/(1 − t)); 0 is Euler's ODE step", minimum=0.0)
         },
         aliases=("flow_grpo", "flow_sde"),
-        good_for=("rl",),
+        good_for=("flow", "rl"),
     ),
     Method(
         name="cps",
@@ -88,6 +88,6 @@ METHODS = (
         stochastic=True,
         options={"eta": Option(0.7, "noise sin(eta·pi/2) of each next sigma; 0 is ddim", minimum=0.0, maximum=1.0)},
         aliases=("flow_cps",),
-        good_for=("rl",),
+        good_for=("flow", "rl"),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from fastdiff.solvers import (
     adams,
     analytic,
     ancestral,
+    cfg_pp,
     ddim,
     deis,
     distilled,
@@ -44,6 +46,8 @@ from fastdiff.values import flag
 
 METHODS: dict[str, Method] = {}
 """Every method by its canonical name."""
+GUIDED: dict[str, Method] = {}
+"""Those that run with guidance alone: their rows say what becomes of it (`Plan.shifted`)."""
 ALIASES: dict[str, str] = {}
 """Canonical names by alias, as `key_of` writes it."""
 DEFAULT_STEPS = 10
@@ -87,7 +91,7 @@ def register(method: Method) -> Method:
         )
     names = [key_of(n) for n in (method.name, *method.aliases)]
     for name in names:
-        owner = ALIASES.get(name, name if name in METHODS else None)
+        owner = ALIASES.get(name, name if name in METHODS or name in GUIDED else None)
         if owner is not None:
             raise ValueError(f"the name {name!r} is taken by method {owner!r}: give method {method.name!r} another")
     if names[0] != method.name:
@@ -97,6 +101,16 @@ def register(method: Method) -> Method:
     METHODS[method.name] = method
     ALIASES.update(dict.fromkeys(names[1:], method.name))
     return method
+
+
+def _reduced(method: Method) -> Any:
+    """Registered methods by their names: what builds a plan may be a function inside of another."""
+    if METHODS.get(method.name) is method:
+        return find, (method.name,)
+    return object.__reduce_ex__(method, 2)
+
+
+copyreg.pickle(Method, _reduced)
 
 
 def find(name: str | Method) -> Method:
@@ -120,8 +134,10 @@ def find(name: str | Method) -> Method:
             f"method {name!r} is a sampler of another library that fastdiff does not have; the nearest here: "
             f"{ABSENT[key]}. Valid: {', '.join(METHODS)}"
         )
+    if key in GUIDED:
+        return GUIDED[key]
     if key not in METHODS:
-        message = unknown("method", name, METHODS, also=ALIASES)
+        message = unknown("method", name, [*METHODS, *GUIDED], also=ALIASES)
         for spacing in ("karras", "exponential"):
             base = key.removesuffix(f"_{spacing}")
             if base != key and ALIASES.get(base, base) in METHODS:
@@ -186,13 +202,17 @@ def implied(name: Any, schedule: Any, prediction: str | None) -> str | None:
     flow = isinstance(name, str) and key_of(name).startswith("flow")
     if flow and prediction is None:
         prediction = "flow"
-    if prediction != "flow" and not flow:
+    known = prediction in ("flow", "flow_to_data")
+    if not known and not flow:
         return prediction
-    what = f"method {name!r} says that the network is one of flow matching" if flow else "prediction='flow'"
-    call = "schedule='flow', or fastdiff.schedules.flow(shift, time_scale=1000) for a network that is given 0 to 1000"
+    what = f"method {name!r} says that the network is one of flow matching" if flow else f"prediction={prediction!r}"
+    call = (
+        "schedule='flow', or fastdiff.schedules.flow(shift, time_scale=1000) for a network that is given 0 to 1000, or "
+        "'flow_to_data' where t = 1 is data"
+    )
     if schedule is None:
         raise ValueError(f"{what}, and no schedule was named: {call}")
-    if flow and (prediction != "flow" or resolve(schedule).kind != "flow"):
+    if flow and (not known or resolve(schedule).kind != "flow"):
         raise ValueError(
             f"{what}; got schedule={resolve(schedule)!r}, prediction={prediction!r}: {call}, with "
             "prediction='flow'; for other networks the same steps are method='ddim'"
@@ -202,14 +222,15 @@ def implied(name: Any, schedule: Any, prediction: str | None) -> str | None:
 
 def settled(name: str, value: Any) -> Any:
     """An option's value with files read, so that it may be kept: whatever a file holds later, the value stays."""
-    for method in METHODS.values():
+    for method in (*METHODS.values(), *GUIDED.values()):
         if name in method.options:
             return method.options[name].settled(value)
     return value
 
 
 def methods() -> dict[str, dict[str, Any]]:
-    """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), default
+    """Every method: summary, order, NFE per step, whether stochastic, whether adaptive (no plan, no `steps`), whether
+    it runs with guidance alone, default
     spacing ("" for adaptive methods), options, aliases, what it is good for (`GOOD_FOR`), paper."""
     return {
         m.name: {
@@ -218,13 +239,14 @@ def methods() -> dict[str, dict[str, Any]]:
             "nfe_per_step": m.nfe_per_step,
             "stochastic": m.stochastic,
             "adaptive": m.adaptive,
+            "guided": m.name in GUIDED,
             "spacing": m.spacing,
             "options": {k: {"default": o.default, "choices": o.accepted, "doc": o.doc} for k, o in m.options.items()},
             "aliases": tuple(m.aliases),
             "good_for": tuple(m.good_for),
             "paper": m.paper,
         }
-        for m in METHODS.values()
+        for m in (*METHODS.values(), *GUIDED.values())
     }
 
 
@@ -398,3 +420,4 @@ for family in (
 ):
     for one in family.METHODS:
         register(one)
+GUIDED.update({one.name: one for one in cfg_pp.METHODS})

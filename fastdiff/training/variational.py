@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fastdiff import solvers
 from fastdiff.names import one_of, representable
 from fastdiff.plan import ZA
-from fastdiff.prediction import PREVIOUS
+from fastdiff.prediction import PREVIOUS, along
 from fastdiff.run.arguments import check_clip
 from fastdiff.run.noise import randn
 from fastdiff.run.report import span
@@ -235,7 +235,8 @@ def variational_bound(
         TypeError, ValueError: bad arguments, data from 0 to 255, noise or an output of the wrong shape. Data beyond
             [−1, 1] give a UserWarning.
     """
-    kind = as_stated(model, "prediction", prediction, "eps")
+    known = resolve(as_stated(model, "schedule", schedule, "ddpm"))
+    kind = along(as_stated(model, "prediction", prediction, None), known)
     check_names(kind, "mean")
     check_decoder(bins, cdf)
     check_data(x0)
@@ -243,7 +244,6 @@ def variational_bound(
     bounds = check_clip(clip, full(x0).dtype)
     if isinstance(bounds, Dynamic):
         raise ValueError(f"clip={clip!r}: expected the data's bounds, (low, high), such as (-1.0, 1.0), or None")
-    known = resolve(as_stated(model, "schedule", schedule, "ddpm"))
     one_of("variance", variance, (*VARIANCES, ANALYTIC))
     if (variance == ANALYTIC) != (gamma is not None):
         raise ValueError(
@@ -303,14 +303,15 @@ def _checked(
     reduction: str,
     bins: int,
     cdf: str,
-) -> tuple[str | NoiseSchedule, str]:
+) -> tuple[NoiseSchedule, str]:
     """Schedule and prediction of a loss, after checks of what both losses are given."""
-    kind: str = as_stated(model, "prediction", prediction, "eps")
+    known = resolve(as_stated(model, "schedule", schedule, "ddpm"))
+    kind = along(as_stated(model, "prediction", prediction, None), known)
     check_names(kind, reduction)
     check_decoder(bins, cdf)
     check_data(x0)
     check_scaled(x0)
-    return as_stated(model, "schedule", schedule, "ddpm"), kind
+    return known, kind
 
 
 class _Evaluated(NamedTuple):

@@ -205,7 +205,7 @@ def test_guidance_changes_from_the_next_evaluation_on(changed: Any) -> None:
 
 
 def test_the_cpu_kernel_reads_what_a_row_uses() -> None:
-    """A NaN in a register without a coefficient stays out, and an x' without coefficients is not written."""
+    """A NaN in a register without a coefficient stays out; an x' without coefficients is 0, as everywhere."""
     found = ops.load("cpu")
     if not found.available()[0]:
         pytest.skip(f"no back end 'cpu': {found.available()[1]}")
@@ -219,7 +219,7 @@ def test_the_cpu_kernel_reads_what_a_row_uses() -> None:
     out = torch.empty(2, 5)
     found.stage(spec, 0, coeffs, ops.Buffers(x=x, u=u, h=(h,), u_out=out, x_out=x))
     assert torch.equal(out[0], torch.full((5,), 2.0)) and out[1].isnan().all()
-    assert torch.equal(x, torch.tensor([[7.0], [1.0]]).expand(2, 5))
+    assert torch.equal(x, torch.tensor([[0.0], [1.0]]).expand(2, 5))
 
 
 def test_adaptive_methods_are_refused_with_the_reason() -> None:
@@ -250,3 +250,58 @@ def test_previews_are_the_predicted_x0() -> None:
         for preview, (_, x0) in zip(seen[name], expected, strict=True):
             assert torch.equal(preview.x0, x0), name
         assert request.preview is seen[name][-1]
+
+
+def _in_place(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return x.mul_(0.5)
+
+
+def _itself(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+@pytest.mark.parametrize("model", [_in_place, _itself])
+@pytest.mark.parametrize("method", ["dpm3", "unipc", "edm_heun"])
+def test_networks_that_give_their_input_back(model: Any, method: str) -> None:
+    """Where no row scales its input, the network is given the state itself."""
+    engine = fastdiff.Engine(model, slots=2, shape=SHAPE, schedule="ddpm")
+    first = engine.submit(method, 4, seed=1)
+    engine.step()
+    others = [engine.submit("dpmpp2m", 3, seed=2), engine.submit("ddim", 5, seed=3)]
+    engine.run()
+    for request in (first, *others):
+        # What it gives in place, it must give a plain run outside of it.
+        same = {"model": (lambda x, t: x * 0.5) if model is _in_place else _itself}
+        expected = alone(request.method, {"dpmpp2m": 3, "ddim": 5}.get(request.method, 4), same, {"seed": request.seed})
+        assert torch.equal(request.result(), expected), request.method
+
+
+def test_a_network_that_begins_to_write_to_its_input() -> None:
+    """The states are lost: those in flight end with the reason, and what is submitted again is right."""
+    calls = []
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return x.mul(0.5) if len(calls) == 1 else x.mul_(0.5)
+
+    engine = fastdiff.Engine(model, slots=2, shape=SHAPE, schedule="ddpm")
+    lost = engine.submit("dpm3", 4, seed=1)
+    engine.run()
+    with pytest.raises(RuntimeError, match=r"the network wrote to its input.*submit the requests again"):
+        lost.result()
+    request = engine.submit("dpm3", 4, seed=1)
+    engine.run()
+    assert torch.equal(request.result(), alone("dpm3", 4, {"model": lambda x, t: x * 0.5}, {"seed": 1}))
+
+
+def test_rows_that_scale_their_input_join_rows_that_do_not() -> None:
+    """The input's memory, which is not written before, is right when they come, and the slots move when they go."""
+    engine = fastdiff.Engine(network, slots=4, shape=SHAPE, schedule="ddpm")
+    plans = [("ddim", 3), ("dpm3", 9), ("unipc", 7), ("euler", 4), ("dpmpp2m", 5), ("euler", 2)]
+    requests = []
+    for i, (method, steps) in enumerate(plans):
+        requests.append(engine.submit(method, steps, seed=i))
+        engine.step()
+    engine.run()
+    for i, (request, (method, steps)) in enumerate(zip(requests, plans, strict=True)):
+        assert torch.equal(request.result(), alone(method, steps, {}, {"seed": i})), method

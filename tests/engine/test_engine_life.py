@@ -15,7 +15,7 @@ import torch
 
 import fastdiff
 from fastdiff import guidance
-from fastdiff.engine import Closed, Preview, QueueFull
+from fastdiff.engine import Closed, Preview, QueueFull, floor
 from fastdiff.plan import IDENTITY
 
 SHAPE = (1, 4, 4)
@@ -227,6 +227,7 @@ SUBMITTED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"on_preview": 3}, TypeError, "must be callable"),
     ({"stepz": 3}, ValueError, "stepz"),
     ({"method": "ddpm", "variance": "learned_range"}, ValueError, r"Engine\(..., learned_variance=True\)"),
+    ({"method": "mean_flow", "two_times": True}, ValueError, r"calls the network as model\(x, t, s\)"),
     ({"method": "ddpm", "steps": 900}, ValueError, r"a plan of 900 stages takes up to 1802 rows"),
 ]
 
@@ -280,6 +281,44 @@ def test_guidance_that_cannot_change() -> None:
         narrow.guidance = 2.0
     with pytest.raises(ValueError, match="needs two rows of the network's input"):
         engine(buckets=(1,)).submit(guidance=2.0, **labels)
+
+
+def test_guidance_that_comes_while_a_request_enters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has left the queue and has no slot yet: its half needs room all the same."""
+    labels = {"cond": {"y": torch.tensor([1.0])}, "uncond": {"y": torch.tensor([0.0])}}
+    e, real, refused = engine(slots=2, buckets=(1, 2)), floor.begin, []
+    first, second = e.submit(**labels), e.submit(**labels)
+
+    def begin(*given: Any) -> Any:
+        if e._floor.running:
+            with pytest.raises(ValueError, match="no room for another unconditional half"):
+                second.guidance = 2.0
+            refused.append(True)
+        return real(*given)
+
+    monkeypatch.setattr(floor, "begin", begin)
+    e.step()
+    first.cancel()
+    e.step()
+    second.guidance = 3.0
+    e.run()
+    assert refused == [True] and second.done() and not second.exception()
+
+
+def test_a_callback_that_waits_for_a_tick() -> None:
+    """It runs in the tick's own thread, where it would wait for ever."""
+    e, told = engine(), []
+    other = e.submit(seed=1, steps=9)
+
+    def call(request: fastdiff.Request) -> None:
+        with pytest.raises(RuntimeError, match="a tick is under way in this thread"):
+            other.result(5)
+        told.append(request)
+
+    first = e.submit(seed=0, steps=2)
+    first.add_done_callback(call)
+    e.run()
+    assert told == [first] and torch.equal(other.result(), sampled(1, steps=9))
 
 
 def test_a_table_that_is_full_lets_others_wait() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 
 import pytest
@@ -106,7 +107,10 @@ def test_schedules_and_predictions(schedule: str, prediction: str, space: str) -
     errors = made.origin["errors"]
     assert errors["after"]["median"] < 0.5 * errors["before"]["median"]
     if made.schedule["type"] != "Flow":  # whose adaptive solver needs a finite start
-        assert float(distances(model, made).median()) == pytest.approx(errors["after"]["median"], rel=0.6)
+        fresh = distances(model, made)
+        # Four standard errors of the difference of the two means.
+        within = 4 * math.hypot(errors["after"]["spread"], float(fresh.std()) / len(fresh) ** 0.5)
+        assert abs(float(fresh.mean()) - errors["after"]["mean"]) < within
 
 
 def test_guidance_and_conditions() -> None:

@@ -326,6 +326,12 @@ def test_a_sample_that_is_not_finite_is_named(tmp_path: Path) -> None:
         ({"shard": 0}, ValueError, "shard=0"),
         ({"batch": 0}, ValueError, "batch=0"),
         ({"worker": (3, 3)}, ValueError, "worker 3 of 3: expected a number from 0 to 2"),
+        (
+            {"decode": lambda x: x[:3]},
+            ValueError,
+            r"decode returned shape \(3, 3, 6, 5\): expected \(8, ...\), one for",
+        ),
+        ({"decode": lambda x: [1]}, TypeError, r"decode returned list: expected a tensor or array \(8, ...\)"),
         ({"format": "png", "decode": lambda x: x}, TypeError, "decode returned torch.float32: expected a uint8"),
         ({"format": "png", "decode": lambda x: x[:2].byte()}, ValueError, r"decode returned shape \(2, 3, 6, 5\)"),
     ],
@@ -366,3 +372,52 @@ def test_launchers(environment: dict[str, str], expected: tuple[int, int, int]) 
 def test_a_launcher_that_says_no_number() -> None:
     with pytest.raises(ValueError, match=r"RANK='x'.*expected whole numbers"):
         this_worker({"RANK": "x", "WORLD_SIZE": "2"})
+
+
+def test_two_processes_that_are_the_same_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One removes what the other has begun to write: that one ends with the reason, and its shard is made again."""
+    real, left = os.fsync, [4]
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        left[0] -= 1
+        if not left[0]:
+            for partial in tmp_path.glob(".samples-*.partial"):
+                partial.unlink()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(RuntimeError, match="two of them are the same worker; give each its own number"):
+        make(tmp_path)
+    assert make(tmp_path) and not verify(tmp_path).problems
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="the system has no flock")
+
+    def flock(file: Any, how: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    assert make(tmp_path / "locked", format="npz")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert not make(tmp_path / "free", format="npz", worker=(1, 2))
+    assert make(tmp_path / "free", format="npz", worker=(0, 2))
+    assert content(tmp_path / "free") == content(tmp_path / "locked")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the file, nothing half written stays, and the same call goes on later."""
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if list(tmp_path.glob(".samples-00001*")):
+            with open("/dev/full", "wb") as full:
+                full.write(b"0")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match=r"No space left on device.*samples-00001"):
+            make(tmp_path)
+    assert not list(tmp_path.rglob("*.partial")) and verify(tmp_path).found == 16
+    assert make(tmp_path) and not verify(tmp_path).problems

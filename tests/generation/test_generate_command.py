@@ -56,6 +56,7 @@ def test_two_workers_and_a_check(folder: Path, capsys: pytest.CaptureFixture[str
         (["generateme:network", "-n", "4", "--worker", "4/4"], "worker 4 of 4"),
         (["generateme:network", "-n", "4", "-o", "eta"], "--option 'eta': expected NAME=VALUE"),
         (["generateme:network", "-n", "4", "--plan", "nowhere.json"], "nowhere.json"),
+        (["generateme:network", "-n", "4", "--plan", "p.json", "--steps", "4"], "--plan stands instead of --method"),
         (["--verify"], "has no manifest.json"),
     ],
 )

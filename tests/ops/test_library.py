@@ -156,6 +156,20 @@ def test_compiled_in_one_graph_and_once(method: str) -> None:
     assert count.frame_count == 1
 
 
+def test_seeds_are_arguments_of_a_compiled_run() -> None:
+    torch._dynamo.reset()
+    net, sampler = Net(), fastdiff.Sampler("dpmpp2m_sde", 2)
+    for _ in range(4):
+        # What is known of eager calls does not reach the compiled one.
+        sampler(net, shape=(2, 6))
+    count = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda seed: sampler(net, shape=(2, 6), seed=seed), fullgraph=True, backend=count)
+    for seed in (1, 2, 3, 2**40):
+        assert close(compiled(seed), sampler(net, shape=(2, 6), seed=seed))
+    # The compiler takes a number for a constant until it sees a second one.
+    assert count.frame_count == 2
+
+
 GUIDED = {"cond": {"y": torch.ones(2)}, "uncond": {"y": torch.zeros(2)}}
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "clip": ({"clip": (-1.0, 1.0)}, {}),

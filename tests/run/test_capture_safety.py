@@ -161,6 +161,9 @@ def test_what_a_launch_is_given_by_value(fake) -> None:
         for holder in (coeffs, buf):
             for field in dataclasses.fields(holder):
                 value = getattr(holder, field.name)
+                if field.name == "inner":
+                    assert value == 0, "without frames"
+                    continue
                 parts = value if isinstance(value, tuple) else (value,)
                 assert all(p is None or isinstance(p, torch.Tensor) for p in parts), field.name
 

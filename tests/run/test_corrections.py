@@ -255,7 +255,7 @@ def test_score_form_is_the_score_shift() -> None:
             "unknown classifier_form 'men'; did you mean 'mean'",
         ),
         (
-            {"classifier_form": "mean", "classifier_grad": wavy},
+            {"classifier_form": "mean", "classifier_grad": wavy, "method": "dpm3"},
             ValueError,
             "method 'dpm3' does not state: use method='ddpm'",
         ),

@@ -116,3 +116,16 @@ def test_a_classifier_is_given_the_time_of_x() -> None:
 
     fastdiff.sample(average, X, steps=2, classifier_grad=grad, t_start=0.9, **TWO)
     assert [tuple(t.shape) for t in seen] == [(4,), (4,)] and float(seen[0][0]) == pytest.approx(0.9)
+
+
+def test_a_network_of_one_time_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"two_times=True calls the network as model\(x, t, s\)"):
+        fastdiff.sample(
+            lambda x, t: x,
+            shape=(1, 3),
+            method="mean_flow",
+            schedule="flow",
+            prediction="flow",
+            two_times=True,
+            steps=2,
+        )

@@ -78,6 +78,7 @@ def test_methods_describes_each() -> None:
             "nfe_per_step",
             "stochastic",
             "adaptive",
+            "guided",
             "spacing",
             "options",
             "aliases",
