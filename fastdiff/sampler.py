@@ -88,6 +88,7 @@ class Sampler:
         own = options.get("plan")
         chosen, brought = (None, {}) if own is not None else solvers.chosen(method, {"steps": steps, **options})
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
+        given["spacing"] = brought.pop("spacing", given["spacing"])
         more = {**brought, **more}
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
         given["schedule"], given["prediction"] = told(given["schedule"], given["prediction"])

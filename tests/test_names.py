@@ -235,8 +235,6 @@ def test_names_as_user_interfaces_show_them(name: str, method: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("DPM++ 2M Karras", "spacing is an argument of its own: method='dpmpp2m', spacing='karras'"),
-        ("dpmpp2m_exponential", "method='dpmpp2m', spacing='exponential'"),
         ("eulr", "unknown method 'eulr'; did you mean 'euler'"),
         ("no_such_karras", "unknown method 'no_such_karras'. Valid"),
     ],

@@ -2,15 +2,16 @@
 
     python tools/peers.py --k-diffusion PATH/k-diffusion --comfy PATH/ComfyUI --res4lyf PATH/RES4LYF
 
-writes tests/peers/peers.json, which the tests hold our tables against. These are source trees, which nothing here
-installs or copies: their files are loaded as they are, with stand-ins for what samplers do not need. Everything runs in
-float64 on the exact model of a Gaussian mixture; draw number d of a run is `draw(d)`.
+writes tests/peers/peers.json, which the tests hold our tables and `sample_*` functions against. These are source trees,
+which nothing here installs or copies: their files are loaded as they are, with stand-ins for what samplers do not need.
+Everything runs in float64 on the exact model of a Gaussian mixture; draw number d of a run is `draw(d)`.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
+import inspect
 import json
 import math
 import re
@@ -48,6 +49,34 @@ SAMPLERS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
 ]
 """Their name and arguments, ours. Sigmas: Karras's with rho = 7, 0.002 to 80, and 0."""
 FAST = (9, 10, 11)
+LOW = {"eta": 0.6, "s_noise": 1.01}
+FUNCTIONS: list[tuple[str, str, dict[str, Any]]] = [
+    *(("k-diffusion", name, given) for name in ("euler", "heun", "dpm_2") for given in ({}, CHURN)),
+    *(("k-diffusion", "lms", {"order": k}) for k in (1, 2, 3, 4)),
+    *(
+        ("k-diffusion", name, given)
+        for name in (
+            *("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral"),
+            *("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"),
+        )
+        for given in ({}, LOW)
+    ),
+    ("k-diffusion", "dpmpp_sde", {"r": 0.3}),
+    ("k-diffusion", "dpmpp_2m_sde", {"solver_type": "heun"}),
+    ("k-diffusion", "dpmpp_2m", {}),
+    *(("ComfyUI", "heunpp2", given) for given in ({}, CHURN)),
+    *(("ComfyUI", "ipndm", {"max_order": k}) for k in (2, 3, 4)),
+    *(("ComfyUI", "ipndm_v", {"max_order": k}) for k in (2, 4)),
+    *(("ComfyUI", name, {}) for name in ("deis", "ddpm", "lcm", "res_multistep", "er_sde")),
+    ("ComfyUI", "gradient_estimation", {"ge_gamma": 1.5}),
+    ("ComfyUI", "er_sde", {"max_stage": 2, "s_noise": 0.9}),
+    *(("ComfyUI", name, given) for name in ("res_multistep_ancestral", "seeds_2", "seeds_3") for given in ({}, LOW)),
+    ("ComfyUI", "seeds_2", {"r": 0.3}),
+    *(("ComfyUI", name, {"tau_interval": (5.0, 0.3)}) for name in ("sa_solver", "sa_solver_pece")),
+    ("ComfyUI", "sa_solver", {"tau_interval": (5.0, 0.3), "predictor_order": 2, "simple_order_2": True}),
+    *(("ComfyUI", name, {}) for name in ("uni_pc", "uni_pc_bh2")),
+]
+"""Whose function, its name and arguments; `tau_interval` stands for a function of it."""
 COUNTS = (2, 5, 10, 20)
 
 
@@ -72,6 +101,7 @@ def loaded(folder: Path, name: str) -> Any:
     for stub in ("comfy", "comfy.model_patcher", "comfy.model_sampling", "comfy.utils", "comfy.memory_management"):
         sys.modules[stub] = types.ModuleType(stub)
     sys.modules["comfy.model_sampling"].CONST = type("CONST", (), {})  # type: ignore[attr-defined]
+    sys.modules["comfy"].model_sampling = sys.modules["comfy.model_sampling"]  # type: ignore[attr-defined]
     return importlib.import_module(f"{name}.sampling")
 
 
@@ -98,6 +128,78 @@ def samplers(sampling: Any, original: Any) -> list[dict[str, Any]]:
     for count in FAST:
         result = sampling.sample_dpm_fast(model, x, 0.002, 80.0, count, disable=True)
         found.append({"peer": "dpm_fast", "method": "dpm_fast", "options": {}, "steps": count, "x": result.tolist()})
+    return found
+
+
+class Wrapped:
+    """The model with what ComfyUI's samplers ask of it."""
+
+    def __init__(self) -> None:
+        self.inner_model = self.model_patcher = self.model_sampling = self
+
+    def get_model_object(self, name: str) -> Wrapped:
+        """No flow matching."""
+        return self
+
+    def noise_scaling(self, sigma: torch.Tensor, noise: torch.Tensor, x: torch.Tensor, *_: Any) -> torch.Tensor:
+        """Noise of that level on x."""
+        return x + sigma * noise
+
+    __call__ = staticmethod(model)
+
+
+def given_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as a function takes them."""
+    made = dict(arguments)
+    if "tau_interval" in made:
+        high, low = made.pop("tau_interval")
+        made["tau_func"] = lambda sigma: 1.0 if low <= float(sigma) <= high else 0.0
+    return made
+
+
+def called(sampling: Any, original: Any, unipc: Any) -> list[dict[str, Any]]:
+    """Every `sample_*` function on sigmas to 0, to 0.002 and of one step; ranges for those that take one."""
+    whole = sampling.get_sigmas_karras(STEPS, 0.002, 80.0)
+    lists = {"to 0": whole, "to 0.002": whole[:-1], "one step": torch.tensor([80.0, 0.0])}
+    number = 0
+
+    def numbered(like: torch.Tensor, *_: Any) -> torch.Tensor:
+        nonlocal number
+        number += 1
+        made: torch.Tensor = draw(number - 1, like)
+        return made
+
+    torch.randn_like = numbered
+    x = torch.from_numpy(80.0 * Z)
+    found: list[dict[str, Any]] = []
+    for program, name, arguments in FUNCTIONS:
+        module = original if program == "k-diffusion" else sampling
+        function = {"uni_pc": unipc.sample_unipc, "uni_pc_bh2": unipc.sample_unipc_bh2}.get(name)
+        function = function or getattr(module, f"sample_{name}")
+        for kind, sigmas in lists.items():
+            number, more = 0, given_of(arguments)
+            if "noise_sampler" in inspect.signature(function).parameters:
+                more["noise_sampler"] = lambda start, end: numbered(x)
+            try:
+                result = function(Wrapped(), x, sigmas.clone(), {}, disable=True, **more).tolist()
+            except Exception as error:
+                result = type(error).__name__
+            found.append({"program": program, "function": name, "arguments": arguments, "sigmas": kind, "x": result})
+    for count in (6, 7, 11):
+        result = original.sample_dpm_fast(model, x, 0.002, 80.0, count, disable=True).tolist()
+        found.append({"program": "k-diffusion", "function": "dpm_fast", "arguments": {"n": count}, "x": result})
+    for order in (2, 3):
+        given = {"order": order, "return_info": True}
+        result, info = original.sample_dpm_adaptive(model, x, 0.002, 80.0, disable=True, **given)
+        found.append(
+            {
+                "program": "k-diffusion",
+                "function": "dpm_adaptive",
+                "arguments": given,
+                "x": result.tolist(),
+                "info": info,
+            }
+        )
     return found
 
 
@@ -177,7 +279,15 @@ def main() -> int:
     original = loaded(chosen.k_diffusion / "k_diffusion", "original")
     text = (chosen.comfy / "comfy" / "samplers.py").read_text(encoding="utf-8")
     tangents = (chosen.res4lyf / "sigmas.py").read_text(encoding="utf-8") + "\nend = 0\n"
-    record = {"samplers": samplers(sampling, original), "grids": grids(sampling, text, tangents)}
+    unipc = importlib.util.spec_from_file_location("unipc", chosen.comfy / "comfy" / "extra_samplers" / "uni_pc.py")
+    assert unipc is not None and unipc.loader is not None
+    predictor = importlib.util.module_from_spec(unipc)
+    unipc.loader.exec_module(predictor)
+    record = {
+        "samplers": samplers(sampling, original),
+        "functions": called(sampling, original, predictor),
+        "grids": grids(sampling, text, tangents),
+    }
     TARGET.parent.mkdir(exist_ok=True)
     TARGET.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0

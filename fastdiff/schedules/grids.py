@@ -34,6 +34,8 @@ SPACINGS: dict[str, str] = {
     "sde_uniform": "as linspace; for VE and EDM as exponential, for VE to the SDE's time 1e-5; then clean (score_sde)",
     **{name: named.doc for name, named in peers.NAMED.items()},
 }
+ALIASES = {"ays": "ays_sd15", "align_your_steps": "ays_sd15", "ddim": "ddim_uniform"}
+"""Names of user interfaces; their "Align Your Steps" is the list of the network at hand, by default the first one."""
 MAX_STEPS = 100_000
 """A table has one row a step, or several, in memory: no run needs more."""
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -85,6 +87,7 @@ def grid(
     """
     if not isinstance(spacing, str):
         return _own(spacing, schedule, steps, t_start, t_end, final, options)
+    spacing = spacing_key(spacing)
     counts = None if spacing in SPACINGS else _parse_respacing(spacing)
     name = spacing if counts is None else "respacing"
     for option in options:
@@ -115,6 +118,13 @@ def grid(
     else:
         times = _listed_continuous(request)
     return _checked(times, schedule, f"spacing {spacing!r} with steps={count}")
+
+
+def spacing_key(spacing: str) -> str:
+    """The name in `SPACINGS` that a menu's name means, as "SGM Uniform" or "KL Optimal"; any other as it is."""
+    key = spacing.lower().replace("-", "_").replace(" ", "_")
+    key = ALIASES.get(key, key)
+    return key if key in SPACINGS else spacing
 
 
 def _steps(steps: object) -> int:

@@ -199,6 +199,7 @@ class MethodOptions(TypedDict, total=False):
     clip_pixels: float
     clip_steps: Any
     control: Literal["batch", "sample"]
+    correct_end: bool
     corrector: bool | Literal["langevin", "ald", "none"]
     corrector_order: Literal[0, 1, 2, 3, 4]
     data_range: Any

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.names import unknown, warn
+from fastdiff.names import short, unknown, warn
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.schedules.grids import GRID_OPTIONS, SPACINGS, end_time, grid
+from fastdiff.schedules.grids import GRID_OPTIONS, SPACINGS, end_time, grid, spacing_key
 from fastdiff.solvers import (
     adams,
     analytic,
@@ -42,6 +42,7 @@ from fastdiff.solvers import (
 )
 from fastdiff.solvers.base import DrawsNoise, Method, Request
 from fastdiff.solvers.embedded import Embedded
+from fastdiff.solvers.foreign import parted
 from fastdiff.values import flag
 
 METHODS: dict[str, Method] = {}
@@ -103,6 +104,11 @@ def register(method: Method) -> Method:
     return method
 
 
+def known() -> set[str]:
+    """Every key of a method."""
+    return {*METHODS, *GUIDED, *ALIASES, *ABSENT}
+
+
 def _reduced(method: Method) -> Any:
     """Registered methods by their names: what builds a plan may be a function inside of another."""
     if METHODS.get(method.name) is method:
@@ -115,7 +121,8 @@ copyreg.pickle(Method, _reduced)
 
 def find(name: str | Method) -> Method:
     """The method with that name or alias, or the method itself: as diffusers ("DPMSolverMultistepScheduler",
-    "DPMSolverMultistep"), k-diffusion ("sample_dpmpp_2m") and ComfyUI ("dpmpp_2m") write it, in any case.
+    "DPMSolverMultistep"), k-diffusion ("sample_dpmpp_2m") and ComfyUI ("dpmpp_2m") write it, in any case. `chosen` has
+    what a name such as "DPM++ 2M Karras" says besides.
 
     Raises:
         ValueError: an unknown name, with the nearest method.
@@ -127,7 +134,7 @@ def find(name: str | Method) -> Method:
         raise TypeError(
             f"method must be a name such as 'dpm3', got {type(name).__name__}; fastdiff.methods() lists them"
         )
-    key = key_of(name)
+    key = parted(key_of(name), known())[0]
     key = ALIASES.get(key, key)
     if key in ABSENT:
         raise ValueError(
@@ -137,15 +144,7 @@ def find(name: str | Method) -> Method:
     if key in GUIDED:
         return GUIDED[key]
     if key not in METHODS:
-        message = unknown("method", name, [*METHODS, *GUIDED], also=ALIASES)
-        for spacing in ("karras", "exponential"):
-            base = key.removesuffix(f"_{spacing}")
-            if base != key and ALIASES.get(base, base) in METHODS:
-                message = (
-                    f"unknown method {name!r}: the spacing is an argument of its own: "
-                    f"method={ALIASES.get(base, base)!r}, spacing={spacing!r}"
-                )
-        raise ValueError(message)
+        raise ValueError(unknown("method", name, [*METHODS, *GUIDED], also=ALIASES))
     return METHODS[key]
 
 
@@ -163,6 +162,7 @@ def default(
     - Else "dpm2" up to `FEW_STEPS` steps, and "dpm3" above.
     """
     first, count = t_start, steps
+    spacing = spacing_key(spacing) if isinstance(spacing, str) else spacing
     if spacing is not None and not (isinstance(spacing, str) and spacing in SPACINGS):
         named = spacing if isinstance(spacing, str) else own_times(spacing)
         times = grid(named, schedule, steps, t_start, t_end)
@@ -180,7 +180,8 @@ def default(
 
 
 def chosen(name: str | Method | None, asked: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
-    """The method of that name, or the default for `asked`; and the options that the default brings.
+    """The method of that name, or the default for `asked`; and the options that the default or the name brings, with
+    the spacing of a name such as "DPM++ 2M Karras".
 
     Args:
         asked: "steps", "schedule", "spacing", "t_start" and "t_end" of a call, where they are given.
@@ -189,7 +190,17 @@ def chosen(name: str | Method | None, asked: Mapping[str, Any]) -> tuple[Method,
         ValueError, TypeError: as `find`, `resolve` and `grid`.
     """
     if name is not None:
-        return find(name), {}
+        method = find(name)
+        brought = {} if isinstance(name, Method) else parted(key_of(name), known())[1]
+        grid_of, given = brought.get("spacing"), asked.get("spacing")
+        if grid_of is not None and given is not None:
+            if not isinstance(given, str) or spacing_key(given) != grid_of:
+                raise ValueError(
+                    f"method {name!r} names the spacing {grid_of!r}, and spacing={short(given)} another: "
+                    f"method={method.name!r}, spacing={short(given)}"
+                )
+            del brought["spacing"]
+        return method, brought
     schedule = resolve("ddpm" if asked.get("schedule") is None else asked["schedule"])
     return default(asked.get("steps"), schedule, asked.get("spacing"), asked.get("t_start"), asked.get("t_end"))
 
@@ -364,6 +375,7 @@ def plan(
     own, brought = chosen(
         method, {"steps": steps, "schedule": schedule, "spacing": spacing, "t_start": t_start, "t_end": t_end}
     )
+    spacing = brought.pop("spacing", spacing)
     options = {**brought, **options}
     flag("invert", invert)
     if own.adaptive:
@@ -375,7 +387,7 @@ def plan(
     warn_of_unit_times(resolved, t_start, t_end)
     if spacing is None:
         spacing = default_spacing(own.spacing, resolved, t_start)
-    named = spacing if isinstance(spacing, str) else own_times(spacing)
+    named = spacing_key(spacing) if isinstance(spacing, str) else own_times(spacing)
     if steps is None and named in SPACINGS:
         steps = DEFAULT_STEPS
     grid_options = {k: options.pop(k) for k in GRID_OPTIONS if k in options and k not in own.options}

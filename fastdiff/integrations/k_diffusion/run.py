@@ -1,0 +1,209 @@
+"""One run over a list of sigmas, with k-diffusion's model, callback and noise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+
+from fastdiff.bind import Binding
+from fastdiff.guidance import UNGUIDED
+from fastdiff.integrations.k_diffusion.noise import BrownianTreeNoiseSampler
+from fastdiff.integrations.k_diffusion.plans import Listed, levels, listed
+from fastdiff.run.arguments import check_x
+from fastdiff.run.evaluate import Callback as Watch
+from fastdiff.run.evaluate import Hooks
+from fastdiff.run.history import Noise
+from fastdiff.run.job import Engine, Job, begin, sampling_mode
+from fastdiff.run.network import Network
+from fastdiff.run.report import Info
+
+Model = Callable[..., torch.Tensor]
+Callback = Callable[[dict[str, Any]], Any]
+NoiseSampler = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Extra = Mapping[str, Any]
+Tell = Callable[[int, torch.Tensor, torch.Tensor], None]
+
+
+def default_noise_sampler(x: torch.Tensor, seed: int | None = None) -> NoiseSampler:
+    """Independent normals of x's shape from torch's generator; with a seed from one of their own, which ComfyUI seeds
+    with seed + 1 on the CPU."""
+    generator = None
+    if seed is not None:
+        generator = torch.Generator(device=x.device)
+        generator.manual_seed(seed + (x.device.type == "cpu"))
+    return lambda sigma, sigma_next: torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+
+
+def tree(x: torch.Tensor, values: list[float], seed: int | None) -> NoiseSampler:
+    """A Brownian path in sigma over the list."""
+    positive = [v for v in values if v > 0.0]
+    if len(set(positive)) < 2:
+        return default_noise_sampler(x, seed)
+    return BrownianTreeNoiseSampler(x, min(positive), max(positive), seed)
+
+
+class Denoiser:
+    """The model as an engine calls it, which tells the callback of each step.
+
+    Args:
+        model: called as model(x, sigma, **extra_args), sigma of shape (B,) and x's dtype, it gives x0.
+    """
+
+    def __init__(self, model: Model, dtype: torch.dtype, extra: Extra, tell: Tell | None = None) -> None:
+        self.model, self.dtype, self.extra, self.tell = model, dtype, extra, tell
+        self.calls = 0
+
+    def bound(self) -> Callable[..., torch.Tensor]:
+        """What the engine is given: a method of the model, by which it knows a model that it has seen before."""
+        return MethodType(self, self.model)
+
+    def __call__(self, model: Model, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        # Of the engine's memory, which the next step overwrites, a callback gets a copy.
+        x = x.to(self.dtype, copy=self.tell is not None)
+        denoised = model(x, sigma.to(self.dtype), **self.extra)
+        if self.tell is None:
+            return denoised
+        self.tell(self.calls, x, denoised)
+        self.calls += 1
+        # Memory of its own: a run over a buffer that the model writes into again begins anew, and would tell twice.
+        return denoised.clone()
+
+
+def start(engine: Engine, model: Denoiser, x: torch.Tensor, noise: Any, dtype: torch.dtype, watch: Watch | None) -> Job:
+    """A run from x."""
+    given = {"noise": noise, "frames": None, "device": None, "seed": 0, "first_sample": 0}
+    begun = begin(engine, x, tuple(x.shape), given, dtype, None, None, None)
+    return Job(begun, Network(model.bound(), len(x)), dtype, Binding("x0", UNGUIDED), None, Hooks(callback=watch))
+
+
+def shown(disable: bool | None) -> bool:
+    """tqdm's rule: None shows a bar on a terminal only."""
+    return sys.stderr.isatty() if disable is None else not disable
+
+
+def state_dtype(x: torch.Tensor) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def run(
+    method: str,
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    options: Mapping[str, Any],
+    *,
+    extra_args: Extra | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    churned: bool = False,
+    brownian: bool = False,
+    whole: bool = False,
+    schedule: str = "edm",
+) -> torch.Tensor:
+    """Sample with a method of `fastdiff.methods()` over a list of sigmas.
+
+    Args:
+        method, options: of this library.
+        model: model(x, sigma, **extra_args) gives x0; sigma is (B,) of x's dtype.
+        x: (B, ...) the state at sigmas[0]. float16 and bfloat16 states are kept in float32 between evaluations.
+        sigmas: (steps + 1,), falling or, for methods without noise, rising; equal neighbours are one level. With fewer
+            than two there is nothing to do, and the result is x.
+        callback: told {'x', 'i', 'sigma', 'sigma_hat', 'denoised'} once a step, after its first evaluation.
+        disable: of the progress bar.
+        noise_sampler: noise_sampler(sigma, sigma_next) gives standard normals. Default: independent ones, or with
+            `brownian` one path, seeded by extra_args["seed"] where that is given, else from torch's generator.
+        churned: the method's draws are churn, which is drawn from torch's generator at every step.
+        whole: a step's noise is asked for over the whole step.
+        schedule: "edm" (x = x0 + sigma·eps), or "flow" (x = (1 − sigma)·x0 + sigma·eps).
+
+    Returns:
+        (B, ...) of x's dtype.
+
+    Raises:
+        ValueError, TypeError: as the method's plan; lists that are none; noise for a rising list.
+    """
+    values = levels(sigmas)
+    x = check_x(x)
+    extra = {} if extra_args is None else dict(extra_args)
+    if len(values) < 2 or all(v == values[0] for v in values):
+        return x
+    found = listed(method, tuple(values), schedule, whole, state_dtype(x), tuple(sorted(options.items())))
+    noise = None
+    if found.spans and churned:
+        noise = churn(found, x)
+    elif found.spans:
+        seed = extra.get("seed")
+        sampler = noise_sampler or (tree(x, values, seed) if brownian else default_noise_sampler(x, seed))
+        noise = asking(sampler, sigmas, found)
+    return passed(found, model, x, extra, callback and telling(callback, found, sigmas, churned), disable, noise)
+
+
+def passed(
+    found: Listed,
+    model: Model,
+    x: torch.Tensor,
+    extra: Extra,
+    tell: Tell | None,
+    disable: bool | None,
+    noise: Noise | None,
+) -> torch.Tensor:
+    """The plan's result from x, of x's dtype."""
+    denoiser = Denoiser(model, x.dtype, extra, tell)
+    with sampling_mode():
+        job = start(found.engine, denoiser, x, noise, state_dtype(x), None)
+        job.progress = shown(disable)
+        return found.engine.run(job)[0].to(x.dtype)
+
+
+def telling(callback: Callback, found: Listed, sigmas: torch.Tensor, churned: bool) -> Tell:
+    """Tells the callback of the evaluations that begin a step."""
+    times = [stage.t for stage in found.plan.stages if stage.evaluate]
+
+    def tell(call: int, x: torch.Tensor, denoised: torch.Tensor) -> None:
+        step = found.first[call]
+        if step is None:
+            return
+        i, sigma_hat = found.steps[step], sigmas.new_tensor(times[call])
+        sigma = sigmas[i] if churned else sigma_hat
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": denoised})
+
+    return tell
+
+
+def asking(sampler: NoiseSampler, sigmas: torch.Tensor, found: Listed) -> Noise:
+    """A noise sampler as the noise of numbered draws."""
+
+    def noise(draw: int, like: torch.Tensor) -> torch.Tensor:
+        begin, end, _ = found.spans[draw]
+        return sampler(sigmas.new_tensor(begin), sigmas.new_tensor(end))
+
+    return noise
+
+
+def churn(found: Listed, x: torch.Tensor) -> Noise:
+    """Normals from torch's generator, one for each step of the list, also for those that are not churned, so that a
+    seed gives k-diffusion's numbers."""
+    drawn = 0
+
+    def noise(draw: int, like: torch.Tensor) -> torch.Tensor:
+        nonlocal drawn
+        behind = found.steps[found.spans[draw][2]] - drawn
+        drawn += behind + 1
+        for _ in range(behind):
+            torch.randn_like(x)
+        return torch.randn_like(x)
+
+    return noise
+
+
+def counted(info: Info, order: int) -> dict[str, int]:
+    """k-diffusion's count of an adaptive run, which counts a step's first evaluation again after a rejection."""
+    accepted, rejected = int(info.accepted.max()), int(info.rejected.max())
+    steps = accepted + rejected
+    return {"steps": steps, "nfe": order * steps, "n_accept": accepted, "n_reject": rejected}
