@@ -99,7 +99,6 @@ TYPES = {
     "ays": "ays_sd15",
     "Simple": "simple",
     "Normal": "normal",
-    "DDIM": "ddim_uniform",
     "Beta": "beta",
 }
 

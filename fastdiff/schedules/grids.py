@@ -34,7 +34,7 @@ SPACINGS: dict[str, str] = {
     "sde_uniform": "as linspace; for VE and EDM as exponential, for VE to the SDE's time 1e-5; then clean (score_sde)",
     **{name: named.doc for name, named in peers.NAMED.items()},
 }
-ALIASES = {"ays": "ays_sd15", "align_your_steps": "ays_sd15", "ddim": "ddim_uniform"}
+ALIASES = {"ays": "ays_sd15", "align_your_steps": "ays_sd15"}
 """Names of user interfaces; their "Align Your Steps" is the list of the network at hand, by default the first one."""
 MAX_STEPS = 100_000
 """A table has one row a step, or several, in memory: no run needs more."""
