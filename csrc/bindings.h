@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <vector>
+
 #include "stage.h"
 
 namespace fastdiff {
@@ -19,7 +21,7 @@ inline bool pointer(PyObject *object, void **result) {
     *result = PyLong_AsVoidPtr(object);
     return !(*result == nullptr && PyErr_Occurred());
   }
-  PyObject *const number = PyObject_CallMethodObjArgs(object, name, nullptr);
+  PyObject *const number = PyObject_CallMethodNoArgs(object, name);
   if (!number) return false;
   *result = PyLong_AsVoidPtr(number);
   Py_DECREF(number);
@@ -202,6 +204,57 @@ inline bool parse_launch(PyObject *const *args, Py_ssize_t count, StageArgs *a, 
          parse_pointer(args[5], &a->u) && parse_pointer(args[6], &a->first) && parse_pointer(args[7], &a->second) &&
          parse_several("h", args[8], a->h) && parse_pointer(args[9], &a->u_out) && parse_pointer(args[10], &a->x_out) &&
          parse_pointer(args[11], &a->m_out) && parse_pointer(args[12], &a->net_in) && complete(*a);
+}
+
+// Appends the values of a dict: where `address` is given, what it returns for them (null for None), else the objects'
+// own addresses.
+inline bool append(PyObject *table, PyObject *address, std::vector<void *> *found) {
+  if (!PyDict_Check(table)) {
+    PyErr_Format(PyExc_TypeError, "look: expected a dict, got %s", Py_TYPE(table)->tp_name);
+    return false;
+  }
+  Py_ssize_t at = 0;
+  PyObject *key = nullptr, *value = nullptr;
+  while (PyDict_Next(table, &at, &key, &value)) {
+    void *p = address ? nullptr : value;
+    if (address && value != Py_None) {
+      Py_INCREF(value);
+      PyObject *const number = PyObject_CallOneArg(address, value);
+      Py_DECREF(value);
+      if (!number) return false;
+      p = PyLong_AsVoidPtr(number);
+      Py_DECREF(number);
+      if (!p && PyErr_Occurred()) return false;
+    }
+    found->push_back(p);
+  }
+  return true;
+}
+
+// (address, tables, parents) -> bytes: where the tensors in a list of dicts lie, as the function `address` says, and
+// which modules are the children of those that a list of weak references leads to. A dead one raises AttributeError.
+inline PyObject *look(PyObject *, PyObject *const *args, Py_ssize_t count) {
+  static PyObject *const name = PyUnicode_InternFromString("_modules");
+  if (!counted("look", count, 3)) return nullptr;
+  PyObject *const tables = args[1], *const parents = args[2];
+  if (!PyList_CheckExact(tables) || !PyList_CheckExact(parents)) {
+    PyErr_SetString(PyExc_TypeError, "look: expected two lists, of dicts and of weak references");
+    return nullptr;
+  }
+  std::vector<void *> found;
+  found.reserve(4 * size_t(PyList_GET_SIZE(tables) + PyList_GET_SIZE(parents)));
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(tables); ++i)
+    if (!append(PyList_GET_ITEM(tables, i), args[0], &found)) return nullptr;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(parents); ++i) {
+    PyObject *const module = PyObject_CallNoArgs(PyList_GET_ITEM(parents, i));
+    PyObject *const children = module ? PyObject_GetAttr(module, name) : nullptr;
+    const bool ok = children && append(children, nullptr, &found);
+    Py_XDECREF(children);
+    Py_XDECREF(module);
+    if (!ok) return nullptr;
+  }
+  return PyBytes_FromStringAndSize(reinterpret_cast<const char *>(found.data()),
+                                   Py_ssize_t(found.size() * sizeof(void *)));
 }
 
 using FastFunction = PyObject *(*)(PyObject *, PyObject *const *, Py_ssize_t);

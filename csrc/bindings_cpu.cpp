@@ -76,6 +76,7 @@ PyMethodDef definitions[] = {
     fast_function("stage", stage<parse_stage>,
                   "Run one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cpu.py for their use."),
     fast_function("pack", pack, "The arguments that the stages of a run share, as bytes; see csrc/bindings.h."),
+    fast_function("look", look, "Where a model's tensors lie, and its modules' children; see csrc/bindings.h."),
     fast_function("launch", stage<parse_launch>, "Run a stage of the run that its first argument was packed for."),
 };
 

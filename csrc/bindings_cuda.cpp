@@ -74,6 +74,7 @@ PyMethodDef definitions[] = {
     fast_function("stage", stage<parse_stage>,
                   "Launch one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cuda.py for their use."),
     fast_function("pack", pack, "The arguments that the stages of a run share, as bytes; see csrc/bindings.h."),
+    fast_function("look", look, "Where a model's tensors lie, and its modules' children; see csrc/bindings.h."),
     fast_function("launch", stage<parse_launch>, "Launch a stage of the run that its first argument was packed for."),
     fast_function("stage_launch", stage_launch,
                   "What `stage` would launch: (beginning of the kernel's mangled name, grid_x, grid_y, threads, "

@@ -49,15 +49,18 @@ FD_FN Block philox(Block c, uint32_t k0, uint32_t k1) {
   return c;
 }
 
-// a·b + c in one rounding, wherever the processor has that as an instruction. Every fused multiply-add of the
-// arithmetic is written out with it, so that no compiler decides what is fused.
+// Whether the processor has a·b + c in one rounding as an instruction.
+#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+constexpr bool FUSED = true;
+#else
+constexpr bool FUSED = false;
+#endif
+
+// a·b + c, in one rounding where FUSED. Every fused multiply-add of the arithmetic is written out with it, so that no
+// compiler decides what is fused.
 template <class T>
 FD_FN T multiply_add(T a, T b, T c) {
-#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  return fma(a, b, c);
-#else
-  return a * b + c;
-#endif
+  return FUSED ? fma(a, b, c) : a * b + c;
 }
 
 FD_FN float as_float(uint32_t bits) {
@@ -102,9 +105,11 @@ FD_FN float square_root(float v) {
 // 2^-24).
 FD_FN float minus_two_ln(float v) {
   const uint32_t bits = as_bits(v);
-  const int32_t e = int32_t(bits - 0x3F3504F3u) >> 23;
-  const float f = as_float(bits - (uint32_t(e) << 23)) - 1.0f;
-  const float fe = float(e);
+  // 2^23 e: its conversion is exact, and so are the products with powers of two below.
+  const uint32_t scaled = (bits - 0x3F3504F3u) & 0xFF800000u;
+  const float f = as_float(bits - scaled) - 1.0f;
+  const float fe = float(int32_t(scaled));
+  constexpr float UNIT = 1.0f / 8388608.0f;
   // -2 p.
   float p = multiply_add(f, 0.1526886f, -0.255231f);
   p = multiply_add(f, p, 0.26320388f);
@@ -114,14 +119,26 @@ FD_FN float minus_two_ln(float v) {
   p = multiply_add(f, p, 0.50001646f);
   p = multiply_add(f, p, -0.6666666f);
   const float square = f * f;
-  const float tail = multiply_add(fe, 4.24388880e-4f, multiply_add(f * square, p, square));
+  const float tail = multiply_add(fe, 4.24388880e-4f * UNIT, multiply_add(f * square, p, square));
   // ln 2 in two parts; the first has 9 bits, so its product with e is exact.
-  return multiply_add(fe, -1.38671875f, multiply_add(f, -2.0f, tail));
+  return multiply_add(fe, -1.38671875f * UNIT, multiply_add(f, -2.0f, tail));
 }
 
 struct Pair {
   float first, second;
 };
+
+// (a, b), or (b, a) where the one bit of `bit` is set.
+FD_FN void swapped_if(uint32_t bit, float a, float b, float &x, float &y) {
+#if defined(__CUDA_ARCH__)
+  // Else the compiler shifts the bit down before it looks at it: two instructions more.
+  asm("{ .reg .pred p; setp.ne.b32 p, %2, 0; selp.f32 %0, %4, %3, p; selp.f32 %1, %3, %4, p; }"
+      : "=&f"(x), "=f"(y)
+      : "r"(bit), "f"(a), "f"(b));
+#else
+  x = bit ? b : a, y = bit ? a : b;
+#endif
+}
 
 // Two standard normals from two words: r cos and r sin of the angle 2 pi b / 2^32, r = sqrt(-2 ln u(a)). The angle is
 // split into a quadrant and a rest phi in [-pi/4, pi/4]; sine and cosine are minimax fits (0.06 units of 2^-24).
@@ -138,8 +155,8 @@ FD_FN Pair box_muller(uint32_t a, uint32_t b) {
   c = r * multiply_add(q * q, c, multiply_add(q, -0.5f, 1.0f));
   // (c, s), (-s, c), (-c, -s), (s, -c) by the quadrant, which the two leading bits of b + 2^29 name.
   const uint32_t turn = b + (1u << 29);
-  const bool odd = (turn & (1u << 30)) != 0u;
-  const float x = odd ? s : c, y = odd ? c : s;
+  float x, y;
+  swapped_if(turn & (1u << 30), c, s, x, y);
   return {as_float(as_bits(x) ^ ((turn + (1u << 30)) & 0x80000000u)), as_float(as_bits(y) ^ (turn & 0x80000000u))};
 }
 

@@ -176,6 +176,8 @@ def _methods(chosen: argparse.Namespace) -> None:
         print(f"{'method':<{width}}  order")
         for m in listed.values():
             print(_wrap(f"{m.name:<{width}}  {m.order:<5}  {m.summary}", width + 9))
+        if chosen.need == "video":
+            print("\nFrames at times of their own (frames=): every method that is not adaptive.")
         print("\nfastdiff methods NAME shows a method's options, aliases and paper.")
         return
     m = find(chosen.method)

@@ -34,6 +34,7 @@ def test_methods_lists_every_method_with_its_order(capsys: pytest.CaptureFixture
 
 def test_methods_for_a_need(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {name for name, m in fastdiff.methods().items() if "flow" in m["good_for"]}
+    assert "(frames=): every method that is not adaptive" in run(capsys, "methods", "--for", "video")[1]
     status, out, _ = run(capsys, "methods", "--for", "flow")
     listed = {line.split()[0] for line in out.splitlines()[1:] if line and not line.startswith((" ", "fastdiff"))}
     assert status == 0 and listed == wanted and {"rk4", "dpmpp2m", "unipc"} <= wanted and "dpm3" not in wanted

@@ -5,8 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LN2_HIGH = tl.constexpr(0.693359375)  # 9 bits: its product with a float32 exponent is exact
-LN2_LOW = tl.constexpr(-2.12194440e-4)
+# In units of 2^-23. The first has 9 bits: its product with a float32 exponent is exact.
+LN2_HIGH = tl.constexpr(0.693359375 / 8388608)
+LN2_LOW = tl.constexpr(-2.12194440e-4 / 8388608)
 SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
 PATH = tl.constexpr(2)  # the Philox stream of Brownian paths
 ANGLE = tl.constexpr(3.657295198167899e-10)  # 2 pi / 2^34
@@ -42,9 +43,10 @@ def log_unit(u):
     relative error (fitted in float64, 0.1 units of 2^-24).
     """
     bits = u.to(tl.int32, bitcast=True)
-    exponent = (bits - SQRT_HALF_BITS) >> 23
-    f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
-    e = exponent.to(tl.float32)
+    # 2^23 e: its conversion is exact.
+    scaled = (bits - SQRT_HALF_BITS) & -8388608
+    f = (bits - scaled).to(tl.float32, bitcast=True) - 1.0
+    e = scaled.to(tl.float32)
     p = tl.fma(f, -0.0763443, 0.1276155)
     p = tl.fma(f, p, -0.13160194)
     p = tl.fma(f, p, 0.14201762)
@@ -66,8 +68,8 @@ def box_muller(a, b):
     """
     u = tl.fma(a.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
     r = tl.sqrt_rn(-2.0 * log_unit(u))
-    # Quadrant: (b + 2^29 mod 2^32) >> 30. What is left is b's low 30 bits as a signed number, here times 4.
-    quadrant = (((b >> 29) + 1) >> 1) & 3
+    # Quadrant: the two leading bits of b + 2^29. What is left is b's low 30 bits as a signed number, here times 4.
+    turn = b + 0x20000000
     phi = (b << 2).to(tl.int32, bitcast=True).to(tl.float32) * ANGLE
     q = phi * phi
     s = tl.fma(q, -0.00019515282, 0.00833216)
@@ -77,9 +79,9 @@ def box_muller(a, b):
     c = tl.fma(q, c, 0.041666646)
     c = r * tl.fma(q * q, c, tl.fma(q, -0.5, 1.0))
     # (c, s), (−s, c), (−c, −s), (s, −c) by quadrant: swap where odd, then flip the sign bits.
-    odd = (quadrant & 1) != 0
-    first = tl.where(odd, s, c).to(tl.uint32, bitcast=True) ^ (((quadrant + 1) & 2) << 30)
-    second = tl.where(odd, c, s).to(tl.uint32, bitcast=True) ^ ((quadrant & 2) << 30)
+    odd = (turn & 0x40000000) != 0
+    first = tl.where(odd, s, c).to(tl.uint32, bitcast=True) ^ ((turn + 0x40000000) & 0x80000000)
+    second = tl.where(odd, c, s).to(tl.uint32, bitcast=True) ^ (turn & 0x80000000)
     return first.to(tl.float32, bitcast=True), second.to(tl.float32, bitcast=True)
 
 

@@ -149,7 +149,7 @@ def _exponential(v):
         w = tl.maximum(w, -87.0, propagate_nan=tl.PropagateNan.ALL)
         shifted = tl.fma(w, 1.44269504, 12582912.0)
         k = shifted - 12582912.0
-        r = tl.fma(k, 2.12194440e-4, tl.fma(k, -0.693359375, w))
+        r = tl.fma(k, -0.693147182, w)
         p = tl.fma(r, 1.3814540e-3, 8.3687454e-3)
         p = tl.fma(p, r, 4.1668389e-2)
         p = tl.fma(p, r, 1.6666521e-1)

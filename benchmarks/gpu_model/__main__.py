@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.fused import stage_bytes
 from benchmarks.gpu_model.shipped import write
-from benchmarks.gpu_model.stages import SHAPE, Stage, stages
+from benchmarks.gpu_model.stages import SHAPE, Stage, others, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -148,7 +148,8 @@ def main() -> None:
     if spec is None or spec.origin is None:
         raise SystemExit("fastdiff._cuda is not built: install where nvcc is on PATH, with FASTDIFF_CUDA=1")
     warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of infinities that are meant
-    rows = []
+    rows: list[dict[str, Any]] = []
+    apart: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         subprocess.run(["c++", "-O2", HERE / "multiprocessor.cpp", "-o", model], check=True)
@@ -163,27 +164,28 @@ def main() -> None:
                 counts[cubin] = sass.registers(cubin)
             return counts[cubin][name]
 
-        for name, stage in stages().items():
+        for name, stage, into in (*((*s, rows) for s in stages().items()), *((*s, apart) for s in others().items())):
             found: dict[str, Any] = {"stage": name, "bytes an element": stage_bytes(stage[0], stage[3]) / ELEMENTS}
             cuda = {code: Backend(kernels[code]) for code in codes}
             triton = {code: TritonBackend(int(code[3:])) for code in codes}
             found["cuda"] = measure(model, stage, cuda, of_kernel, 256)
             found["triton"] = measure(model, stage, triton, lambda b: b.registers, 128)
-            rows.append(found)
+            into.append(found)
             print(name, found["cuda"]["fraction"], found["triton"]["fraction"], flush=True)
     result = {
         "what": "a prediction by a model: no GPU has run these kernels",
         "uncertainty": UNCERTAINTY,
         "chips": {name: chip._asdict() for name, chip in CHIPS.items()},
         "stages": rows,
+        "others": apart,
     }
     (ROOT / "benchmarks/results/model.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     write(result)
     page = ROOT / "docs/gpu-model.md"
-    text = re.sub(
-        r"(<!-- table -->\n).*?(<!-- end -->)", lambda m: m[1] + table(rows) + m[2], page.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )  # fmt: skip
+    text = page.read_text(encoding="utf-8")
+    for mark, those in (("table", rows), ("others", apart)):
+        inside = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
+        text = re.sub(inside, lambda m, those=those: m[1] + table(those) + m[2], text, flags=re.DOTALL)  # type: ignore[misc]
     page.write_text(text, encoding="utf-8")
 
 

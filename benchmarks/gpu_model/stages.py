@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 
 from benchmarks import fused
-from fastdiff.ops.buffers import Buffers, Coeffs
+from fastdiff.ops.brownian import PATH_WIDTH, TERMS
+from fastdiff.ops.buffers import CHUNK, Buffers, Coeffs
 from fastdiff.ops.layout import BLEND, CLIP, LINEAR, WIDTH, StageSpec
 from fastdiff.plan import H1, SECOND, ZA, M, X
 
@@ -72,3 +76,26 @@ def stages() -> dict[str, Stage]:
         ),
     }
     return found
+
+
+PATH_NORMALS = 28
+"""About as many as an increment of a Brownian path is the sum of."""
+FRAMES = 4
+
+
+def others() -> dict[str, Stage]:
+    """dpmpp2m_sde, float32, with what has a kernel of its own."""
+    spec, k, coeffs, buf = of_method("dpmpp2m_sde", F32)
+    batch, n = SHAPE[0], math.prod(SHAPE[1:])
+    rows = torch.full((k + 1, batch, FRAMES), k, dtype=torch.int32)
+    one = torch.zeros(PATH_WIDTH, dtype=torch.int32)
+    one[0] = PATH_NORMALS
+    one[1 : 1 + 2 * PATH_NORMALS : 2] = torch.arange(PATH_NORMALS, dtype=torch.int32)
+    one[2 : 2 + 2 * PATH_NORMALS : 2] = torch.full((PATH_NORMALS,), PATH_NORMALS**-0.5).view(torch.int32)
+    return {
+        "a row for each frame": (spec, k, replace(coeffs, rows=rows, inner=n // FRAMES), buf),
+        "squares of the noise": (spec, k, coeffs, replace(buf, squares=torch.empty(batch, n // CHUNK))),
+        "noise of a Brownian path": (
+            spec._replace(path=TERMS), k, replace(coeffs, draws=one.repeat(len(coeffs.draws), 3)), buf,
+        ),
+    }  # fmt: skip

@@ -226,9 +226,11 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
   const int64_t at_first = a.learned ? at + b * a.n : at, at_second = a.learned == 2 ? at + b * a.n : at;
   const T *row = static_cast<const T *>(a.table) + row_number * WIDTH;
   // Where each sample or frame has a row of its own, the structure is that of all rows together: what this one does not
-  // use is neither drawn nor read.
+  // use is neither drawn nor read, and an x' that is x itself, in its own place, is there already.
   const uint32_t u_mask = a.rows ? used(row + NEXT_U, a.u_mask) : a.u_mask;
-  const uint32_t x_mask = a.rows ? used(row + NEXT_X, a.x_mask) : a.x_mask;
+  const uint32_t x_read = a.rows ? used(row + NEXT_X, a.x_mask) : a.x_mask;
+  const bool stays = a.rows && a.x_out == a.x && x_read == 1u << RX && row[NEXT_X + RX] == T(1);
+  const uint32_t x_mask = stays ? 0 : x_read;
   const bool guided = a.guided && !(a.rows && row[W1] == T(1) && row[W2] == T(0));
   // The sums of squares are of za, whatever a row makes of it.
   const uint32_t mask = u_mask | x_mask | (a.squares ? 1u << RZA : 0u);
@@ -314,10 +316,11 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
     return;
   }
   combine(s.u, next_u, len);
-  if (a.x_mask) combine(s.x, terms_of(row + NEXT_X, x_mask, r), len);
+  const bool writes_x = a.x_mask && !stays;
+  if (writes_x) combine(s.x, terms_of(row + NEXT_X, x_mask, r), len);
   if (a.m_out) store(a.m_out, a.hist, at, len, r[RM], past.m);
   if (a.u_out) store(a.u_out, own, at, len, s.u, past.u);
-  if (a.x_mask) store(a.x_out, own, at, len, s.x, past.x);
+  if (writes_x) store(a.x_out, own, at, len, s.x, past.x);
   if (a.copies) {
     const T *scaled = s.u;
     if (const T in_scale = row[IN_SCALE]; in_scale != T(1)) {

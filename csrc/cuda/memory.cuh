@@ -86,6 +86,22 @@ __device__ __forceinline__ uint32_t halves(int dtype, float low, float high) {
   return bits;
 }
 
+// One access of 16 or 8 bytes, to memory aligned to them. The compiler takes an assignment of such a struct apart, into
+// four accesses of 4 bytes each, wherever the registers do not lie beside each other.
+__device__ __forceinline__ void store(void *p, float4 v) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "f"(v.x), "f"(v.y),
+               "f"(v.z), "f"(v.w)
+               : "memory");
+}
+
+__device__ __forceinline__ void store(void *p, uint2 v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(v.x), "r"(v.y) : "memory");
+}
+
+__device__ __forceinline__ void store(void *p, double2 v) {
+  asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "d"(v.x), "d"(v.y) : "memory");
+}
+
 // The inverse: v's first `count` elements to `at`, rounded to nearest.
 template <class T, bool WIDE>
 __device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count, const T *v) {
@@ -95,7 +111,7 @@ __device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count
     for (int e = 0; e < 2; ++e) two[e] = halves(dtype, float(v[2 * e]), float(v[2 * e + 1]));
     uint16_t *p = static_cast<uint16_t *>(base) + at;
     if (WIDE) {
-      *reinterpret_cast<uint2 *>(p) = make_uint2(two[0], two[1]);
+      store(p, make_uint2(two[0], two[1]));
     } else {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
@@ -104,7 +120,7 @@ __device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count
   } else if (dtype == F32) {
     float *p = static_cast<float *>(base) + at;
     if (WIDE) {
-      *reinterpret_cast<float4 *>(p) = make_float4(float(v[0]), float(v[1]), float(v[2]), float(v[3]));
+      store(p, make_float4(float(v[0]), float(v[1]), float(v[2]), float(v[3])));
     } else {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
@@ -113,8 +129,8 @@ __device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count
   } else {
     double *p = static_cast<double *>(base) + at;
     if (WIDE) {
-      reinterpret_cast<double2 *>(p)[0] = make_double2(double(v[0]), double(v[1]));
-      reinterpret_cast<double2 *>(p)[1] = make_double2(double(v[2]), double(v[3]));
+      store(p, make_double2(double(v[0]), double(v[1])));
+      store(p + 2, make_double2(double(v[2]), double(v[3])));
     } else {
 #pragma unroll
       for (int e = 0; e < 4; ++e)

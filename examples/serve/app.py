@@ -22,6 +22,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from fastdiff.engine import Closed, QueueFull
 
 PAGE = Path(__file__).with_name("page.html")
 Stream = asyncio.Queue[str]
-"""What a client is yet to be told."""
+"""What a client is yet to be told; an empty text ends its stream."""
 
 NOTHING = 10
 """The class that the network was trained with where it was given none."""
@@ -125,8 +126,8 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0) -> FastAPI:
         sessions[key] = told, tasks
         try:
             yield event("session", key=key)
-            while True:
-                yield await told.get()
+            while message := await told.get():
+                yield message
         finally:
             del sessions[key]
             for task in tasks:
@@ -200,9 +201,18 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=16, help="requests that run at a time")
     parser.add_argument("--pace", type=float, default=0.1, help="seconds that every tick waits")
     args = parser.parse_args()
-    # A page that is open keeps its stream of events, and would keep the server from stopping.
     app = create(args.slots, pace=args.pace)
-    uvicorn.run(app, host=args.host, port=args.port, timeout_graceful_shutdown=1)
+
+    class Server(uvicorn.Server):
+        """Ends the streams of events when it is stopped: an open page keeps its own, and the server would wait."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            for told, _ in app.state.sessions.values():
+                told.put_nowait("")
+            super().handle_exit(sig, frame)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(uvicorn.Config(app, host=args.host, port=args.port)).run()
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
         values[k] = _row(plan, table, k, row, ages[k], apart)
         spec = table.specs[k]
         u_mask, x_mask = (mask_of(values[k, at : at + NREG]) for at in (NEXT_U, NEXT_X))
+        # An x that nobody reads stays as it is, beside rows that write theirs.
+        x_mask = x_mask if apart else 0
         specs.append(spec._replace(u_mask=u_mask, x_mask=x_mask, copies=1))
     in_range(values, dtype)
     clock = np.array([0.0, *(s.model_time if s.evaluate else 0.0 for s in plan.stages)])
@@ -116,6 +118,7 @@ def _row(plan: Plan, table: Table, k: int, row: np.ndarray, ages: tuple[int, ...
     made, spec = row.copy(), table.specs[k]
     if not apart:
         made[NEXT_X : NEXT_X + NREG] = 0.0
+        made[NEXT_X + X] = 1.0
         if k:
             made[NEXT_U + U] += made[NEXT_U + X]
             made[NEXT_U + X] = 0.0

@@ -34,6 +34,10 @@ except ImportError as error:
 _stage = None if _ext is None else _ext.stage
 _threads = torch.get_num_threads
 
+look: Any = None if _ext is None else _ext.look
+"""(torch.Tensor.data_ptr, list of dicts of tensors, list of weak references to modules) -> bytes: where the tensors lie
+and which modules are the children. None where the extension is missing."""
+
 
 def available() -> tuple[bool, str]:
     """Whether the extension is there, and which instruction set it uses, or why it is not."""

@@ -25,6 +25,9 @@ try:
 except ImportError as error:
     _missing = f"built without CUDA ({error}); reinstall where nvcc is on PATH, with FASTDIFF_CUDA=1"
 
+look: Any = None if _ext is None else _ext.look
+"""As that of `fastdiff.ops.cpu`."""
+
 
 def available() -> tuple[bool, str]:
     """Whether the extension is there and finds a device; asks the driver, and needs none."""

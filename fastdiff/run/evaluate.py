@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastdiff.bind import Binding, Site
 from fastdiff.guidance import Blend, Outputs
@@ -178,13 +179,15 @@ class Evaluator:
     def known(self, out: Any, given: torch.Tensor) -> int:
         """Where an output lies that is like the last one admitted, contiguous, and fills its storage; 0 for any other,
         and where something is to be reported, which `admit` sees to."""
-        if type(out) is not torch.Tensor or out.dtype is not self.admitted or self.copy is not None:
+        if type(out) is not Tensor or out.dtype is not self.admitted or self.copy is not None:
+            return 0
+        if self.keeps_input and given._version != self.version:
             return 0
         try:
-            if out.shape != self.shape or out.device != self.device or out.is_neg() or not out.is_contiguous():
-                return 0
             storage = out.untyped_storage()
-            if storage.nbytes() != self.nbytes or (self.keeps_input and given._version != self.version):
+            if storage.nbytes() != self.nbytes or out.shape != self.shape or not out.is_contiguous():
+                return 0
+            if out.is_neg() or out.device != self.device:
                 return 0
             begin: int = storage.data_ptr()
             return begin

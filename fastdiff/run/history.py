@@ -102,10 +102,6 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.view(bits), b.view(bits))
 
 
-OWN: tuple[int, int | None] = (-1, None)
-"""The mark of a value that the history holds in its own memory."""
-
-
 class History:
     """Earlier model values, newest first. Where `raw`, the network's own outputs are kept, and no copy is written.
 
@@ -131,8 +127,8 @@ class History:
         self.length, self.raw, self.copies = length, raw, copies or watch or not raw
         self.own, self.dtype = own, dtype
         self.values: list[torch.Tensor] = []
-        # Memory and version (if it has one) of each value that is the network's own.
-        self.marks: list[tuple[int, int | None]] = []
+        # The values once more, with memory and version (if it has one) of those that are the network's own, else -1.
+        self.marks: list[tuple[torch.Tensor, int, int | None]] = []
         # Addresses of the values; 0 where it was not asked for.
         self.where: list[int] = []
         # Whether a value may be the network's own.
@@ -161,7 +157,7 @@ class History:
         if self.raw and self.values and self.values[0].dtype != out.dtype:
             # All entries have one dtype. From here on it is the state's, which holds values of both.
             self.values = [value.to(self.dtype) for value in self.values]
-            self.marks, self.where = [OWN] * len(self.values), [0] * len(self.values)
+            self.marks, self.where = [(value, -1, None) for value in self.values], [0] * len(self.values)
             self.ring, self.raw, self.copies, self.watch, self.beside = [], False, True, False, []
         self.latest, self.storage = out, storage
         if storage in self.own:
@@ -171,7 +167,7 @@ class History:
     def look(self, storage: int, k: int) -> None:
         """Look at the memory of an output whose dtype is the last one's; as `arrived`."""
         if self.lent:
-            for value, (kept, version) in zip(self.values, self.marks, strict=True):
+            for value, kept, version in self.marks:
                 if storage == kept or (version is not None and value._version != version):
                     raise Recycled(k)
         if self.watch:
@@ -211,16 +207,18 @@ class History:
         value, length = first if m_out is None else m_out, self.length
         if not length or value is None:
             return
-        self.values.insert(0, value)
+        values, marks = self.values, self.marks
+        if len(values) == length:
+            values.pop()
+            marks.pop()
+        values.insert(0, value)
         if m_out is None:
             self.lent = True
-            self.marks.insert(0, self._mark(value))
+            marks.insert(0, (value, *self._mark(value)))
         else:
-            self.marks.insert(0, OWN)
+            marks.insert(0, (value, -1, None))
         # A new list: a launch may have been given the old one.
-        self.where = [address, *self.where]
-        if len(self.values) > length:
-            del self.values[length:], self.marks[length:], self.where[length:]
+        self.where = [address, *self.where[: length - 1]]
         if self.watch and not self.reused and first is not None:
             self.beside.insert(0, (first, self._mark(first)))
             del self.beside[length:]
@@ -241,7 +239,11 @@ class History:
         """Where a value of the network's lies, and its version if it has one."""
         # The address is asked for once: it takes as long as a part of a small stage.
         where = self.storage if value is self.latest else value.untyped_storage().data_ptr()
-        return where, None if value.is_inference() else value._version
+        try:
+            return where, value._version
+        except RuntimeError:
+            # Tensors of inference mode have none.
+            return where, None
 
 
 class Draws:

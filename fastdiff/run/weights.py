@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from itertools import chain
-from operator import attrgetter
 from types import MethodType
 from typing import Any
 
 import torch
 
-_VALUES, _CHILDREN = dict.values, attrgetter("_modules")
+from fastdiff.ops import cpu, cuda
+
+_LOOK: Any = cpu.look or cuda.look
 
 
 class Weights:
@@ -24,10 +24,7 @@ class Weights:
     def __init__(self, *models: Any) -> None:
         owners = [model.__self__ if isinstance(model, MethodType) else model for model in models]
         modules = [m for owner in owners if isinstance(owner, torch.nn.Module) for m in owner.modules()]
-        tables: list[Any] = [t for m in modules for t in (m._parameters, m._buffers) if t]
-        self.full = [t for t in tables if all(value is not None for value in t.values())]
-        # Those with an entry that is None, such as the bias of a layer without one.
-        self.other = [t for t in tables if any(value is None for value in t.values())]
+        self.tables: list[Any] = [t for m in modules for t in (m._parameters, m._buffers) if t]
         # Identities say nothing of a module that is gone.
         self.gone: list[bool] = []
         gone = self.gone
@@ -35,23 +32,24 @@ class Weights:
         self.parents = [weakref.ref(m) for m in modules if m._modules]
         self.seen = self._look()
 
-    def _look(self) -> tuple[list[int], list[int | None], list[int]]:
-        """Addresses of the tensors and identities of the modules. By functions in C, of which none is a step of Python
-        for each."""
-        full = list(map(torch.Tensor.data_ptr, chain.from_iterable(map(_VALUES, self.full))))
-        other = [None if t is None else t.data_ptr() for t in chain.from_iterable(map(_VALUES, self.other))]
-        parents = [reference() for reference in self.parents]
-        return full, other, list(map(id, chain.from_iterable(map(_VALUES, map(_CHILDREN, parents)))))
+    def _look(self) -> Any:
+        """Addresses of the tensors and identities of the modules. In one call of C where an extension was built."""
+        if _LOOK is not None:
+            return _LOOK(torch.Tensor.data_ptr, self.tables, self.parents)
+        full = [None if t is None else t.data_ptr() for table in self.tables for t in table.values()]
+        parents: list[Any] = [reference() for reference in self.parents]
+        return full, [id(child) for parent in parents for child in parent._modules.values()]
 
     def moved(self) -> bool:
         """Whether any of them lies elsewhere now, was exchanged, or is gone."""
         if self.gone:
             return True
         try:
-            return self._look() != self.seen
+            seen: bool = self._look() != self.seen
         except (AttributeError, TypeError):
             # A module or a tensor is None now.
             return True
+        return seen
 
 
 def fingerprint(model: Any) -> str:

@@ -12,7 +12,7 @@ from helpers.methods import ADAPTIVE, TABLES
 import fastdiff
 from fastdiff import guidance, ops
 from fastdiff.ops.layout import NEXT_U, NEXT_X, NONE, WIDTH, StageSpec
-from fastdiff.plan import H1, U
+from fastdiff.plan import H1, U, X
 
 SHAPE = (2, 5, 6)
 
@@ -220,6 +220,24 @@ def test_the_cpu_kernel_reads_what_a_row_uses() -> None:
     found.stage(spec, 0, coeffs, ops.Buffers(x=x, u=u, h=(h,), u_out=out, x_out=x))
     assert torch.equal(out[0], torch.full((5,), 2.0)) and out[1].isnan().all()
     assert torch.equal(x, torch.tensor([[0.0], [1.0]]).expand(2, 5))
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_an_x_that_stays_where_it_is(apart: bool) -> None:
+    """It needs no traffic, beside a row that writes its x; elsewhere it is copied."""
+    found = ops.load("cpu")
+    if not found.available()[0]:
+        pytest.skip(f"no back end 'cpu': {found.available()[1]}")
+    table = torch.zeros(3, WIDTH)
+    table[:, NEXT_U + U] = 2.0
+    table[0, NEXT_X + X], table[1, NEXT_X + X], table[2, NEXT_X + U] = 1.0, 3.0, 1.0
+    rows, zeros = torch.arange(3, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    coeffs = ops.Coeffs(table, torch.zeros(3, 3, dtype=torch.int32), zeros.long(), zeros, rows=rows)
+    spec = StageSpec(NONE, False, False, 1 << U, 1 << X | 1 << U, 0)
+    u, x = torch.ones(3, 5), torch.full((3, 5), 7.0)
+    to = torch.empty_like(x) if apart else x
+    found.stage(spec, 0, coeffs, ops.Buffers(x=x, u=u, u_out=torch.empty(3, 5), x_out=to))
+    assert torch.equal(to, torch.tensor([[7.0], [21.0], [1.0]]).expand(3, 5))
 
 
 def test_adaptive_methods_are_refused_with_the_reason() -> None:

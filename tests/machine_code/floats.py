@@ -144,12 +144,13 @@ def special_function(i: Instruction) -> Any:
 
 @operation("I2F", "I2FP")
 def from_integer(i: Instruction) -> Any:
-    only(i, "F32", "U32", "S32", "RP")
-    put, get = put_number(i.operands[0]), word(i.operands[1])
+    only(i, "F32", "F64", "U32", "S32", "RP")
+    kind = F64 if "F64" in i.parts else F32
+    put, get = put_number(i.operands[0], kind), word(i.operands[1])
 
     def run(m: Machine, on: Array) -> None:
         exact = np.asarray(get(m) if "U32" in i.parts else signed(get(m))).astype(F64)
-        value = exact.astype(F32)
+        value = exact.astype(kind)
         if "RP" in i.parts:
             value = np.where(value < exact, np.nextafter(value, F32(np.inf)), value)
         put(m, value, on)

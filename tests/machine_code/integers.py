@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -153,16 +154,18 @@ def add(i: Instruction) -> Any:
     return lambda m, on: put(m, a(m) + b(m), on)
 
 
-@operation("IMNMX", "VIMNMX", "UIMNMX")
+@operation("IMNMX", "VIMNMX", "UIMNMX", "VIMNMX3")
 def least_or_largest(i: Instruction) -> Any:
+    """Of two or three."""
     only(i, "U32")
-    o = [x for x in i.operands[1:] if not is_predicate(x)]
-    put, a, b, p = set_word(i.operands[0]), word(o[0]), word(o[1]), predicate(i.operands[-1])
+    put, p = set_word(i.operands[0]), predicate(i.operands[-1])
+    read = [word(x) for x in i.operands[1:] if not is_predicate(x)]
     kind = (lambda v: np.asarray(v, U32)) if "U32" in i.parts else signed
 
     def run(m: Machine, on: Array) -> None:
-        x, y = kind(a(m)), kind(b(m))
-        put(m, np.where(p(m), np.minimum(x, y), np.maximum(x, y)).view(U32), on)
+        values = [kind(get(m)) for get in read]
+        least, largest = functools.reduce(np.minimum, values), functools.reduce(np.maximum, values)
+        put(m, np.where(p(m), least, largest).view(U32), on)
 
     return run
 

@@ -22,6 +22,7 @@ from launches import Backend, Kernels
 from triton_launches import TritonBackend
 from variants import ALL, ONE, TWO, Variant, case_for
 
+from fastdiff.ops import reference
 from fastdiff.ops.buffers import Buffers
 from fastdiff.ops.layout import LINEAR, RAW, StageSpec
 from fastdiff.plan import H1, M, U, X
@@ -107,3 +108,17 @@ def test_triton_and_cuda_give_the_same_bits(tmp_path_factory: pytest.TempPathFac
             ours, theirs = (getattr(buf, name) for buf in results)
             if ours is not None:
                 assert torch.equal(ours.nan_to_num(), theirs.nan_to_num()), (v, name)
+
+
+@pytest.mark.parametrize("arch", (80, 90))
+@pytest.mark.parametrize(("n", "dtype"), [(701, torch.float32), (5, torch.float64)])
+def test_quantiles(n: int, dtype: torch.dtype, arch: int) -> None:
+    """By one warp and by several, with ties, an infinite element and a NaN."""
+    x = torch.randn(3, n, dtype=dtype)
+    x[1] = x[1].mul(4).round()
+    x[2, n // 2] = torch.nan if n == 701 else torch.inf
+    for q in (0.995, 0.5):
+        out, want = torch.full((3,), 7.0, dtype=dtype), torch.empty(3, dtype=dtype)
+        reference.quantile_(want, x, q)
+        TritonBackend(arch).quantile_(out, x, q)
+        torch.testing.assert_close(out, want, rtol=0, atol=0, equal_nan=True)

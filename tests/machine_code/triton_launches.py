@@ -102,3 +102,21 @@ class TritonBackend:
             mock.patch.object(backend, "_on", lambda device: contextlib.nullcontext()),
         ):
             backend.stage(spec, k, coeffs, buf)
+
+    def quantile_(self, out: torch.Tensor, x: torch.Tensor, q: float) -> None:
+        from fastdiff._triton.quantile import quantile_kernel
+
+        run = self.run
+
+        class Kernel:
+            def __getitem__(self, grid: tuple[int]) -> Any:
+                def launch(*given: Any, num_warps: int, **options: Any) -> None:
+                    run(quantile_kernel, dict(zip(quantile_kernel.arg_names, given, strict=True)), grid[0], num_warps)
+
+                return launch
+
+        with (
+            mock.patch.object(backend, "_quantile_kernel", Kernel),
+            mock.patch.object(backend, "_on", lambda device: contextlib.nullcontext()),
+        ):
+            backend.quantile_(out, x, q)

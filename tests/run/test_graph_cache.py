@@ -7,11 +7,13 @@ import threading
 import weakref
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from helpers.graph_stand_in import SHAPE, FakeCapture, Net, pair, stand_in
 
 import fastdiff
+from fastdiff.ops import cpu
 from fastdiff.run import graph, history
 from fastdiff.run.weights import Weights
 
@@ -54,8 +56,11 @@ def test_nothing_is_launched_before_the_weights_are_looked_at(fake, net) -> None
     assert (fake.captures, fake.replays) == (2, replays + 1)
 
 
-@pytest.mark.parametrize("change", ["parameter", "buffer", "module", "gone"])
-def test_what_counts_as_moved(change: str) -> None:
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "python"])
+@pytest.mark.parametrize("change", ["parameter", "data", "buffer", "none", "module", "child", "gone"])
+def test_what_counts_as_moved(change: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr("fastdiff.run.weights._LOOK", None)
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     weights = Weights(model)
     assert not weights.moved() and not Weights(model.forward).moved()
@@ -64,6 +69,16 @@ def test_what_counts_as_moved(change: str) -> None:
     assert not weights.moved()
     if change == "parameter":
         model[0].weight = torch.nn.Parameter(torch.ones(2, 2))
+    elif change == "data":
+        # As Module.to does it: the parameter stays the same object.
+        model[0].weight.data = model[0].weight.data.clone()
+    elif change == "none":
+        model[0].bias = None
+    elif change == "child":
+        # The other child is held elsewhere, so that none is gone.
+        held = model[1]
+        model[1] = torch.nn.Identity()
+        assert isinstance(held, torch.nn.BatchNorm1d)
     elif change == "buffer":
         model[1].running_mean = torch.ones(2)
     elif change == "module":
@@ -72,6 +87,27 @@ def test_what_counts_as_moved(change: str) -> None:
         del model
         gc.collect()
     assert weights.moved()
+
+
+def test_a_look_in_c() -> None:
+    """Addresses of tensors, 0 for None, then identities of the children; it refuses what it cannot look at."""
+    look, address = cpu.look, torch.Tensor.data_ptr
+    if look is None:
+        pytest.skip("fastdiff._cpu is not built")
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU())
+    linear = model[0]
+    got = np.frombuffer(look(address, [linear._parameters], [weakref.ref(model)]), np.uintp)
+    assert got.tolist() == [linear.weight.data_ptr(), 0, id(linear), id(model[1])]
+    with pytest.raises(TypeError, match="look takes 3 arguments, got 1"):
+        look(address)
+    with pytest.raises(TypeError, match="expected two lists, of dicts and of weak references"):
+        look(address, linear._parameters, [])
+    with pytest.raises(TypeError, match="expected a dict, got list"):
+        look(address, [[]], [])
+    gone = weakref.ref(torch.nn.ReLU())
+    gc.collect()
+    with pytest.raises(AttributeError):
+        look(address, [], [gone])
 
 
 def test_a_function_has_no_weights() -> None:

@@ -53,6 +53,14 @@ def test_beta_schedules_that_only_diffusers_has() -> None:
     np.testing.assert_allclose(a, np.exp(-1.2 * np.arange(1, 11)), rtol=1e-12)
 
 
+def test_snr_shift() -> None:
+    # SNR / 3: a/(1 - a) of CogVideoX is a third of the betas' own.
+    found, _ = described(Stand("CogVideoXDDIMScheduler"))
+    assert isinstance(found, schedules.Discrete)
+    a, b = found.alphas_cumprod, schedules.scaled_linear().alphas_cumprod
+    np.testing.assert_allclose(a / (1 - a), b / (1 - b) / 3, rtol=1e-9)
+
+
 def test_zero_terminal_snr_ends_at_the_number_that_diffusers_has() -> None:
     config = {**DEFAULTS["EulerDiscreteScheduler"], "rescale_betas_zero_snr": True}
     assert alphas_cumprod(config, floor=True)[-1] == 2.0**-24 and alphas_cumprod(config, floor=False)[-1] == 0.0
@@ -112,6 +120,14 @@ def test_wherever_a_schedule_is_taken() -> None:
     assert fastdiff.Sampler("ddim", 4, schedule=stand).prediction == "v"
     # What is said stands over what the config says.
     assert fastdiff.Sampler("ddim", 4, schedule=stand, prediction="x0").prediction == "x0"
+    data = torch.full((2, 3), 0.1, dtype=torch.float64)
+    told = {"model": net, "x": data, "trace": "exact", "rtol": 1e-3, "atol": 1e-3, "dtype": torch.float64}
+    assert torch.equal(
+        fastdiff.log_likelihood(schedule=stand, **told).log_prob,
+        fastdiff.log_likelihood(schedule="ddpm", prediction="v", **told).log_prob,
+    )
+    fitted = fastdiff.fit(net, 2, shape=(4, 3), schedule=stand, trajectories=8, validation=8, budget=5)
+    assert fitted.origin["network"]["prediction"] == "v"
     assert fastdiff.plan("ddim", 4, stand) == fastdiff.plan("ddim", 4)
     assert torch.equal(fastdiff.losses.q_sample(x, 5.0, stand, x), fastdiff.losses.q_sample(x, 5.0, "ddpm", x))
 
@@ -122,6 +138,7 @@ def test_wherever_a_schedule_is_taken() -> None:
         ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "depends on the image's size"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "time grows towards the data"),
         ("IPNDMScheduler", {}, "no schedule of betas"),
+        ("CosineDPMSolverMultistepScheduler", {}, "is given 2/pi·atan\\(sigma\\): lambda x, t: .*prediction='v'"),
         ("DDIMScheduler", {"prediction_type": "warp"}, "unknown prediction_type"),
         ("NopeScheduler", {}, "unknown scheduler class of diffusers"),
     ],

@@ -121,6 +121,15 @@ def test_unipc_with_its_defaults_is_of_third_order_until_the_last_step_dominates
     assert slope(steps, found) > 2.7
 
 
+@pytest.mark.parametrize(("space", "plain"), [("data", "dpmpp1"), ("noise", "dpm1")])
+def test_unipc_of_first_order_with_the_weights_of_eq_11(space: str, plain: str) -> None:
+    # Without a difference to weigh, the predictor is DPM-Solver's first order; the published one stops there.
+    options = {"order": 1, "variant": "vary_coeff", "prediction_type": space}
+    alone = plan("unipc", 6, "vp_linear", "logsnr", corrector=False, **options)
+    for one, other in zip(alone.stages, plan(plain, 6, "vp_linear", "logsnr").stages, strict=True):
+        assert np.allclose(one.next_u, other.next_u, rtol=1e-13, atol=1e-15)
+
+
 # A mixture of wide modes, and a start at lambda = -11: the first step, of first order, then errs by less than 1e-11.
 WIDE = mixture([0.4, 0.6], [[-0.6, 0.3], [0.5, -0.4]], [0.7, 0.8])
 LONG = vp_linear(beta_max=45.0)

@@ -53,6 +53,7 @@ VARIED = [
     ("sa_solver", {"predictor_order": 2, "corrector_order": 0, "tau": 0.5}, 2),
     ("sa_solver", {"prediction_type": "noise", "predictor_order": 2, "corrector_order": 2}, 2),
     ("sa_solver", {"tau_low": 0.2, "tau_high": 0.6}, 2),
+    ("sa_solver", {"tau": 0.5, "correct_end": True}, 2),
     ("sa_solver_pece", {"tau": 0.5, "simple_order_2": True, "predictor_order": 2, "corrector_order": 2}, 2),
 ]
 
@@ -249,6 +250,12 @@ def test_without_noise_they_are_exact_on_a_point_mass_both_ways(
 
 REFUSED = [
     ("sa_solver", {"use_pece": True, "corrector_order": 0}, r"use_pece=True .* corrector_order=0 corrects nothing"),
+    ("sa_solver", {"correct_end": True}, r"correct_end=True evaluates .* ends at sigma = 0: final='t_min'"),
+    (
+        "sa_solver",
+        {"correct_end": True, "use_pece": True, "final": "t_min"},
+        r"correct_end=True corrects the last step of sa_solver, and use_pece=True does so already",
+    ),
     (
         "seeds_3",
         {"r_1": 0.8, "r_2": 0.4},

@@ -123,9 +123,7 @@ def ipndm(config: Config, asked: Asked) -> Grid:
             "prediction='v', schedule=fastdiff.schedules.discrete(alphas_cumprod=...)) with 1 - sigma², ascending times"
         )
     if asked.steps < 2:
-        raise ValueError(
-            "num_inference_steps=1 of IPNDMScheduler returns zeros, whatever the network gives: at least 2"
-        )
+        raise ValueError("num_inference_steps=1 of IPNDMScheduler returns zeros, whatever the network gives: give 2")
     sigma = np.sin(np.linspace(0.0, 1.0, asked.steps + 1) * math.pi / 2) ** 2
     alpha = np.sqrt(1.0 - sigma**2)
     schedule = discrete(alphas_cumprod=1.0 - sigma[1:] ** 2)
