@@ -77,8 +77,9 @@ class Again:
             except TypeError:
                 # A model without weak references, or an argument that cannot be hashed.
                 return
-            while len(self.known) > MAX_RECALLS:
-                self.known.pop(next(iter(self.known)), None)
+            # A copy of the keys in one operation: other threads may add to them.
+            for old in list(self.known)[:-MAX_RECALLS]:
+                self.known.pop(old, None)
 
         return note
 

@@ -168,8 +168,9 @@ class Recalls:
         except TypeError:
             # A value that cannot be hashed.
             return
-        while len(self.known) > MAX_RECALLS:
-            self.known.pop(next(iter(self.known)), None)
+        # A copy of the keys in one operation: other threads may add to them.
+        for old in list(self.known)[:-MAX_RECALLS]:
+            self.known.pop(old, None)
 
     def replay(self, model: Any, x: Any, options: Options, said: tuple[Any, Any]) -> torch.Tensor | None:
         """The sample, or None where the call is not known, or has to be looked at after all."""
