@@ -25,7 +25,7 @@ SPACES = ("noise", "data", "velocity", "score")
 def quantities(alpha: float, sigma: float, x0: Array, eps: Array) -> dict[str, Array]:
     """Every prediction and every space, from their definitions."""
     v = alpha * eps - sigma * x0
-    both = {"eps": eps, "x0": x0, "v": v, "score": -eps / sigma, "flow": eps - x0, "edm": -v}
+    both = {"eps": eps, "x0": x0, "v": v, "score": -eps / sigma, "flow": eps - x0, "flow_to_data": x0 - eps, "edm": -v}
     return both | {"noise": eps, "data": x0, "velocity": eps - x0}
 
 
@@ -138,7 +138,7 @@ def test_masks_are_the_pattern_of_zeros(method: str) -> None:
 def test_conversion_kinds() -> None:
     p = plan("dpm3", 3)
     kinds = {k: {s.convert for s in bind(p, Binding(k)).specs[1:]} for k in PREDICTIONS}
-    assert kinds == {"eps": {RAW}, **{k: {LINEAR} for k in ("x0", "v", "score", "flow", "edm")}}
+    assert kinds == {"eps": {RAW}, **{k: {LINEAR} for k in ("x0", "v", "score", "flow", "flow_to_data", "edm")}}
     # eps = −sigma·score does not need u.
     assert [s.m_reads_u for s in bind(p, Binding("score")).specs[1:]] == [False] * 3
     assert all(s.m_reads_u for s in bind(p, Binding("v")).specs[1:])
