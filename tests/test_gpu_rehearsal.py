@@ -55,6 +55,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_tests_for_a_gpu(tmp_path: Path) -> None:
     """All of them; of the parametrised ones, some. The numbers that they compare are the CPU's."""
     sanitizer = tmp_path / "compute-sanitizer"
@@ -80,6 +81,7 @@ def test_the_tests_for_a_gpu(tmp_path: Path) -> None:
     assert " skipped" not in done.stdout, done.stdout[-3000:]
 
 
+@pytest.mark.slow
 def test_the_benchmarks_for_a_gpu(tmp_path: Path) -> None:
     done = run("-c", BENCHMARKS, str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -48,6 +48,7 @@ def test_the_demo_s_figures_are_those_of_its_plans(tmp_path, capsys: pytest.Capt
     assert len(fewer.lines(tmp_path / "fewer.json")) == 1 + len(rows)
 
 
+@pytest.mark.slow
 def test_the_script_writes_a_plan(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     # The same call with a small fit: what takes a minute is its size.
     own = fastdiff.fit

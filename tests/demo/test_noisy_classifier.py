@@ -94,6 +94,7 @@ def test_missing_weights_name_the_command(tmp_path: Path) -> None:
         load_noisy_classifier(tmp_path / "none.safetensors")
 
 
+@pytest.mark.slow
 def test_guidance_turns_unconditional_samples_into_the_labels_asked_for() -> None:
     """The network gets no label; a classifier of clean digits finds chance without guidance, the labels with it."""
     model, judge, guide = load_model(), load_classifier(), load_noisy_classifier()
@@ -154,6 +155,7 @@ def test_mixed_precision_computes_in_bfloat16() -> None:
     assert seen == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.slow
 def test_command_trains_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path), "--steps", "2", "--device", "cpu"]) == 0
     assert "accuracy on held-out digits" in capsys.readouterr().out

@@ -198,6 +198,7 @@ test_generate.make(pathlib.Path(sys.argv[2]), n=int(sys.argv[3]), worker=(int(sy
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
     n, kills = 240, 2
     assert make(tmp_path / "once", n=n, format="png")

@@ -27,7 +27,7 @@ def served(app: Any) -> Iterator[str]:
     """The address at which `app` answers."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_keep_alive=600))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

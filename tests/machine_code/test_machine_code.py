@@ -53,6 +53,7 @@ UNITS = {
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("arch", ARCHITECTURES[:2])
+@pytest.mark.slow
 def test_every_stage_kernel(arch: str, unit: str) -> None:
     """Each on a stage of its own, against the reference in float64; and no kernel is left out."""
     found = kernels(arch)
@@ -219,6 +220,7 @@ def test_a_table_that_is_not_aligned_is_read_number_by_number() -> None:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize(("n", "elements"), [(1, 4), (700, 700), (701, 704), (1200, 400)])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.slow
 def test_quantiles(arch: str, n: int, elements: int, dtype: torch.dtype) -> None:
     """By blocks alone and by several, in packs and one by one, with ties, an infinite element and a NaN."""
     x = torch.randn(3, n, dtype=dtype)

@@ -82,6 +82,7 @@ def test_the_barrier_before_the_stores() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("fastdiff._cuda") is None, reason="fastdiff._cuda is not built")
+@pytest.mark.slow
 def test_triton_and_cuda_give_the_same_bits(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One arithmetic: with noise, guidance, clipping, a learned variance, and networks of every dtype."""
     spec = importlib.util.find_spec("fastdiff._cuda")

@@ -109,8 +109,7 @@ def fake(monkeypatch: pytest.MonkeyPatch):
         yield
 
 
-@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
-@pytest.mark.parametrize("clip", [None, (-1.0, 1.0)], ids=["free", "clip"])
+@pytest.mark.parametrize(("clip", "guided"), [(None, False), ((-1.0, 1.0), True)], ids=["plain", "guided-and-clipped"])
 @pytest.mark.parametrize("method", FIXED)
 def test_the_loop_never_waits(fake, method: str, clip, guided: bool) -> None:
     """With the reference as back end: plain PyTorch, in which a wait would be seen."""

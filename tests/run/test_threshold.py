@@ -378,6 +378,7 @@ def _version(module: ModuleType) -> tuple[int, ...]:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is what it runs")
+@pytest.mark.slow
 def test_in_triton_s_interpreter() -> None:
     if _version(pytest.importorskip("triton")) < (3, 7) and _version(np) >= (2, 4):
         pytest.skip("the interpreter of Triton before 3.7 cannot run a loop over a range with NumPy 2.4")

@@ -90,6 +90,7 @@ def test_every_way_to_it_gives_the_formula_s_numbers(page: dict[str, Any]) -> No
         assert np.abs(np.array(found) - x).max() < 6 * 4 * 150 * 2.0**-53 * np.abs(x).max(), name
 
 
+@pytest.mark.slow
 def test_the_generic_tests_take_it_up(module: Path) -> None:
     files = [f"tests/solvers/test_{name}.py" for name in ("methods", "solver_orders", "solver_exactness")]
     files += ["tests/run/test_loop.py", "tests/test_sample.py"]
