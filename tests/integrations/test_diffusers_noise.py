@@ -7,15 +7,14 @@ and not roundings. Where they look the network's time up in another way, the net
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.double import in_float64
 
 import fastdiff
 from fastdiff.solvers import ROW
@@ -33,43 +32,11 @@ STEPS = 12
 TOLERANCE = 157 * STEPS * 4 * 2.2e-16
 
 
-class _Wide(types.ModuleType):
-    """A module whose float32 is float64."""
-
-    def __init__(self, module: types.ModuleType) -> None:
-        super().__init__(module.__name__)
-        self.__dict__.update(_module=module, float32=module.float64)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_module"], name)
-
-
-FILES = {
-    "DPMSolverMultistepScheduler": "dpmsolver_multistep",
-    "DPMSolverSDEScheduler": "dpmsolver_sde",
-    "EDMDPMSolverMultistepScheduler": "edm_dpmsolver_multistep",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
-    "KDPM2AncestralDiscreteScheduler": "k_dpm_2_ancestral_discrete",
-    "LCMScheduler": "lcm",
-    "SASolverScheduler": "sasolver",
-    "TCDScheduler": "tcd",
-    "CMStochasticIterativeScheduler": "consistency_models",
-    "LTXEulerAncestralRFScheduler": "ltx_euler_ancestral_rf",
-    "FlowMapEulerDiscreteScheduler": "flow_map_euler_discrete",
-}
-
-
 def made(name: str, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Any:
     """The scheduler in float64, whose noise is NOISE in order."""
     if not hasattr(diffusers, name):
         pytest.skip(f"this diffusers has no {name}")
-    module = importlib.import_module(f"diffusers.schedulers.scheduling_{FILES[name]}")
-    monkeypatch.setattr(module, "torch", _Wide(torch))
-    if hasattr(module, "np"):
-        monkeypatch.setattr(module, "np", _Wide(np))
-    draws: Iterator[torch.Tensor] = iter(NOISE)
-    if hasattr(module, "randn_tensor"):
-        monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: next(draws))
+    in_float64(getattr(diffusers, name), NOISE, monkeypatch)
     return getattr(diffusers, name)(**config)
 
 

@@ -5,14 +5,12 @@ Their tables are float32; here they are made in float64, so that formulas are co
 
 from __future__ import annotations
 
-import importlib
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.double import in_float64
 
 import fastdiff
 
@@ -33,46 +31,30 @@ def network(x: torch.Tensor, t: Any) -> torch.Tensor:
     return torch.tanh(x) * (0.5 + torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1, 1) / 1000)
 
 
-class _Wide(types.ModuleType):
-    """A module whose float32 is float64."""
-
-    def __init__(self, module: types.ModuleType) -> None:
-        super().__init__(module.__name__)
-        self.__dict__.update(_module=module, float32=module.float64)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_module"], name)
-
-
-FILES = {
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddpm",
-    "DPMSolverMultistepScheduler": "dpmsolver_multistep",
-    "DPMSolverSinglestepScheduler": "dpmsolver_singlestep",
-    "UniPCMultistepScheduler": "unipc_multistep",
-    "EulerDiscreteScheduler": "euler_discrete",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
-    "HeunDiscreteScheduler": "heun_discrete",
-    "FlowMatchEulerDiscreteScheduler": "flow_match_euler_discrete",
-    "FlowMatchHeunDiscreteScheduler": "flow_match_heun_discrete",
-    "PNDMScheduler": "pndm",
-    "LMSDiscreteScheduler": "lms_discrete",
-    "DEISMultistepScheduler": "deis_multistep",
-    "KDPM2DiscreteScheduler": "k_dpm_2_discrete",
-    "IPNDMScheduler": "ipndm",
-}
+NAMES = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "KDPM2DiscreteScheduler",
+    "IPNDMScheduler",
+)
 IN_SIGMA = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete")
 
 
 @pytest.fixture(autouse=True)
 def double(monkeypatch: pytest.MonkeyPatch) -> None:
-    for file in FILES.values():
-        module = importlib.import_module(f"diffusers.schedulers.scheduling_{file}")
-        monkeypatch.setattr(module, "torch", _Wide(torch))
-        monkeypatch.setattr(module, "np", _Wide(np))
-        if hasattr(module, "randn_tensor"):
-            draws: Iterator[torch.Tensor] = iter(NOISE)
-            monkeypatch.setattr(module, "randn_tensor", lambda shape, draws=draws, **_: next(draws))
+    for name in NAMES:
+        in_float64(getattr(diffusers, name), NOISE, monkeypatch)
 
 
 def theirs(name: str, step: dict[str, Any], model: Any = network, **config: Any) -> tuple[Any, torch.Tensor]:
