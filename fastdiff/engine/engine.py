@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
@@ -41,6 +42,10 @@ from fastdiff.run.network import check_kwargs, placement, sample_shape, stated
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.values import flag, whole
 
+_PARKED = 64
+_MOST_BYTES = 256 << 20
+"""Parked requests and the memory for them, where the caller does not say how many."""
+
 
 class Engine:
     """Runs many requests together: one call of the network and one launch of the stage for all of them, tick by tick.
@@ -55,7 +60,10 @@ class Engine:
 
     Args:
         model: as of `fastdiff.sample`.
-        slots: requests that run at a time, at least 1.
+        slots: requests of which a tick takes each an evaluation further, at least 1.
+        parked: how many more may be under way. Where there are more than `slots`, a new one has its first evaluation at
+            the next tick, and then they take turns. Default: 64, or three times `slots` if that is more, as far as
+            their states fit in 256 MiB.
         shape: of one sample, without a batch. Default: the model's own.
         schedule, prediction, dtype, backend: as of `fastdiff.sample`, of all requests.
         device: where the states live; default: the model's.
@@ -83,6 +91,7 @@ class Engine:
         model: Callable[..., Any],
         *,
         slots: int = 32,
+        parked: int | None = None,
         shape: Sequence[int] | None = None,
         schedule: str | NoiseSchedule | None = None,
         prediction: Prediction | None = None,
@@ -122,16 +131,20 @@ class Engine:
         self.device = resolve_device(device, None, found)
         module = ops.select(backend, self.device, dtype, network_dtype or dtype)
         given = network_dtype or dtype
+        if parked is None:
+            parked = min(max(3 * slots, _PARKED), _MOST_BYTES // ((2 + history) * math.prod(size) * dtype.itemsize))
+        parked = whole("parked", parked, 0, 2**16, "parked=96")
         captured = self._captures(graph)
         sizes = _buckets(buckets, slots)
         with sampling_mode():
             table = Rows(whole("rows", rows, 2, 2**24, "rows=16384"), dtype, clock_dtype(given), self.device)
-            batch = Batch(slots, size, dtype, given, table, module, sizes[-1], history, ring=not captured)
+            batch = Batch(slots, parked, size, dtype, given, table, module, sizes[-1], history, ring=not captured)
         self._floor = Floor(
             model,
             model_kwargs or {},
             batch,
             slots,
+            parked,
             sizes,
             collate,
             Graphs(self.device) if captured else None,
@@ -178,7 +191,7 @@ class Engine:
         return why is None
 
     def __repr__(self) -> str:
-        running, waiting = len(self._floor.running), len(self._waiting)
+        running, waiting = len(self._floor.residents), len(self._waiting)
         return f"Engine({self.slots} slots of {self.shape}, {running} running, {waiting} waiting)"
 
     @property
@@ -194,7 +207,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
-        return not (self._waiting or self._floor.running or self._floor.verdicts)
+        return not (self._waiting or self._floor.running or self._floor.parked or self._floor.verdicts)
 
     @shows(SUBMIT_DEFAULTS, "method_options")
     def submit(self, method: Any = "dpm3", steps: int | None = None, **options: Unpack[SubmitOptions]) -> Request:
@@ -238,9 +251,9 @@ class Engine:
             if run is None:
                 raise ValueError(f"{request!r} is over: its guidance cannot change any more")
             bound = self._desk.rebound(run, guidance)
-            width = 1 + bound.binding.guidance.batched
+            guided, floor = bound.binding.guidance.batched, self._floor
             # With a block it runs, or is about to enter in another thread.
-            if width > self._floor.buckets[-1] or (run.block != IDLE and width - run.width > self._floor.room):
+            if guided and (floor.buckets[-1] < 2 or (run.block != IDLE and not floor.holds(0, True))):
                 raise ValueError("there is no room for another unconditional half: Engine(..., buckets=...) with more")
             run.next = bound
 
@@ -257,27 +270,30 @@ class Engine:
         with self._door:
             self._known.pop(run.request, None)
 
-    def _following(self) -> Run | None:
-        """The next request, with a block of the table, or None where none waits or there is no room for it."""
+    def _following(self, bound: int | None, rows: int) -> Run | None:
+        """The next request, with a block of the table, or None where none may enter now: a `turns.Following`."""
         with self._door:
-            self._floor.coming = None
             if not self._waiting:
                 return None
             run = self._waiting[0][1]
             if run.next is not None:
                 run.joint, run.next = run.next, None
-            block = self._floor.batch.table.take(run.size) if run.width <= self._floor.room else None
+            if (bound is not None and run.order[0] > bound) or run.width > rows or not self._floor.holds(1, run.guided):
+                return None
+            block = self._floor.batch.table.take(run.size)
             if block is None:
                 return None
             heapq.heappop(self._waiting)
-            run.block, self._floor.coming = block, run
+            run.block = block
+            self._floor.coming.append(run)
             return run
 
     def step(self) -> int:
-        """One tick: requests enter and leave, the network is called once, every running request gets one evaluation
-        further. Returns how many rows of the network's input were requests'; 0 where there was nothing to do.
+        """One tick: requests enter and leave, the network is called once, and each running request, or where there are
+        more than slots each whose turn it is, gets one evaluation further. Returns how many rows of the network's input
+        were requests'; 0 where there was nothing to do.
 
-        An error of the network ends the requests that run, and not the engine.
+        An error of the network ends the requests of this tick, and not the engine.
         """
         if self._ticking == threading.get_ident():
             raise RuntimeError("a tick is under way in this thread, which one of its own functions asked to go on")
@@ -310,7 +326,7 @@ class Engine:
         floor = self._floor
         try:
             with sampling_mode():
-                floor.arrange(self._following)
+                floor.arrange(bool(self._waiting), self._following)
                 return floor.evaluate() if floor.running else 0
         except Exception as error:
             floor.abandon(error)

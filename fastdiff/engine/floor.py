@@ -16,6 +16,7 @@ from fastdiff.engine.graphs import Graphs, Uncaptured
 from fastdiff.engine.joint import union, widest
 from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, put
+from fastdiff.engine.turns import Following, turns
 from fastdiff.names import warn
 from fastdiff.options import RUN_DEFAULTS
 from fastdiff.run.job import begin
@@ -54,6 +55,7 @@ class Floor:
     Args:
         model: the network.
         model_kwargs: given with every call.
+        slots, parked: as of `Batch`.
         buckets: sizes of the network's input, ascending.
         collate: one batch of keyword arguments from the conditions of its rows, or None for `conditions.stack`.
         graphs: ticks as CUDA graphs, or None.
@@ -69,6 +71,7 @@ class Floor:
         model_kwargs: Mapping[str, Any],
         batch: Batch,
         slots: int,
+        parked: int,
         buckets: tuple[int, ...],
         collate: conditions.Collate | None,
         graphs: Graphs | None,
@@ -78,15 +81,18 @@ class Floor:
         ended: Callable[[Run], None],
     ) -> None:
         self.model, self.model_kwargs, self.batch = model, dict(model_kwargs), batch
-        self.slots, self.buckets, self.collate = slots, buckets, collate
+        self.slots, self.places, self.buckets, self.collate = slots, slots + parked, buckets, collate
         self.graphs, self.finite, self.learned, self.strict, self.ended = graphs, finite, learned, strict, ended
         self.running: list[Run] = []
+        self.parked: list[Run] = []
+        # Requests that left the queue at this moment and have no slot yet.
+        self.coming: list[Run] = []
+        # Whether u is the network's input, as it was at the last tick.
+        self.direct = False
         self.verdicts: deque[Verdict] = deque()
         self.ticks = self.evaluations = self.padded = self.version = self.needed = 0
         self.network = Network(model, 1, learned=learned)
         self.shape: Shape | None = None
-        # The request that leaves the queue at this moment and has no slot yet.
-        self.coming: Run | None = None
 
     @property
     def stats(self) -> Stats:
@@ -94,41 +100,34 @@ class Floor:
         return Stats(self.ticks, self.evaluations, self.padded, captures)
 
     @property
-    def room(self) -> int:
-        """Rows of the network's input that are free."""
-        runs = self.running if self.coming is None else [*self.running, self.coming]
-        return self.buckets[-1] - sum(run.width for run in runs if not run.over)
+    def residents(self) -> list[Run]:
+        """All requests that have begun: those whose turn it is, and the parked ones."""
+        return [*self.running, *self.parked]
 
-    def arrange(self, following: Callable[[], Run | None]) -> None:
-        """Let those leave who are done, and those enter who wait; then what the next tick needs is known.
+    def holds(self, more: int, guided: bool) -> bool:
+        """Whether there is a place for all residents, for those that enter at this moment, and for `more`: some have
+        their turn, and the others lie behind. `guided`: whether one of them has, or will have, two halves."""
+        runs = [run for run in (*self.residents, *self.coming) if not run.over]
+        behind, count, rows = self.places - self.slots, len(runs) + more, self.buckets[-1]
+        if count <= behind + min(self.slots, rows // 2):
+            return True
+        guided = guided or any(run.width > 1 for run in runs)
+        return count <= behind + min(self.slots, rows // (1 + guided))
 
-        Args:
-            following: the next request that there is room for, its block taken, or None.
-        """
-        batch, holes = self.batch, []
+    def arrange(self, waits: bool, following: Following) -> None:
+        """Let those leave who are done, those enter who wait, and those pause whose turn it is not; then what the next
+        tick needs is known. `waits`: whether anybody does."""
         changed = self.shape is None
-        for slot, run in enumerate(self.running):
-            if run.next is not None:
-                run.rebind(batch, run.next)
-                run.next, changed = None, True
+        for run in self.residents:
             if run.result is not None or run.request.ended:
-                holes.append(slot)
                 self._release(run)
-        before = len(self.running)
-        for slot in [*holes, *range(before, self.slots)]:
-            entered = self._entered(slot, following)
-            if entered is None:
-                break
-            changed = True
-            if slot < before:
-                self.running[slot] = entered
-                holes.remove(slot)
-            else:
-                self.running.append(entered)
-        self.coming = None
-        for hole in reversed(holes):
-            changed = True
-            self._close(hole)
+                changed = True
+            elif run.next is not None:
+                run.rebind(self.batch, run.next)
+                run.next, changed = None, True
+        here = [run for run in self.residents if run.block != IDLE] if changed else self.residents
+        if changed or waits or self.parked:
+            changed = self._seat(here, turns(here, self.slots, self.buckets[-1], following)) or changed
         while changed and self.running:
             blamed = self._compose()
             changed = blamed is not None
@@ -136,33 +135,59 @@ class Floor:
                 self._release(self.running[blamed])
                 self._close(blamed)
 
-    def _entered(self, slot: int, following: Callable[[], Run | None]) -> Run | None:
-        """The next request, in this slot; those that fail here are over at once."""
-        while (run := following()) is not None:
-            run.request.began(self.ticks - run.since)
-            given = {**RUN_DEFAULTS, **run.arguments, "device": self.batch.x.device}
-            try:
-                run.place(self.batch)
-                size, dtypes = (1, *self.batch.x.shape[1:]), (self.batch.x.dtype, self.batch.backend.NAME)
-                start = begin(run.engine, run.arguments["x"], size, given, *dtypes, None, self.batch.given.dtype)
-                run.enter(self.batch, slot, start, self.model, self.batch.given.dtype)
-                return run
-            except BaseException as error:
-                self.batch.numbers[0, slot].fill_(IDLE)
-                run.request.fail(error)
-                self._release(run)
-                if not isinstance(error, Exception):
-                    raise
-        return None
+    def _seat(self, here: list[Run], going: list[Run]) -> bool:
+        """Give those who go on and those who enter the first slots, and the others a place behind. Returns whether
+        anything changed."""
+        count, chosen = len(going) + len(self.coming), set(map(id, going))
+        held = {run.slot for run in going if run.slot < count}
+        paused = [run for run in here if id(run) not in chosen]
+        if len(held) == count == len(self.running):
+            self.parked = paused
+            return False
+        seats = iter([slot for slot in range(count) if slot not in held])
+        places = iter(sorted(set(range(self.slots, self.places)) - {run.slot for run in paused}))
+        moves = []
+        for run, to in (*((r, seats) for r in going if r.slot >= count), *((r, places) for r in paused)):
+            if to is seats or run.slot < self.slots:
+                place = next(to)
+                moves.append((run.slot, place))
+                run.slot = place
+        self.batch.seat(moves, count)
+        self.running, self.parked = sorted(going, key=lambda run: run.slot), paused
+        holes = []
+        for slot in seats:
+            run = self.coming[0]
+            run.slot = slot
+            if not self._entered(run):
+                holes.append(slot)
+            self.running.insert(slot, run)
+            del self.coming[0]
+        for hole in reversed(holes):
+            self._close(hole)
+        return True
+
+    def _entered(self, run: Run) -> bool:
+        """Whether a request begins; one that fails here is over at once."""
+        run.request.began(self.ticks - run.since)
+        given = {**RUN_DEFAULTS, **run.arguments, "device": self.batch.x.device}
+        try:
+            run.place(self.batch)
+            size, dtypes = (1, *self.batch.x.shape[1:]), (self.batch.x.dtype, self.batch.backend.NAME)
+            start = begin(run.engine, run.arguments["x"], size, given, *dtypes, None, self.batch.given.dtype)
+            run.enter(self.batch, run.slot, start, self.model, self.batch.given.dtype)
+            return True
+        except Exception as error:
+            run.request.fail(error)
+            self._release(run)
+            return False
 
     def _close(self, hole: int) -> None:
         """The slots in use are the first ones: the last one's request goes where another left."""
         last = len(self.running) - 1
         moved = self.running.pop()
         if hole != last:
-            self.batch.move(last, hole)
-            self.running[hole] = moved
-        self.batch.numbers[0, last].fill_(IDLE)
+            self.running[hole], moved.slot = moved, hole
+        self.batch.seat([(last, hole)] if hole != last else [], last)
 
     def _release(self, run: Run) -> None:
         if run.block != IDLE:
@@ -201,14 +226,15 @@ class Floor:
             direct = self._direct()
             if direct:
                 spec = spec._replace(copies=0)
-            elif self.shape is not None and self.shape.direct:
-                for slot, run in enumerate(self.running):
+            elif self.direct:
+                for run in self.residents:
                     # At the others' entrance it was written.
                     if run.at:
-                        batch.given[slot].copy_(batch.u[slot])
+                        batch.given[run.slot].copy_(batch.u[run.slot])
+            self.direct = direct
             self.shape = Shape(n, size, self._learned(spec), history, size == n, direct, before)
         else:
-            history = len(batch.values)
+            history = len(batch.order)
             self.shape = Shape(min(size, self.slots), size, self._learned(widest(history)), history, False, False, True)
         if not self.shape.whole:
             put(batch.source[:size], np.array(source + [0] * (size - len(source))))
@@ -221,7 +247,7 @@ class Floor:
         """Whether u can be the network's input."""
         batch = self.batch
         return batch.given.dtype is batch.u.dtype and not any(
-            run.alone is not None or run.joint.scaled for run in self.running
+            run.alone is not None or run.joint.scaled for run in self.residents
         )
 
     def _learned(self, spec: Any) -> Any:
@@ -342,11 +368,12 @@ class Floor:
                     run.request.finish(run.result)
 
     def abandon(self, error: BaseException) -> None:
-        """End all that run, for a reason that is none of theirs."""
-        for run in self.running:
+        """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing."""
+        for run in (*self.running, *self.coming):
             if run.result is None:
                 run.request.fail(error)
             self._release(run)
         self.running.clear()
-        self.batch.numbers[0].fill_(IDLE)
+        self.coming.clear()
+        self.batch.seat([], 0)
         self.shape = None

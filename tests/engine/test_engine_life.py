@@ -57,6 +57,79 @@ def test_a_request_enters_at_the_next_tick() -> None:
     assert late.status == "done" and late.done()
 
 
+def test_a_request_joins_at_the_next_tick_where_all_slots_are_taken() -> None:
+    """The others take turns, and their samples are the same."""
+    seen: list[int] = []
+
+    def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return model(x, t)
+
+    e = engine(counted, slots=2)
+    requests = [e.submit("unipc", 6, seed=0), e.submit("dpm3", 6, seed=1)]
+    e.step()
+    for seed in range(2, 6):
+        requests.append(e.submit(("dpmpp2m_sde", "unipc")[seed % 2], 6, seed=seed))
+        e.step()
+        assert requests[-1].progress.done == 1 and requests[-1].waited == 0
+    assert sum(r.progress.done for r in requests) == 10
+    # None is forgotten by a call that fails, nor fails with it, whose turn it was not.
+    e.run()
+    assert max(seen) == 2 and seen.count(2) == len(seen) == 18
+    for request in requests:
+        assert torch.equal(request.result(), sampled(request.seed, request.method, 6)), request
+
+
+def test_turns_end_together_and_nobody_is_overtaken_for_ever() -> None:
+    e, done = engine(slots=2), []
+    for request in [*(e.submit("ddim", 10, seed=i) for i in range(1, 4)), e.submit("ddim", 30, seed=0)]:
+        request.add_done_callback(lambda r: done.append(r.seed))
+    ticks = 0
+    while not e.idle:
+        e.step()
+        ticks += 1
+    # 60 evaluations in about 30 ticks of 2; one after the other would take 40. Equal ones end in their order.
+    assert ticks <= 32 and [seed for seed in done if seed] == [1, 2, 3]
+    # Longer ones that keep coming do not hold a short one up for ever.
+    e.submit("ddim", 900, seed=8)
+    first = e.submit("ddim", 4, seed=9)
+    for seed in range(100):
+        e.submit("ddim", 40, seed=seed)
+        for _ in range(20):
+            e.step()
+        if first.done():
+            break
+    assert first.done() and seed < 99
+    e.close(cancel=True)
+
+
+def test_parked_requests_outlive_an_error_of_the_network() -> None:
+    broken = [False]
+
+    def flaky(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if broken[0]:
+            raise RuntimeError("out of memory")
+        return model(x, t)
+
+    e = engine(flaky, slots=2)
+    first = [e.submit(seed=i, steps=9) for i in range(2)]
+    e.step()
+    others = [e.submit(seed=i, steps=9) for i in range(2, 4)]
+    broken[0] = True
+    assert e.step() == 0
+    broken[0] = False
+    e.run()
+    assert all(isinstance(r.exception(), RuntimeError) for r in others)
+    for request in first:
+        assert torch.equal(request.result(), sampled(request.seed, steps=9))
+
+
+def test_parked_places_are_bounded_by_memory() -> None:
+    assert engine(shape=(3, 512, 512), slots=1)._floor.places == 1 + (256 << 20) // (5 * 4 * 3 * 512 * 512)
+    assert engine(slots=40)._floor.places == 160 and engine(slots=2)._floor.places == 66
+    assert engine(slots=2, parked=0)._floor.places == 2
+
+
 def test_a_full_queue_says_so() -> None:
     e = engine(queue=2)
     first = [e.submit() for _ in range(2)]
@@ -140,7 +213,7 @@ def test_an_error_of_the_network_ends_those_in_flight_and_not_the_engine() -> No
             raise RuntimeError("out of memory")
         return model(x, t)
 
-    e = engine(flaky, slots=2)
+    e = engine(flaky, slots=2, parked=0)
     first = [e.submit(seed=i, steps=4) for i in range(3)]
     e.step()
     broken[0] = True
@@ -245,6 +318,7 @@ ENGINES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"collate": 3}, TypeError, "collate=3: expected a function"),
     ({"graph": True}, RuntimeError, "graph=True: it needs a CUDA device"),
     ({"history": 7}, ValueError, "history=7: expected an integer from 0 to 6"),
+    ({"parked": -1}, ValueError, "parked=-1: expected an integer from 0"),
 ]
 
 
@@ -263,7 +337,7 @@ def test_a_plan_without_a_network_is_refused() -> None:
 
 def test_guidance_that_cannot_change() -> None:
     labels = {"cond": {"y": torch.tensor([1.0])}, "uncond": {"y": torch.tensor([0.0])}}
-    e = engine(buckets=(1, 2))
+    e = engine(buckets=(1, 2), parked=0)
     own = e.submit("ddim", 4, guidance=guidance.Rescale(3.0), **labels)
     with pytest.raises(ValueError, match="a request with guidance Rescale runs its stages by itself"):
         own.guidance = 2.0
@@ -286,7 +360,7 @@ def test_guidance_that_cannot_change() -> None:
 def test_guidance_that_comes_while_a_request_enters(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has left the queue and has no slot yet: its half needs room all the same."""
     labels = {"cond": {"y": torch.tensor([1.0])}, "uncond": {"y": torch.tensor([0.0])}}
-    e, real, refused = engine(slots=2, buckets=(1, 2)), floor.begin, []
+    e, real, refused = engine(slots=2, buckets=(1, 2), parked=0), floor.begin, []
     first, second = e.submit(**labels), e.submit(**labels)
 
     def begin(*given: Any) -> Any:
