@@ -18,18 +18,23 @@ _AGE = 8
 """Ticks of age that weigh as much as one evaluation that is left."""
 
 Following = Callable[[int | None, int], Run | None]
-"""(greatest `order[0]`, rows of the network's input) -> the next of those who wait that may be so late and so wide, which
-now enters; or None."""
+"""(greatest `order[0]`, rows of the network's input) -> the next of those who wait that goes in there, which now enters,
+or None."""
 
 
 def turns(here: Sequence[Run], slots: int, rows: int, following: Following) -> list[Run]:
     """Those of `here` whose turn it is; `following` is told of those who enter, who take slots and rows too."""
+    free, room = slots - len(here), rows - sum(run.width for run in here)
+    while free > 0 and room > 0 and (entering := following(None, room)) is not None:
+        free, room = free - 1, room - entering.width
+        slots, rows = slots - 1, rows - entering.width
+    if free > 0 and room >= 0:
+        return list(here)
     going: list[Run] = []
     asked: int | None = None
     for run in (*sorted(here, key=_urgency), None):
         while slots and (run is None or run.order[0] != asked):
-            entering = following(None if run is None else run.order[0], rows)
-            if entering is None:
+            if (entering := following(None if run is None else run.order[0], rows)) is None:
                 break
             slots, rows = slots - 1, rows - entering.width
         if run is None:
