@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastdiff.engine import conditions
+from fastdiff.engine import blame, conditions
 from fastdiff.engine.batch import Batch, Shape
 from fastdiff.engine.graphs import Graphs, Uncaptured
 from fastdiff.engine.joint import union, widest
@@ -128,12 +128,23 @@ class Floor:
         here = [run for run in self.residents if run.block != IDLE] if changed else self.residents
         if changed or waits or self.parked:
             changed = self._seat(here, turns(here, self.slots, self.buckets[-1], following)) or changed
-        while changed and self.running:
-            blamed = self._compose()
-            changed = blamed is not None
-            if blamed is not None:
-                self._release(self.running[blamed])
-                self._close(blamed)
+        if changed:
+            self._settle()
+
+    def _settle(self) -> None:
+        """What the next tick needs, without those whose conditions do not go with the others'."""
+        while self.running and (blamed := self._compose()) is not None:
+            self._dismiss(*blamed)
+
+    def _dismiss(self, slot: int, error: Exception) -> None:
+        """End one of those that run."""
+        run = self.running[slot]
+        run.request.fail(error)
+        self._release(run)
+        self._close(slot)
+
+    def _bucket(self, rows: int) -> int:
+        return self.buckets[bisect.bisect_left(self.buckets, rows)]
 
     def _seat(self, here: list[Run], going: list[Run]) -> bool:
         """Give those who go on and those who enter the first slots, and the others a place behind. Returns whether
@@ -196,9 +207,9 @@ class Floor:
         run.state = None
         self.ended(run)
 
-    def _compose(self) -> int | None:
+    def _compose(self) -> blame.Blamed | None:
         """The rows of the network's input, their conditions and the union of the table's rows. Where the conditions do
-        not go together, the slot whose request failed for it."""
+        not go together, who is to blame."""
         n, batch = len(self.running), self.batch
         partners, source = list(range(n)), list(range(n))
         rows = [run.cond for run in self.running]
@@ -210,14 +221,14 @@ class Floor:
                 source.append(slot)
                 rows.append(run.uncond)
         self.needed = len(source)
-        size = self.buckets[bisect.bisect_left(self.buckets, self.needed)]
-        rows += [rows[0]] * (size - len(source))
+        size = self._bucket(self.needed)
+        if self.collate is None and (blamed := blame.unlike(self.running, self.residents)) is not None:
+            return blamed
         try:
-            kwargs = self._collated(rows)
+            self.network = self._called_on(size, rows)
         except Exception as error:
-            return self._blame(error)
+            return blame.uncollated(self.running, self._collated, error)
         self.version += 1
-        self.network = Network(self.model, size, learned=self.learned).with_kwargs({**self.model_kwargs, **kwargs})
         joint = [run.joint for run in self.running if run.alone is None]
         before = any(run.shows for run in self.running)
         if self.graphs is None:
@@ -255,7 +266,6 @@ class Floor:
 
     def _collated(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
         if self.collate is None:
-            self._compare()
             return conditions.stack(rows)
         made = self.collate(rows)
         if not isinstance(made, Mapping):
@@ -268,31 +278,38 @@ class Floor:
                 )
         return made
 
-    def _compare(self) -> None:
-        """ValueError where two of the running requests have conditions that cannot be joined."""
-        first = self.running[0]
-        for run in self.running:
-            if run.likeness != first.likeness:
-                raise ValueError(conditions.unlike("cond", run.cond, first.cond))
+    def _called_on(self, size: int, rows: list[dict[str, Any]]) -> Network:
+        """The network on `size` rows with these conditions, repeated to fill it up."""
+        kwargs = self._collated(rows + [rows[0]] * (size - len(rows)))
+        return Network(self.model, size, learned=self.learned).with_kwargs({**self.model_kwargs, **kwargs})
 
-    def _blame(self, error: Exception) -> int:
-        """Conditions do not go together: the request that cannot be collated by itself fails, or else the newest.
-        Returns its slot."""
-        blamed = max(range(len(self.running)), key=lambda slot: self.running[slot].order[1])
-        for slot, run in enumerate(self.running if self.collate is not None else ()):
-            try:
-                self._collated([run.cond, *([run.uncond] if run.guided and run.uncond is not None else [])])
-            except Exception as own:
-                blamed, error = slot, own
-                break
-        self.running[blamed].request.fail(error)
-        return blamed
+    def _isolated(self) -> bool:
+        """After an error of the network: whether it comes from the conditions of requests that just entered, which then
+        end alone. The others have lost nothing, since the stage comes after the network."""
+        batch = self.batch
+
+        def call(slot: int, rows: list[dict[str, Any]]) -> None:
+            size = self._bucket(len(rows))
+            given = (batch.u if self.direct else batch.given)[slot : slot + 1].repeat_interleave(size, 0)
+            clock = batch.table.clock.index_select(0, batch.numbers[0, slot : slot + 1]).repeat(size)
+            self._called_on(size, rows)(given, clock)
+
+        found = blame.failing(self.running, call)
+        for slot, error in reversed(found):
+            self._dismiss(slot, error)
+        return bool(found)
 
     def evaluate(self) -> int:
         """One tick. Returns how many rows of the network's input requests needed."""
         batch, shape = self.batch, self.shape
         assert shape is not None
-        batch.out = self._ticked(shape)
+        try:
+            batch.out = self._ticked(shape)
+        except Exception:
+            if not self._isolated():
+                raise
+            self._settle()
+            return self.evaluate() if self.running else 0
         self.ticks += 1
         self.evaluations += self.needed
         self.padded += shape.network

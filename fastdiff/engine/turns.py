@@ -18,7 +18,7 @@ _AGE = 8
 """Ticks of age that weigh as much as one evaluation that is left."""
 
 Following = Callable[[int | None, int], Run | None]
-"""(greatest `order[0]`, rows of the network's input) -> the next of those who wait that goes in there, which now enters,
+"""(greatest `order[0]`, rows of the network's input) -> the next of those who wait that goes in there, and now enters;
 or None."""
 
 

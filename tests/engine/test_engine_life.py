@@ -248,6 +248,63 @@ def test_conditions_that_do_not_go_together() -> None:
     assert torch.equal(good.result(), sampled(1))
 
 
+@pytest.mark.parametrize("graph", [False, "auto"])
+def test_a_condition_that_the_network_refuses_ends_its_request_alone(graph: Any) -> None:
+    """Whoever enters with it, and whoever runs already."""
+    table = torch.linspace(-1.0, 1.0, 4)
+
+    def embedded(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return model(x, t, table[y])
+
+    def label(y: int) -> dict[str, torch.Tensor]:
+        return {"y": torch.tensor([y])}
+
+    e = engine(embedded, uncond=label(3), graph=graph)
+    running = e.submit("unipc", 6, seed=0, cond=label(1))
+    e.step()
+    bad = [e.submit(cond=label(9)), e.submit(cond=label(0), uncond=label(7), guidance=2.0)]
+    good = e.submit("unipc", 6, seed=1, cond=label(2))
+    assert e.step() == 2
+    e.run()
+    for request in bad:
+        with pytest.raises(IndexError):
+            request.result()
+    for request, y in ((running, 1), (good, 2)):
+        expected = sampled(request.seed, "unipc", 6, model_kwargs={"y": table[y : y + 1]})
+        assert torch.equal(request.result(), expected)
+
+
+def test_an_error_that_no_condition_explains_ends_all_of_the_tick() -> None:
+    calls: list[int] = []
+
+    def once(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return model(x, t)
+
+    e = engine(once)
+    requests = [e.submit(steps=4)]
+    e.step()
+    requests.append(e.submit(steps=4))
+    assert e.step() == 0 and e.idle
+    assert all(isinstance(r.exception(), RuntimeError) for r in requests)
+
+
+def test_whose_condition_is_the_odd_one() -> None:
+    """That of those who run already is right, and else that of most."""
+    e = engine()
+    odd = e.submit(cond={"y": torch.zeros(1, 7)})
+    good = [e.submit(seed=i, steps=4, cond={"y": torch.tensor([0.0])}) for i in range(2)]
+    e.step()
+    assert isinstance(odd.exception(), ValueError)
+    odd = [e.submit(cond={"z": torch.tensor([0.0])}) for _ in range(2)]
+    e.run()
+    assert all(isinstance(r.exception(), ValueError) for r in odd)
+    for request in good:
+        assert torch.equal(request.result(), sampled(request.seed))
+
+
 def test_a_collate_function_pads() -> None:
     def mean_of_tokens(x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         # Multiples of 1/8: their sum is exact in any order.
