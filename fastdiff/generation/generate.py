@@ -131,7 +131,7 @@ def generate(
     def made(first: int, stop: int) -> torch.Tensor:
         """Samples first to stop − 1, on the CPU, as they are written."""
         numbers = torch.arange(first, first + shape[0]).clamp(max=n - 1)
-        own = {name: _moved(given(numbers), where) for name, given in conditions.items() if given is not None}
+        own = {name: _of(name, given, numbers, where) for name, given in conditions.items() if given is not None}
         x: torch.Tensor = sampler(model, **{**run, **own, "shape": shape, "seed": seed, "first_sample": first})
         bad = (~torch.isfinite(x[: stop - first])).flatten(1).any(1)
         if bool(bad.any()):
@@ -223,8 +223,20 @@ def _batch(batch: Any) -> int:
     return whole("batch", batch, 1, 2**31 - 1, "64")
 
 
-def _moved(conditions: Mapping[str, Any], where: Any) -> dict[str, Any]:
-    return {name: value.to(where) if isinstance(value, torch.Tensor) else value for name, value in conditions.items()}
+def _of(name: str, given: Condition, numbers: torch.Tensor, where: Any) -> dict[str, Any]:
+    """The conditions of the samples with these numbers, on the network's device."""
+    try:
+        conditions = given(numbers)
+    except Exception as error:
+        raise TypeError(
+            f"{name} failed [{type(error).__name__}: {short(str(error))}]: it is called with the numbers of a whole "
+            f"batch, an int64 tensor ({len(numbers)},), and returns tensors with that first dimension, such as "
+            f"{name}=lambda i: {{'y': i % 10}}, or of a function of one number, "
+            f"{name}=lambda i: {{'y': torch.tensor([label(int(k)) for k in i])}}"
+        ) from error
+    if not isinstance(conditions, Mapping):
+        raise TypeError(f"{name} returned {short(conditions)}: expected a dict of the network's arguments")
+    return {key: value.to(where) if isinstance(value, torch.Tensor) else value for key, value in conditions.items()}
 
 
 def _sampler_name(sampler: Sampler) -> str:
