@@ -132,7 +132,7 @@ class Sampler:
         else:
             spacing = given["spacing"]
             named = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
-            settled = {name: solvers.settled(name, value) for name, value in options.items()}
+            settled = {k: method.options[k].settled(v) if k in method.options else v for k, v in options.items()}
             asked = {"steps": steps, "schedule": self.schedule, "spacing": named, **settled}
             asked.update(t_start=given["t_start"], t_end=given["t_end"])
             made = _plan(method, asked)
