@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fastdiff.engine import Engine, Request
     from fastdiff.fitting.fit import fit
     from fastdiff.fitting.tune import tune
-    from fastdiff.generation import generate
+    from fastdiff.generation.generate import generate
     from fastdiff.likelihood import LogLikelihood, log_likelihood
 else:
     # What sampling does not need is read when it is asked for. The same names as above, which type checkers read.
@@ -59,7 +59,7 @@ else:
             **dict.fromkeys(("Engine", "Request"), "fastdiff.engine"),
             "fit": "fastdiff.fitting.fit",
             "tune": "fastdiff.fitting.tune",
-            "generate": "fastdiff.generation",
+            "generate": "fastdiff.generation.generate",
             **dict.fromkeys(("LogLikelihood", "log_likelihood"), "fastdiff.likelihood"),
         },
     )

@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.schedules.grids import GRID_OPTIONS, SPACINGS, end_time, grid, spacing_key
 from fastdiff.solvers.base import DrawsNoise, Method, Request
-from fastdiff.solvers.embedded import Embedded
 from fastdiff.solvers.foreign import parted
 from fastdiff.solvers.index import ALIASES_OF, FAMILY_OF, GUIDED_FAMILY_OF
 from fastdiff.values import flag
+
+if TYPE_CHECKING:
+    from fastdiff.solvers.embedded import Embedded
 
 FAMILIES = (
     *("ddim", "analytic", "dpm_multistep", "dpm_singlestep", "grpo", "ancestral", "dpm_sde", "seeds", "er_sde"),
@@ -44,13 +46,15 @@ class Methods(MutableMapping[str, Method]):
 
     def __getitem__(self, name: str) -> Method:
         made = self._made[name]
+        if made is not None:
+            return made
+        for one in importlib.import_module(f"fastdiff.solvers.{self._files[name]}").METHODS:
+            # What a caller deleted stays away, and what one put in its place stays.
+            if one.name in self._made and self._made[one.name] is None:
+                self._made[one.name] = one
+        made = self._made[name]
         if made is None:
-            for one in importlib.import_module(f"fastdiff.solvers.{self._files[name]}").METHODS:
-                # What a caller deleted stays away, and what one put in its place stays.
-                if one.name in self._made and self._made[one.name] is None:
-                    self._made[one.name] = one
-            made = self._made[name]
-            assert made is not None, f"{name} is not in its file: python tools/method_names.py"
+            raise LookupError(f"{name!r} is not in {self._files[name]}.py: python tools/method_names.py")
         return made
 
     def __setitem__(self, name: str, method: Method) -> None:
