@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fastdiff.bind import Binding
-from fastdiff.guidance import UNGUIDED
+from fastdiff.guidance import UNGUIDED, Guidance
+from fastdiff.integrations.k_diffusion.comfyui import Unconditional, listening
 from fastdiff.integrations.k_diffusion.noise import BrownianTreeNoiseSampler
 from fastdiff.integrations.k_diffusion.plans import Listed, levels, listed
 from fastdiff.run.arguments import check_x
@@ -73,11 +74,20 @@ class Denoiser:
         return denoised.clone()
 
 
-def start(engine: Engine, model: Denoiser, x: torch.Tensor, noise: Any, dtype: torch.dtype, watch: Watch | None) -> Job:
+def start(
+    engine: Engine,
+    model: Denoiser,
+    x: torch.Tensor,
+    noise: Any,
+    dtype: torch.dtype,
+    watch: Watch | None,
+    guidance: Guidance = UNGUIDED,
+) -> Job:
     """A run from x."""
     given = {"noise": noise, "frames": None, "device": None, "seed": 0, "first_sample": 0}
     begun = begin(engine, x, tuple(x.shape), given, dtype, None, None, None)
-    return Job(begun, Network(model.bound(), len(x)), dtype, Binding("x0", UNGUIDED), None, Hooks(callback=watch))
+    network = Network(model.bound(), len(x), guidance=guidance)
+    return Job(begun, network, dtype, Binding("x0", guidance), None, Hooks(callback=watch))
 
 
 def shown(disable: bool | None) -> bool:
@@ -125,8 +135,11 @@ def run(
     Returns:
         (B, ...) of x's dtype.
 
+    Methods of CFG++ are for models of ComfyUI, which tell the unconditional x0 beside the guided one.
+
     Raises:
         ValueError, TypeError: as the method's plan; lists that are none; noise for a rising list.
+        RuntimeError: a method of CFG++ with another model.
     """
     values = levels(sigmas)
     x = check_x(x)
@@ -154,9 +167,13 @@ def passed(
     noise: Noise | None,
 ) -> torch.Tensor:
     """The plan's result from x, of x's dtype."""
+    guidance: Guidance = UNGUIDED
+    if found.plan.shifted:
+        extra, taken = listening(dict(extra))
+        guidance = Unconditional(1.0, taken=taken)
     denoiser = Denoiser(model, x.dtype, extra, tell)
     with sampling_mode():
-        job = start(found.engine, denoiser, x, noise, state_dtype(x), None)
+        job = start(found.engine, denoiser, x, noise, state_dtype(x), None, guidance)
         job.progress = shown(disable)
         return found.engine.run(job)[0].to(x.dtype)
 
