@@ -114,6 +114,7 @@ def run(
     churned: bool = False,
     brownian: bool = False,
     whole: bool = False,
+    spare: bool = False,
     schedule: str = "edm",
 ) -> torch.Tensor:
     """Sample with a method of `fastdiff.methods()` over a list of sigmas.
@@ -130,6 +131,7 @@ def run(
             `brownian` one path, seeded by extra_args["seed"] where that is given, else from torch's generator.
         churned: the method's draws are churn, which is drawn from torch's generator at every step.
         whole: a step's noise is asked for over the whole step.
+        spare: the default noise is drawn twice a step, and the second one is not used, as where it had the weight 0.
         schedule: "edm" (x = x0 + sigma·eps), or "flow" (x = (1 − sigma)·x0 + sigma·eps).
 
     Returns:
@@ -153,7 +155,7 @@ def run(
     elif found.spans:
         seed = extra.get("seed")
         sampler = noise_sampler or (tree(x, values, seed) if brownian else default_noise_sampler(x, seed))
-        noise = asking(sampler, sigmas, found)
+        noise = asking(sampler, sigmas, found, spare and noise_sampler is None)
     return passed(found, model, x, extra, callback and telling(callback, found, sigmas, churned), disable, noise)
 
 
@@ -193,12 +195,15 @@ def telling(callback: Callback, found: Listed, sigmas: torch.Tensor, churned: bo
     return tell
 
 
-def asking(sampler: NoiseSampler, sigmas: torch.Tensor, found: Listed) -> Noise:
+def asking(sampler: NoiseSampler, sigmas: torch.Tensor, found: Listed, spare: bool = False) -> Noise:
     """A noise sampler as the noise of numbered draws."""
 
     def noise(draw: int, like: torch.Tensor) -> torch.Tensor:
         begin, end, _ = found.spans[draw]
-        return sampler(sigmas.new_tensor(begin), sigmas.new_tensor(end))
+        drawn = sampler(sigmas.new_tensor(begin), sigmas.new_tensor(end))
+        if spare:
+            sampler(sigmas.new_tensor(end), sigmas.new_tensor(end))
+        return drawn
 
     return noise
 

@@ -96,7 +96,7 @@ def sampler(
         settle: changes the method's options, given the sigmas.
         flow: what it makes of ComfyUI's models of flow matching, as ComfyUI's own does: "" nothing, since dx/dsigma =
             (x - x0)/sigma there too; "flow": their alpha is 1 - sigma; "finite": also with a first level below 1.
-        **how: `churned`, `brownian` and `whole` of `run`.
+        **how: `churned`, `brownian`, `whole` and `spare` of `run`.
     """
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     given = {**dict.fromkeys(REQUIRED, inspect.Parameter.empty), **COMMON, **arguments}
@@ -305,6 +305,7 @@ sample_exp_heun_2_x0_sde = sampler(
     "exp_heun_2_x0_sde",
     "Exponential Heun for the SDE",
     {**ETA, "solver_type": "phi_2"},
+    spare=True,
     flow="finite",
 )
 _SA: Mapping[str, Any] = {"tau_func": None, **NOISE, "predictor_order": 3, "corrector_order": 4}
