@@ -114,7 +114,7 @@ class FastdiffSampler:
             }
         }
 
-    def make(self, method: str, noise: str = "brownian", options: str = "{}") -> tuple[Any]:
+    def make(self, method: str, noise: str = "independent", options: str = "{}") -> tuple[Any]:
         given = json.loads(options)
         if not isinstance(given, dict):
             raise ValueError(f'options got {options!r}; expected a JSON object, such as {{"eta": 0.5}}')

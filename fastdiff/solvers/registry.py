@@ -94,6 +94,7 @@ def key_of(name: str) -> str:
 
 
 ABSENT = {
+    "cfgpp_ud10_ab": "euler_cfg_pp, whose step it extrapolates by weights that were tuned on one network",
     "edmdpmsolvermultistep": "dpmpp2m, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
 }
 """Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""

@@ -47,6 +47,16 @@ def tree(x: torch.Tensor, values: list[float], seed: int | None) -> NoiseSampler
     return BrownianTreeNoiseSampler(x, min(positive), max(positive), seed)
 
 
+def check_path(method: str, found: Listed) -> None:
+    """ValueError where noise acts at one level, or down to 0: a path in sigma has no increment there."""
+    for one, other, _ in found.spans.values():
+        if one == other or not min(one, other) > 0.0:
+            raise ValueError(
+                f"method {method!r} draws noise between sigma={one:g} and sigma={other:g}, which is no step of a "
+                "Brownian path: brownian=False, independent noise"
+            )
+
+
 class Denoiser:
     """The model as an engine calls it, which tells the callback of each step.
 
@@ -154,6 +164,8 @@ def run(
         noise = churn(found, x)
     elif found.spans:
         seed = extra.get("seed")
+        if brownian and noise_sampler is None:
+            check_path(method, found)
         sampler = noise_sampler or (tree(x, values, seed) if brownian else default_noise_sampler(x, seed))
         noise = asking(sampler, sigmas, found, spare and noise_sampler is None)
     return passed(found, model, x, extra, callback and telling(callback, found, sigmas, churned), disable, noise)
