@@ -119,7 +119,7 @@ def sampler(
             settle(options, sigmas, sampling)
         if "noise_sampler" in arguments and "s_noise" in options:
             options["s_noise"] *= getattr(sampling, "noise_scale", 1.0)
-        place = {}
+        place: dict[str, Any] = {}
         if flow and is_flow(sampling):
             place = {"schedule": "flow"}
             sigmas = finite_start(sigmas, sampling) if flow == "finite" else sigmas
