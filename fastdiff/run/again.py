@@ -127,16 +127,8 @@ class Again:
             if not at:
                 return None
         kwargs = options.get("model_kwargs") or {}
-        if torch.is_inference_mode_enabled():
-            with sampling_mode():
-                return self._walked(known, model, kwargs, at, seed)
-        # As torch.no_grad, of which making one and entering it takes longer than a small stage.
-        before = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-        try:
+        with sampling_mode():
             return self._walked(known, model, kwargs, at, seed)
-        finally:
-            torch._C._set_grad_enabled(before)
 
     @staticmethod
     def _walked(
