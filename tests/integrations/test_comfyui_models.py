@@ -124,6 +124,14 @@ def test_the_noise_scale_of_a_model() -> None:
         assert torch.equal(got, want) and bool(torch.isfinite(got).all())
 
 
+def test_a_list_that_is_none_is_refused_on_their_models_too() -> None:
+    for sigmas in ([1.0, 0.5, 0.0], torch.ones(2, 2)):
+        with pytest.raises(TypeError, match="expected a tensor of one dimension"):
+            sampling.sample_dpmpp_2m_sde(model_of("flow"), comfyui.START, sigmas, disable=True)
+    with pytest.raises(TypeError, match="s_noise='a'"):
+        sampling.sample_euler_ancestral(model_of("flow"), comfyui.START, comfyui.LISTS["flow"]["part"], s_noise="a")
+
+
 def test_only_a_model_of_comfyui_has_a_sampling() -> None:
     assert sampling_of(lambda x, sigma: x) is None and not is_flow(None) and not is_flow(comfyui.EPS())
     assert is_flow(sampling_of(model_of("flow")))

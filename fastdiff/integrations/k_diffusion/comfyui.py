@@ -25,8 +25,9 @@ def is_flow(sampling: Any) -> bool:
 
 
 def finite_start(sigmas: torch.Tensor, sampling: Any) -> torch.Tensor:
-    """The list with a first level of 1, where lambda is infinite, a little lower."""
-    if len(sigmas) < 2 or float(sigmas[0]) < 1.0:
+    """The list with a first level of 1, where lambda is infinite, a little lower. What is no list is returned as it
+    is, for `run` to refuse."""
+    if not isinstance(sigmas, torch.Tensor) or sigmas.ndim != 1 or len(sigmas) < 2 or float(sigmas[0]) < 1.0:
         return sigmas
     sigmas = sigmas.clone()
     sigmas[0] = float(sampling.percent_to_sigma(AWAY))

@@ -117,8 +117,9 @@ def sampler(
         sampling = sampling_of(model)
         if settle is not None:
             settle(options, sigmas, sampling)
-        if "noise_sampler" in arguments and "s_noise" in options:
-            options["s_noise"] *= getattr(sampling, "noise_scale", 1.0)
+        scale = getattr(sampling, "noise_scale", 1.0)
+        if scale != 1.0 and "noise_sampler" in arguments and "s_noise" in options:
+            options["s_noise"] *= scale
         place: dict[str, Any] = {}
         if flow and is_flow(sampling):
             place = {"schedule": "flow"}
