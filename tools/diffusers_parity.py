@@ -96,7 +96,10 @@ def run(scheduler: Any, times: dict[str, Any], step: dict[str, Any], begin: int)
         at = scheduler.timesteps[begin : begin + 1].repeat(len(START))
         x = noised(0.3 * START, NOISE[-1], at) if noised else scheduler.scale_noise(0.3 * START, at, NOISE[-1])
     old, before = None, None
-    for t in scheduler.timesteps[begin:]:
+    listed = [int(t) for t in scheduler.timesteps] if stands_for == "UnCLIPScheduler" else []
+    for i, t in enumerate(scheduler.timesteps[begin:]):
+        # Its pipelines say where a step leads.
+        more = {"prev_timestep": [*listed, None][begin + i + 1]} if listed else {}
         # The network's times are float32, as pipelines have them.
         time = t.float()
         given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -106,7 +109,7 @@ def run(scheduler: Any, times: dict[str, Any], step: dict[str, Any], begin: int)
         if type(scheduler).__name__ == "CogVideoXDPMScheduler":
             x, old = scheduler.step(out, old, t, before, x, **step, return_dict=False)
         else:
-            x = scheduler.step(out, t, x, **step, return_dict=False)[0]
+            x = scheduler.step(out, int(t) if listed else t, x, **step, **more, return_dict=False)[0]
         before = t
     return x
 
