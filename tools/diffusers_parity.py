@@ -68,7 +68,10 @@ def wide(stack: ExitStack, name: str) -> None:
     # CogVideoXDPM draws twice in every step of second order, and uses the second.
     twice = name == "CogVideoXDPMScheduler"
     draws: Iterator[torch.Tensor] = (NOISE[(i + 1) // 2 if twice else i] for i in itertools.count())
-    for attribute, value in (("torch", Wide(torch)), ("np", Wide(np))):
+    doubled = Wide(torch)
+    # FlowMatchEuler's stochastic_sampling up to diffusers 0.36.
+    doubled.__dict__["randn_like"] = lambda *_, **__: next(draws)
+    for attribute, value in (("torch", doubled), ("np", Wide(np))):
         if hasattr(module, attribute):
             stack.enter_context(mock.patch.object(module, attribute, value))
     if hasattr(module, "randn_tensor"):

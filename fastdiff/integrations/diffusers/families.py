@@ -93,6 +93,8 @@ def _repeats(config: Config) -> bool:
 
 def _deis(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
     order, repeats = int(config["solver_order"]), _repeats(config)
+    if order not in (1, 2, 3):
+        raise ValueError(f"solver_order={order} of DEISMultistepScheduler: expected 1, 2 or 3")
 
     def made(order: int, lower: bool) -> Plan:
         given = {"form": "logrho", "order": order, "lower_order_final": lower}

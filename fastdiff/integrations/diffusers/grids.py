@@ -227,8 +227,10 @@ def unipc(config: Config, asked: Asked) -> Grid:
         times = times.round() if config["use_karras_sigmas"] else cut(times)
         return variance_preserving(whole, times, clock)
     if matching:
-        given = asked.sigmas
-        sigmas = np.linspace(1, 1 / scale, steps + 1)[:-1] if given is None else np.asarray(given, dtype=np.float64)
+        levels = np.linspace(1, 1 / scale, steps + 1)
+        # Up to diffusers 0.36 the levels were counted from the clean end: all of them 1/N lower.
+        sigmas = levels[:-1] if config["_release"] >= (0, 37) else (1.0 - levels)[:0:-1]
+        sigmas = sigmas if asked.sigmas is None else np.asarray(asked.sigmas, dtype=np.float64)
         sigmas = stretched(config, moved(config, asked, sigmas, float(config["flow_shift"])))
         if abs(sigmas[0] - 1.0) < 1e-6:
             sigmas[0] -= 1e-6

@@ -30,6 +30,8 @@ from fastdiff.schedules.diffusers import alphas_cumprod
 
 _KEPT = 32
 NOISES = ("fastdiff", "diffusers")
+RELEASE = tuple(int(part) for part in DIFFUSERS.split(".")[:2])
+"""The installed diffusers, whose times are ours."""
 
 
 class _Local(threading.local):
@@ -64,12 +66,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if noise not in NOISES:
             raise ValueError(f"noise={noise!r}: expected 'fastdiff' or 'diffusers'")
         self.replaces, self._settings = settings(config, options.get("replaces"))
-        self._settings["_class"] = self.replaces
+        self._settings.update(_class=self.replaces, _release=RELEASE)
         self.noise = noise
         self._set_up()
         self.order = self._family.order
         self._prediction = self._predicted()
-        kept = {k: v for k, v in self._settings.items() if k != "_class"}
+        kept = {k: v for k, v in self._settings.items() if not k.startswith("_")}
         hidden = {k: v for k, v in config.items() if k not in kept and not k.startswith("_")}
         self.register_to_config(**hidden, **kept, _class_name=self.replaces, fastdiff={"noise": noise})
         # What cannot be done is said now, and not in the middle of a pipeline.
@@ -345,7 +347,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         host = self._times.host
         following = host[at + 1] if at + 1 < len(host) else None
         if prev_timestep is None:
-            found = None if host[at] == 0 else host[at] - 1
+            # The time before, as diffusers has it; after the last there is none.
+            found = None if following is None else host[at] - 1
         else:
             known = place(prev_timestep, self._times)
             found = float(prev_timestep) if known is None else host[known]
