@@ -29,20 +29,24 @@ class Driver:
     def __init__(self, engine: Ticking) -> None:
         self.engine = engine
         self.thread: ThreadPoolExecutor | None = None
-        self.task: asyncio.Task[None] | None = None
+        # Of each event loop that waits for requests, the task that ticks.
+        self.tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
 
     def wake(self) -> None:
         """See to it that ticks run until the engine is idle."""
         loop = asyncio.get_running_loop()
         if self.thread is None:
             self.thread = ThreadPoolExecutor(1, "fastdiff-engine")
-        if self.task is None or self.task.done() or self.task.get_loop() is not loop:
-            self.task = loop.create_task(self._drive())
+        task = self.tasks.get(loop)
+        if task is None or task.done():
+            self.tasks[loop] = loop.create_task(self._drive(loop))
 
-    async def _drive(self) -> None:
-        loop = asyncio.get_running_loop()
-        while not self.engine.idle:
-            await loop.run_in_executor(self.thread, self.engine.step)
+    async def _drive(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            while not self.engine.idle:
+                await loop.run_in_executor(self.thread, self.engine.step)
+        finally:
+            self.tasks.pop(loop, None)
 
     async def generate(self, request: Request) -> torch.Tensor:
         """The sample; the request is cancelled with the task that waits for it."""

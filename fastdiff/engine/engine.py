@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from typing_extensions import Unpack
@@ -123,6 +123,8 @@ class Engine:
         module = ops.select(backend, self.device, dtype, network_dtype or dtype)
         given = network_dtype or dtype
         captured = self._captures(graph)
+        # Held through a tick; and for what other threads may change meanwhile.
+        self._turn, self._door = threading.Lock(), threading.RLock()
         sizes = _buckets(buckets, slots)
         with sampling_mode():
             table = Rows(whole("rows", rows, 2, 2**24, "rows=16384"), dtype, clock_dtype(given), self.device)
@@ -139,6 +141,7 @@ class Engine:
             flag("learned_variance", learned_variance),
             graph is True,
             self._forget,
+            self._door,
         )
         self._desk = Desk(
             Terms(
@@ -157,8 +160,6 @@ class Engine:
                 sizes[-1],
             )
         )
-        # Held through a tick; and for what other threads may change meanwhile.
-        self._turn, self._door = threading.Lock(), threading.RLock()
         self._ticking: int | None = None
         self._numbers = itertools.count()
         self._waiting: list[tuple[tuple[int, int], Run]] = []
@@ -176,6 +177,9 @@ class Engine:
         if why is not None and graph is True:
             raise RuntimeError(f"graph=True: {why}; use graph='auto' or graph=False")
         return why is None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Engine belongs to its process, and cannot be copied or pickled: make one there")
 
     def __repr__(self) -> str:
         running, waiting = len(self._floor.running), len(self._waiting)
@@ -233,11 +237,12 @@ class Engine:
 
     def rebind(self, request: Request, guidance: Any) -> None:
         """What `request.guidance = ...` calls."""
+        run = self._known.get(request)
+        # What takes long is done before the door is shut.
+        bound = None if run is None else self._desk.rebound(run, guidance)
         with self._door:
-            run = self._known.get(request)
-            if run is None:
+            if run is None or bound is None or request not in self._known:
                 raise ValueError(f"{request!r} is over: its guidance cannot change any more")
-            bound = self._desk.rebound(run, guidance)
             width = 1 + bound.binding.guidance.batched
             # With a block it runs, or is about to enter in another thread.
             if width > self._floor.buckets[-1] or (run.block != IDLE and width - run.width > self._floor.room):
@@ -302,22 +307,43 @@ class Engine:
             needed = self._evaluated()
             # Here callbacks of the caller's run, which must not wait for a tick either.
             self._floor.collect(wait=not needed)
+        except Exception as error:
+            # The device's own, after which nothing runs: nobody must wait for ever.
+            self._broken(error)
+            raise
         finally:
             self._ticking = None
         return needed
 
     def _evaluated(self) -> int:
         floor = self._floor
-        try:
-            with sampling_mode():
-                floor.arrange(self._following)
-                return floor.evaluate() if floor.running else 0
-        except Exception as error:
-            floor.abandon(error)
-            return 0
-        except BaseException as error:
-            floor.abandon(error)
-            raise
+        while True:
+            try:
+                with sampling_mode():
+                    floor.arrange(self._following)
+                    needed = floor.evaluate() if floor.running else 0
+                    if not self._waiting and all(run.over for run in floor.running):
+                        # No tick may come, and they would keep their memory.
+                        floor.arrange(self._following)
+                    return needed
+            except Exception as error:
+                if not floor.blame_newcomers():
+                    floor.abandon(error)
+                    return 0
+            except BaseException as error:
+                floor.abandon(error)
+                raise
+
+    def _broken(self, error: Exception) -> None:
+        """End every request, with the reason."""
+        with self._door:
+            known = list(self._known)
+            self._known.clear()
+            self._waiting.clear()
+        self._floor.running.clear()
+        self._floor.verdicts.clear()
+        for request in known:
+            request.fail(error)
 
     def run(self) -> None:
         """Tick until nothing runs and nothing waits."""

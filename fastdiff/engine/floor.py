@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, put
 from fastdiff.names import warn
 from fastdiff.options import RUN_DEFAULTS
-from fastdiff.run.job import begin
+from fastdiff.run.job import begin, sampling_mode
 from fastdiff.run.network import Network
 
 _LOOKS = 8
@@ -61,6 +62,7 @@ class Floor:
         learned: whether the network gives twice the channels.
         strict: whether a tick that cannot be captured is an error.
         ended: told of each request that is over.
+        door: held while what other threads ask for changes.
     """
 
     def __init__(
@@ -76,10 +78,12 @@ class Floor:
         learned: bool,
         strict: bool,
         ended: Callable[[Run], None],
+        door: AbstractContextManager[Any],
     ) -> None:
         self.model, self.model_kwargs, self.batch = model, dict(model_kwargs), batch
         self.slots, self.buckets, self.collate = slots, buckets, collate
         self.graphs, self.finite, self.learned, self.strict, self.ended = graphs, finite, learned, strict, ended
+        self.door = door
         self.running: list[Run] = []
         self.verdicts: deque[Verdict] = deque()
         self.ticks = self.evaluations = self.padded = self.version = self.needed = 0
@@ -108,9 +112,12 @@ class Floor:
         batch, holes = self.batch, []
         changed = self.shape is None
         for slot, run in enumerate(self.running):
-            if run.next is not None:
-                run.rebind(batch, run.next)
-                run.next, changed = None, True
+            with self.door:
+                bound, run.next = run.next, None
+                run.joint = run.joint if bound is None else bound
+            if bound is not None:
+                run.rewrite(batch)
+                changed = True
             if run.result is not None or run.request.ended:
                 holes.append(slot)
                 self._release(run)
@@ -120,11 +127,14 @@ class Floor:
             if entered is None:
                 break
             changed = True
+            with self.door:
+                self.coming = None
+                if slot < before:
+                    self.running[slot] = entered
+                else:
+                    self.running.append(entered)
             if slot < before:
-                self.running[slot] = entered
                 holes.remove(slot)
-            else:
-                self.running.append(entered)
         self.coming = None
         for hole in reversed(holes):
             changed = True
@@ -148,9 +158,10 @@ class Floor:
                 run.enter(self.batch, slot, start, self.model, self.batch.given.dtype)
                 return run
             except BaseException as error:
-                self.batch.numbers[0, slot].fill_(IDLE)
+                # First of all: on a broken device the rest raises too.
                 run.request.fail(error)
                 self._release(run)
+                self.batch.numbers[0, slot].fill_(IDLE)
                 if not isinstance(error, Exception):
                     raise
         return None
@@ -158,10 +169,12 @@ class Floor:
     def _close(self, hole: int) -> None:
         """The slots in use are the first ones: the last one's request goes where another left."""
         last = len(self.running) - 1
-        moved = self.running.pop()
         if hole != last:
             self.batch.move(last, hole)
-            self.running[hole] = moved
+        with self.door:
+            moved = self.running.pop()
+            if hole != last:
+                self.running[hole] = moved
         self.batch.numbers[0, last].fill_(IDLE)
 
     def _release(self, run: Run) -> None:
@@ -229,7 +242,8 @@ class Floor:
 
     def _collated(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
         if self.collate is None:
-            self._compare()
+            if any(run.likeness != self.running[0].likeness for run in self.running):
+                raise ValueError("conditions of several kinds")
             return conditions.stack(rows)
         made = self.collate(rows)
         if not isinstance(made, Mapping):
@@ -242,25 +256,54 @@ class Floor:
                 )
         return made
 
-    def _compare(self) -> None:
-        """ValueError where two of the running requests have conditions that cannot be joined."""
-        first = self.running[0]
-        for run in self.running:
-            if run.likeness != first.likeness:
-                raise ValueError(conditions.unlike("cond", run.cond, first.cond))
-
     def _blame(self, error: Exception) -> int:
-        """Conditions do not go together: the request that cannot be collated by itself fails, or else the newest.
-        Returns its slot."""
-        blamed = max(range(len(self.running)), key=lambda slot: self.running[slot].order[1])
-        for slot, run in enumerate(self.running if self.collate is not None else ()):
-            try:
-                self._collated([run.cond, *([run.uncond] if run.guided and run.uncond is not None else [])])
-            except Exception as own:
-                blamed, error = slot, own
+        """Conditions do not go together: a request that fails by itself is to blame, or else the newest of those that
+        are unlike the others. Returns its slot."""
+        runs = self.running
+        # One that has been evaluated is right.
+        model = min(runs, key=lambda run: (run.at == 0, run.order[1]))
+        slots = [slot for slot, run in enumerate(runs) if run.at == 0] or [*range(len(runs))]
+        for slot in slots:
+            own = self._alone(slot, runs[slot])
+            if own is not None:
                 break
-        self.running[blamed].request.fail(error)
-        return blamed
+        else:
+            apart = self.collate is None
+            unlike = [slot for slot in slots if apart and runs[slot].likeness != model.likeness]
+            slot, own = max(unlike or slots, key=lambda slot: runs[slot].order[1]), error
+        other = next((run for run in runs if run.likeness != runs[slot].likeness), None)
+        if self.collate is None and other is not None:
+            told = ValueError(conditions.unlike("cond", runs[slot].cond, other.cond))
+            told.__cause__, own = own, told
+        runs[slot].request.fail(own)
+        return slot
+
+    def blame_newcomers(self) -> bool:
+        """The network raised. Whether it does so for requests alone that it has not seen before: these are over, and
+        the others can go on."""
+        found = False
+        for slot, run in enumerate(self.running):
+            error = self._alone(slot, run) if run.at == 0 and not run.over and len(self.running) > 1 else None
+            if error is not None:
+                run.request.fail(error)
+                found = True
+        return found
+
+    def _alone(self, slot: int, run: Run) -> Exception | None:
+        """What the network raises for a request that has not been evaluated yet, alone in its batch."""
+        rows = [run.cond, *([run.uncond] if run.guided and run.uncond is not None else [])]
+        size = self.buckets[bisect.bisect_left(self.buckets, len(rows))]
+        rows += rows[:1] * (size - len(rows))
+        batch = self.batch
+        try:
+            with sampling_mode():
+                made = conditions.stack(rows) if self.collate is None else self._collated(rows)
+                network = Network(self.model, size, learned=self.learned).with_kwargs({**self.model_kwargs, **made})
+                x = batch.u[[slot] * size].to(batch.given.dtype)
+                network(x, batch.table.clock[[run.block + run.joint.evaluated[0]] * size])
+        except Exception as error:
+            return error
+        return None
 
     def evaluate(self) -> int:
         """One tick. Returns how many rows of the network's input requests needed."""
