@@ -221,7 +221,9 @@ class Engine:
             QueueFull: as many wait as the queue holds.
             Closed: the engine was closed.
         """
-        run = self._desk.run(self, method, steps, dict(options))
+        return self._queued(self._desk.run(self, method, steps, dict(options)))
+
+    def _queued(self, run: Run) -> Request:
         with self._door:
             if self._closed:
                 raise Closed("the engine is closed and takes no more requests: make a new one")
@@ -378,20 +380,22 @@ class Engine:
     async def stream(
         self, method: Any = "dpm3", steps: int | None = None, **options: Unpack[SubmitOptions]
     ) -> AsyncGenerator[Preview, None]:
-        """`submit` with previews, and `follow`."""
-        given: Any = {**options, "previews": True}
-        async with contextlib.aclosing(self.follow(self.submit(method, steps, **given))) as previews:
+        """`submit` with previews, and `follow`, from the first evaluation on."""
+        run = self._desk.run(self, method, steps, {**options, "previews": True})
+        arrived = self._driver.listen(run.request)
+        async with contextlib.aclosing(self._driver.follow(self._queued(run), arrived)) as previews:
             async for preview in previews:
                 yield preview
 
     async def follow(self, request: Request) -> AsyncGenerator[Preview, None]:
-        """The `Preview` of each evaluation of a request that was submitted with `previews=True`; the last one's x0 is
-        the sample, at the time where the run ends. Leaving the loop cancels the request.
+        """The `Preview` of each evaluation of a request that was submitted with `previews=True`, from the latest on; the
+        last one's x0 is the sample, at the time where the run ends. Leaving the loop cancels the request.
 
         Raises:
             Exception: what ended the request; RuntimeError where it was cancelled.
         """
-        async with contextlib.aclosing(self._driver.follow(request)) as previews:
+        arrived = self._driver.listen(request)
+        async with contextlib.aclosing(self._driver.follow(request, arrived)) as previews:
             async for preview in previews:
                 yield preview
 

@@ -159,9 +159,11 @@ class Request(Future[torch.Tensor]):
         return given_up
 
     def watch(self, call: Callable[[Preview], object]) -> None:
-        """`call(preview)` with each from now on, in the thread of the tick; what it raises ends the request. Only where
-        previews were asked for."""
+        """`call(preview)` with the latest at once, where there is one, and with each from now on, in the thread of the
+        tick; what it raises there ends the request. It may be given one twice. Only where previews were asked for."""
         self._watches.append(call)
+        if self.preview is not None:
+            call(self.preview)
 
     # What follows is the engine's, in the thread of its tick.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import copy
 import pickle
 import threading
@@ -145,6 +146,38 @@ def test_arguments_of_sample_that_a_request_has_not(name: str) -> None:
     given: dict[str, Any] = {name: None}
     with pytest.raises(TypeError, match=told):
         engine().submit(**given)
+
+
+def test_a_stream_misses_nothing_and_a_later_follower_begins_with_the_latest() -> None:
+    e = engine(slots=1)
+
+    async def streamed() -> list[int]:
+        async with contextlib.aclosing(e.stream(steps=5, cond=label(1))) as previews:
+            first = [(await anext(previews)).done]
+            return first + [preview.done async for preview in previews]
+
+    async def followed() -> list[int]:
+        request = e.submit(steps=5, cond=label(1), previews=True)
+        e.step()
+        e.step()
+        return [preview.done async for preview in e.follow(request)]
+
+    # Another thread ticks as soon as it can.
+    stop = threading.Event()
+
+    def ticking() -> None:
+        while not stop.is_set():
+            e.step()
+
+    thread = threading.Thread(target=ticking)
+    thread.start()
+    try:
+        for _ in range(20):
+            assert asyncio.run(streamed()) == [1, 2, 3, 4, 5]
+    finally:
+        stop.set()
+        thread.join()
+    assert asyncio.run(followed()) == [2, 3, 4, 5]
 
 
 def test_event_loops_in_threads_share_an_engine_and_leave_nothing() -> None:
