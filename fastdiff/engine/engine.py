@@ -388,8 +388,8 @@ class Engine:
                 yield preview
 
     async def follow(self, request: Request) -> AsyncGenerator[Preview, None]:
-        """The `Preview` of each evaluation of a request that was submitted with `previews=True`, from the latest on; the
-        last one's x0 is the sample, at the time where the run ends. Leaving the loop cancels the request.
+        """The `Preview` of each evaluation of a request that was submitted with `previews=True`, from the latest;
+        the last one's x0 is the sample, at the time where the run ends. Leaving the loop cancels the request.
 
         Raises:
             Exception: what ended the request; RuntimeError where it was cancelled.
