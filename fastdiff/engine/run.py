@@ -53,6 +53,7 @@ class Run:
         alone: why its stages run by themselves, or None.
         cond, uncond: of the two halves.
         arguments: of `Engine.submit`.
+        slot: its place in the batch's memory.
         partner: the row of the network's input with its unconditional half.
         order: minus its priority, and its number.
         since: the engine's ticks when it was submitted.
@@ -75,6 +76,7 @@ class Run:
     order: tuple[int, int]
     since: int
     likeness: object
+    slot: int = 0
     partner: int = 0
     block: int = IDLE
     at: int = 0
