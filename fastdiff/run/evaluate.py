@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fastdiff.bind import Binding, Site
 from fastdiff.guidance import Blend, Outputs
@@ -175,25 +174,6 @@ class Evaluator:
         if self.hooks.finite and report:
             require_finite(out, site, self.network.batch, self.state_dtype, halves=self.binding.guidance.halves)
         return out
-
-    def known(self, out: Any, given: torch.Tensor) -> int:
-        """Where an output lies that is like the last one admitted, contiguous, and fills its storage; 0 for any other,
-        and where something is to be reported, which `admit` sees to."""
-        if type(out) is not Tensor or out.dtype is not self.admitted or self.copy is not None:
-            return 0
-        if self.keeps_input and given._version != self.version:
-            return 0
-        try:
-            storage = out.untyped_storage()
-            if storage.nbytes() != self.nbytes or out.shape != self.shape or not out.is_contiguous():
-                return 0
-            if out.is_neg() or out.device != self.device:
-                return 0
-            begin: int = storage.data_ptr()
-            return begin
-        except (RuntimeError, NotImplementedError):
-            # It has no memory of its own.
-            return 0
 
     def quick(self, blended: bool) -> bool:
         """Whether nothing but the stage looks at the outputs, which lie as the network's halves do."""

@@ -4,6 +4,7 @@ here."""
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -276,6 +277,13 @@ class Network:
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.check(self.call(x, t), x)
+
+    @property
+    def raw(self) -> Callable[[torch.Tensor, torch.Tensor], Any]:
+        """(x, t) -> what the model returns, which `check` looks at; by as few calls as can be."""
+        if self.two_times or self.named or self.outputs > 1:
+            return self.call
+        return functools.partial(self.model, **self.kwargs) if self.kwargs else self.model
 
     def call(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The tensor in the model's output, not checked yet."""

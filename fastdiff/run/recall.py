@@ -27,6 +27,8 @@ from fastdiff.run.loop import Run
 MAX_RECALLS = 16
 """How many calls a sampler remembers, the oldest going first."""
 
+NO_SEED = (0, 0)
+"""`seed_of` a call without options."""
 _FREE = frozenset(("seed", "first_sample", "out"))
 _TREES = frozenset(("cond", "uncond", "model_kwargs"))
 _PLAIN = frozenset((int, float, bool, str, bytes, type(None), torch.dtype, torch.device))
