@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from fastdiff import guidance, solvers
 from fastdiff.bind import Binding
 from fastdiff.names import unknown
+from fastdiff.ops import tracing
 from fastdiff.options import (
     BEGIN_DEFAULTS,
     INVERT_DEFAULTS,
@@ -223,11 +224,13 @@ class Sampler:
         at every evaluation, also of steps that are then rejected; with control="sample" its t is a (B,) float64 tensor,
         a time for each sample, and what it makes of a sample that has arrived is not used.
         """
-        if self._recalls.known and options.get("output_dtype") is None:
+        # What is recorded knows nothing of earlier calls, and leaves nothing behind for later ones.
+        recorded, compiled = tracing(), torch.compiler.is_compiling()
+        if not compiled and self._recalls.known and options.get("output_dtype") is None:
             again = self._recalls.replay(model, x, options, self._stated_by(model))
             if again is not None:
                 return again
-        if self._again.known:
+        if not recorded and self._again.known:
             again = self._again.run(model, x, options, self._stated_by(model))
             if again is not None:
                 return again
@@ -236,9 +239,9 @@ class Sampler:
             asked_dtype = given["output_dtype"]
             if asked_dtype is not None:
                 asked_dtype = check_output_dtype(asked_dtype, placement(model)[1], self.dtype, given["out"])
-            plain = self.graph is not False and given["frames"] is None and asked_dtype is None
+            plain = not compiled and self.graph is not False and given["frames"] is None and asked_dtype is None
             job = self._job(model, x, given, self._noting(model, x, options) if plain else None)
-            job.again = self._again_noting(model, x, options)
+            job.again = None if recorded else self._again_noting(model, x, options)
             result, trajectory, info = self.engine.run(job)
             result = result if asked_dtype is None else result.to(asked_dtype)
         asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)

@@ -221,7 +221,7 @@ class Evaluator:
         if self.threshold is not None:
             self.threshold(x0, coeffs)
         if watch:
-            x0 = _clamped(x0, coeffs)
+            x0 = clamped(x0, coeffs)
         return Seen(blend, x0)
 
     def _blend(self, outputs: tuple[torch.Tensor, ...], u: torch.Tensor, site: Site, buf: Buffers) -> Blend:
@@ -323,7 +323,8 @@ def _instead(
     return joined, second.to(x0.dtype) if second is not None and reads else None
 
 
-def _clamped(x0: torch.Tensor, c: Coeffs) -> torch.Tensor:
+def clamped(x0: torch.Tensor, c: Coeffs) -> torch.Tensor:
+    """A predicted x0 within the bounds of its samples, as the stage takes it."""
     if c.lo is None or c.hi is None or c.scale is None:
         return x0
     column = (-1,) + (1,) * (x0.ndim - 1)

@@ -14,8 +14,9 @@ import numpy as np
 from fastdiff.names import short, unknown, warn
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.schedules.grids import GRID_OPTIONS, SPACINGS, end_time, grid, spacing_key
+from fastdiff.schedules.grids import AUTOMATIC, GRID_OPTIONS, SPACINGS, end_time, grid, spacing_key
 from fastdiff.solvers.base import DrawsNoise, Method, Request
+from fastdiff.solvers.foreign import AUTOMATIC as AUTOMATIC_OF
 from fastdiff.solvers.foreign import parted
 from fastdiff.solvers.index import ALIASES_OF, FAMILY_OF, GUIDED_FAMILY_OF
 from fastdiff.values import flag
@@ -223,15 +224,33 @@ def chosen(name: str | Method | None, asked: Mapping[str, Any]) -> tuple[Method,
         brought = {} if isinstance(name, Method) else parted(key_of(name), known())[1]
         grid_of, given = brought.get("spacing"), asked.get("spacing")
         if grid_of is not None and given is not None:
-            if not isinstance(given, str) or spacing_key(given) != grid_of:
+            if not isinstance(given, str) or spacing_key(given) not in (grid_of, AUTOMATIC):
                 raise ValueError(
                     f"method {name!r} names the spacing {grid_of!r}, and spacing={short(given)} another: "
                     f"method={method.name!r}, spacing={short(given)}"
                 )
-            del brought["spacing"]
+        elif isinstance(given, str) and spacing_key(given) == AUTOMATIC:
+            brought["spacing"] = automatic(name)
+            # The web UI's, which is not our multistep dpm2.
+            method = METHODS["dpm_2"] if method.name == "dpm2" else method
         return method, brought
     schedule = resolve("ddpm" if asked.get("schedule") is None else asked["schedule"])
     return default(asked.get("steps"), schedule, asked.get("spacing"), asked.get("t_start"), asked.get("t_end"))
+
+
+def automatic(name: str | Method) -> str | None:
+    """The grid of the web UI's schedule type "Automatic" for the sampler of that name, None for the method's own.
+
+    Raises:
+        ValueError: a name that its menu does not have.
+    """
+    key = name.name if isinstance(name, Method) else key_of(name)
+    if key not in AUTOMATIC_OF:
+        raise ValueError(
+            f"spacing='Automatic' is the web UI's own grid for each sampler of its menu, and method {key!r} is none of "
+            f"these names: {', '.join(AUTOMATIC_OF)}; leave spacing out for the method's own"
+        )
+    return AUTOMATIC_OF[key]
 
 
 def implied(name: Any, schedule: Any, prediction: str | None) -> str | None:

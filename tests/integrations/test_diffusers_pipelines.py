@@ -18,6 +18,8 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
+from helpers import of_diffusers  # noqa: E402
+
 from fastdiff.integrations.diffusers import Scheduler, accelerate  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -185,7 +187,7 @@ CLASSES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "config"), [c for c in CLASSES if c[0] in Scheduler._compatibles])
 def test_stable_diffusion(name: str, config: dict[str, Any]) -> None:
-    agree(both(stable("StableDiffusionPipeline", getattr(diffusers, name)(**config)), texts(height=16, width=16)))
+    agree(both(stable("StableDiffusionPipeline", of_diffusers.scheduler(name, **config)), texts(height=16, width=16)))
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
@@ -199,14 +201,14 @@ def test_stable_diffusion(name: str, config: dict[str, Any]) -> None:
     ],
 )
 def test_image_to_image(name: str, config: dict[str, Any], strength: float) -> None:
-    pipe = stable("StableDiffusionImg2ImgPipeline", getattr(diffusers, name)(**config))
+    pipe = stable("StableDiffusionImg2ImgPipeline", of_diffusers.scheduler(name, **config))
     agree(both(pipe, texts(image=IMAGE, strength=strength)))
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])
 def test_inpainting(name: str, strength: float) -> None:
-    pipe = stable("StableDiffusionInpaintPipeline", getattr(diffusers, name)(**LATENT))
+    pipe = stable("StableDiffusionInpaintPipeline", of_diffusers.scheduler(name, **LATENT))
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., :8] = 1.0
     agree(both(pipe, texts(image=IMAGE, mask_image=mask, height=16, width=16, strength=strength)))
@@ -309,7 +311,7 @@ def flux(scheduler: Any) -> tuple[Any, dict[str, Any]]:
 
 def wan(scheduler: Any) -> tuple[Any, dict[str, Any]]:
     net = weights(
-        diffusers.WanTransformer3DModel(
+        of_diffusers.named("WanTransformer3DModel")(
             patch_size=(1, 2, 2),
             num_attention_heads=2,
             attention_head_dim=12,
@@ -323,11 +325,13 @@ def wan(scheduler: Any) -> tuple[Any, dict[str, Any]]:
         )
     )
     video = weights(
-        diffusers.AutoencoderKLWan(
+        of_diffusers.named("AutoencoderKLWan")(
             base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
         )
     )
-    pipe = diffusers.WanPipeline(tokenizer=None, text_encoder=None, vae=video, scheduler=scheduler, transformer=net)
+    pipe = of_diffusers.named("WanPipeline")(
+        tokenizer=None, text_encoder=None, vae=video, scheduler=scheduler, transformer=net
+    )
     return pipe, texts(height=16, width=16, num_frames=5)
 
 
@@ -348,7 +352,7 @@ WAN = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shif
     ],
 )
 def test_flow_matching(make: Callable[[Any], tuple[Any, dict[str, Any]]], name: str, config: dict[str, Any]) -> None:
-    pipe, call = make(getattr(diffusers, name)(**config))
+    pipe, call = make(of_diffusers.scheduler(name, **config))
     agree(both(pipe, call))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastdiff.integrations.diffusers.scheduler import Scheduler
 from fastdiff.names import unknown
-from fastdiff.schedules.diffusers import DEFAULTS
+from fastdiff.schedules.configs import DEFAULTS
 
 INSIDE = {
     "StableDiffusionLatentUpscalePipeline": "it does the scheduler's arithmetic itself",

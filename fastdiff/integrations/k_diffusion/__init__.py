@@ -1,7 +1,9 @@
 """k-diffusion's interface, and ComfyUI's: `import fastdiff.integrations.k_diffusion as sampling`."""
 
+from typing import NoReturn
+
 from fastdiff.integrations.k_diffusion.noise import BrownianTreeNoiseSampler
-from fastdiff.integrations.k_diffusion.ranges import sample_dpm_adaptive, sample_dpm_fast
+from fastdiff.integrations.k_diffusion.ranges import log_likelihood, sample_dpm_adaptive, sample_dpm_fast
 from fastdiff.integrations.k_diffusion.run import default_noise_sampler, run
 from fastdiff.integrations.k_diffusion.samplers import (
     sample_ddpm,
@@ -48,20 +50,25 @@ from fastdiff.integrations.k_diffusion.samplers import (
 )
 from fastdiff.integrations.k_diffusion.sigmas import (
     append_zero,
+    get_ancestral_step,
     get_sigmas_exponential,
     get_sigmas_karras,
     get_sigmas_polyexponential,
     get_sigmas_vp,
+    to_d,
 )
+from fastdiff.names import unknown
 
 __all__ = [
     "BrownianTreeNoiseSampler",
     "append_zero",
     "default_noise_sampler",
+    "get_ancestral_step",
     "get_sigmas_exponential",
     "get_sigmas_karras",
     "get_sigmas_polyexponential",
     "get_sigmas_vp",
+    "log_likelihood",
     "run",
     "sample_ddpm",
     "sample_deis",
@@ -106,4 +113,15 @@ __all__ = [
     "sample_seeds_3",
     "sample_uni_pc",
     "sample_uni_pc_bh2",
+    "to_d",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    """AttributeError for a sampler that is not here, with those that are."""
+    if name.startswith("sample_"):
+        more = ""
+        if name.endswith("_cfg_pp"):
+            more = f"; with guidance: fastdiff.sample(..., method={name.removeprefix('sample_')!r}, guidance=0.6)"
+        raise AttributeError(unknown("sampler", name, [n for n in __all__ if n.startswith("sample_")]) + more)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,7 +58,8 @@ ARGUMENTS = """
         x: (B, ...) the state at sigmas[0].
         sigmas: (steps + 1,), falling; equal neighbours are one level, and the last may lie above 0.
         extra_args: keyword arguments of the model.
-        callback: told {{'x', 'i', 'sigma', 'sigma_hat', 'denoised'}} once a step, after its first evaluation.
+        callback: told {{'x', 'i', 'sigma', 'sigma_hat', 'denoised'}} once a step, after its first evaluation. It may
+            keep them; to change 'x' in place is an error.
         disable: of the progress bar.
         **options: {options}; as in k-diffusion.
 
@@ -94,9 +95,13 @@ def sampler(
         renamed: what the method calls them, where that is another name.
         unused: those that have no effect.
         settle: changes the method's options, given the sigmas.
+<<<<<<< HEAD
         flow: what it makes of ComfyUI's models of flow matching, as ComfyUI's own does: "" nothing, since dx/dsigma =
             (x - x0)/sigma there too; "flow": their alpha is 1 - sigma; "finite": also with a first level below 1.
         **how: `churned`, `brownian`, `whole` and `spare` of `run`.
+=======
+        **how: `churned`, `brownian`, `whole` and `early` of `run`.
+>>>>>>> judge11
     """
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     given = {**dict.fromkeys(REQUIRED, inspect.Parameter.empty), **COMMON, **arguments}
@@ -107,7 +112,10 @@ def sampler(
     )
 
     def sample(*args: Any, **named: Any) -> torch.Tensor:
-        bound = signature.bind(*args, **named)
+        try:
+            bound = signature.bind(*args, **named)
+        except TypeError as error:
+            raise TypeError(f"sample_{name}: {error}; its arguments are {', '.join(given)}") from None
         bound.apply_defaults()
         values = bound.arguments
         model, x, sigmas = (values.pop(n) for n in REQUIRED)
@@ -192,7 +200,11 @@ sample_euler = sampler("euler", "edm_euler", "Euler's method, with churn", CHURN
 sample_heun = sampler("heun", "heun", "Heun's method, with churn", CHURN, churned=True)
 sample_dpm_2 = sampler("dpm_2", "dpm_2", "The midpoint method in log sigma, with churn", CHURN, churned=True)
 sample_heunpp2 = sampler("heunpp2", "heunpp2", "Heun's method with slopes of the next two levels", CHURN, churned=True)
+<<<<<<< HEAD
 sample_lms = sampler("lms", "lms", "Adams-Bashforth with the weights of the steps", {"order": 4}, settle=ends_with_x0)
+=======
+sample_lms = sampler("lms", "lms", "Adams-Bashforth with the weights of the steps", {"order": 4}, early=True)
+>>>>>>> judge11
 sample_ipndm = sampler(
     "ipndm",
     "ipndm",
@@ -221,6 +233,7 @@ sample_gradient_estimation = sampler(
     "Gradient estimation",
     {"ge_gamma": 2.0},
     renamed={"ge_gamma": "gamma"},
+    early=True,
 )
 sample_dpmpp_2m = sampler(
     "dpmpp_2m",
