@@ -153,11 +153,8 @@ def run(
     churned: bool = False,
     brownian: bool = False,
     whole: bool = False,
-<<<<<<< HEAD
     spare: bool = False,
-=======
     early: bool = False,
->>>>>>> judge11
     schedule: str = "edm",
 ) -> torch.Tensor:
     """Sample with a method of `fastdiff.methods()` over a list of sigmas.
@@ -174,11 +171,8 @@ def run(
             `brownian` one path, seeded by extra_args["seed"] where that is given, else from torch's generator.
         churned: the method's draws are churn, which is drawn from torch's generator at every step.
         whole: a step's noise is asked for over the whole step.
-<<<<<<< HEAD
         spare: the default noise is drawn twice a step, and the second one is not used, as where it had the weight 0.
-=======
         early: of `Denoiser`.
->>>>>>> judge11
         schedule: "edm" (x = x0 + sigma·eps), or "flow" (x = (1 − sigma)·x0 + sigma·eps).
 
     Returns:
@@ -204,32 +198,22 @@ def run(
         noise = churn(found, x)
     elif found.spans:
         seed = extra.get("seed")
-<<<<<<< HEAD
         if brownian and noise_sampler is None:
             check_path(method, found)
-        sampler = noise_sampler or (tree(x, values, seed) if brownian else default_noise_sampler(x, seed))
-        noise = asking(sampler, sigmas, found, spare and noise_sampler is None)
-    return passed(found, model, x, extra, callback and telling(callback, found, sigmas, churned), disable, noise)
-=======
         sampler = noise_sampler or (tree(x, values, seed) if brownian else default_noise_sampler(like, seed))
-        noise = asking(sampler, sigmas, found)
+        noise = asking(sampler, sigmas, found, spare and noise_sampler is None)
     denoiser = Denoiser(model, x.dtype, extra, callback and telling(callback, found, sigmas, churned), churned or early)
     return passed(found, denoiser, x, disable, noise)
->>>>>>> judge11
 
 
 def passed(
     found: Listed, denoiser: Denoiser, x: torch.Tensor, disable: bool | None, noise: Noise | None
 ) -> torch.Tensor:
     """The plan's result from x, of x's dtype."""
-<<<<<<< HEAD
     guidance: Guidance = UNGUIDED
     if found.plan.shifted:
-        extra, taken = listening(dict(extra))
+        denoiser.extra, taken = listening(dict(denoiser.extra))
         guidance = Unconditional(1.0, taken=taken)
-    denoiser = Denoiser(model, x.dtype, extra, tell)
-=======
->>>>>>> judge11
     with sampling_mode():
         job = start(found.engine, denoiser, x, noise, state_dtype(x), None, guidance)
         job.progress = shown(disable)
@@ -256,13 +240,9 @@ def asking(sampler: NoiseSampler, sigmas: torch.Tensor, found: Listed, spare: bo
 
     def noise(draw: int, like: torch.Tensor) -> torch.Tensor:
         begin, end, _ = found.spans[draw]
-<<<<<<< HEAD
-        drawn = sampler(sigmas.new_tensor(begin), sigmas.new_tensor(end))
+        given = sampler(sigmas.new_tensor(begin), sigmas.new_tensor(end))
         if spare:
             sampler(sigmas.new_tensor(end), sigmas.new_tensor(end))
-        return drawn
-=======
-        given = sampler(sigmas.new_tensor(begin), sigmas.new_tensor(end))
         try:
             return given.expand(like.shape)
         except (AttributeError, RuntimeError):
@@ -271,7 +251,6 @@ def asking(sampler: NoiseSampler, sigmas: torch.Tensor, found: Listed, spare: bo
                 f"noise_sampler(sigma, sigma_next) gave {got}; expected standard normals of x's shape, "
                 f"{tuple(like.shape)}, such as torch.randn_like(x)"
             ) from None
->>>>>>> judge11
 
     return noise
 

@@ -95,13 +95,9 @@ def sampler(
         renamed: what the method calls them, where that is another name.
         unused: those that have no effect.
         settle: changes the method's options, given the sigmas.
-<<<<<<< HEAD
         flow: what it makes of ComfyUI's models of flow matching, as ComfyUI's own does: "" nothing, since dx/dsigma =
             (x - x0)/sigma there too; "flow": their alpha is 1 - sigma; "finite": also with a first level below 1.
-        **how: `churned`, `brownian`, `whole` and `spare` of `run`.
-=======
-        **how: `churned`, `brownian`, `whole` and `early` of `run`.
->>>>>>> judge11
+        **how: `churned`, `brownian`, `whole`, `spare` and `early` of `run`.
     """
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     given = {**dict.fromkeys(REQUIRED, inspect.Parameter.empty), **COMMON, **arguments}
@@ -200,11 +196,9 @@ sample_euler = sampler("euler", "edm_euler", "Euler's method, with churn", CHURN
 sample_heun = sampler("heun", "heun", "Heun's method, with churn", CHURN, churned=True)
 sample_dpm_2 = sampler("dpm_2", "dpm_2", "The midpoint method in log sigma, with churn", CHURN, churned=True)
 sample_heunpp2 = sampler("heunpp2", "heunpp2", "Heun's method with slopes of the next two levels", CHURN, churned=True)
-<<<<<<< HEAD
-sample_lms = sampler("lms", "lms", "Adams-Bashforth with the weights of the steps", {"order": 4}, settle=ends_with_x0)
-=======
-sample_lms = sampler("lms", "lms", "Adams-Bashforth with the weights of the steps", {"order": 4}, early=True)
->>>>>>> judge11
+sample_lms = sampler(
+    "lms", "lms", "Adams-Bashforth with the weights of the steps", {"order": 4}, settle=ends_with_x0, early=True
+)
 sample_ipndm = sampler(
     "ipndm",
     "ipndm",
