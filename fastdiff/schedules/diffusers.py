@@ -34,7 +34,7 @@ def training(config: Mapping[str, Any]) -> Discrete:
     Raises:
         ValueError: another `beta_schedule`.
     """
-    trained, kind = config["trained_betas"], config["beta_schedule"]
+    trained, kind = config.get("trained_betas"), config["beta_schedule"]
     zero = bool(config.get("rescale_betas_zero_snr", False))
     shift = float(config.get("snr_shift_scale", 1.0))
     if shift != 1.0:
@@ -42,7 +42,8 @@ def training(config: Mapping[str, Any]) -> Discrete:
         return discrete(alphas_cumprod=a / (shift + (1.0 - shift) * a), zero_terminal_snr=zero)
     if trained is not None:
         return discrete(trained, zero_terminal_snr=zero)
-    count, low, high = int(config["num_train_timesteps"]), float(config["beta_start"]), float(config["beta_end"])
+    count = int(config["num_train_timesteps"])
+    low, high = float(config.get("beta_start", 0.0)), float(config.get("beta_end", 0.0))
     if kind == "linear":
         return ddpm(count, low, high, zero_terminal_snr=zero)
     if kind == "scaled_linear":

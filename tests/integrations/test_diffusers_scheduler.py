@@ -343,6 +343,27 @@ def test_noise_for_a_start_is_theirs(name: str) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_noise_for_a_start_is_added_to_data_of_its_own_size(name: str) -> None:
+    s = ours(name, sigma_data=0.5)
+    s.set_timesteps(8)
+    noise = torch.randn_like(X)
+    got = s.add_noise(X, noise, s.timesteps[5:6].repeat(2))
+    sigma = float(s.sigmas[5])
+    torch.testing.assert_close(got, X + sigma * noise, rtol=1e-6, atol=1e-6)
+
+
+def test_training_tables_can_be_read() -> None:
+    for name in ("DDIMScheduler", "UnCLIPScheduler", "DPMSolverMultistepScheduler"):
+        theirs, mine = of_diffusers.scheduler(name), ours(name)
+        for table in ("betas", "alphas", "alphas_cumprod"):
+            want = getattr(theirs, table)
+            assert getattr(mine, table).dtype == want.dtype == torch.float32
+            # A float32 product of 1000.
+            torch.testing.assert_close(getattr(mine, table), want, rtol=1e-4, atol=1e-6)
+    assert not hasattr(ours(MATCH), "alphas_cumprod") and not hasattr(ours("DDIMScheduler"), "warp")
+
+
 def test_velocity_is_theirs() -> None:
     noise, at = torch.randn_like(X), torch.tensor([3, 700])
     want = diffusers.DDPMScheduler().get_velocity(X, noise, at)
@@ -574,6 +595,9 @@ def test_accelerate_says_what_it_cannot_do() -> None:
 
     class StableDiffusionLatentUpscalePipeline(Pipe): ...
 
+    class CogVideoXPipeline(Pipe): ...
+
+    assert type(accelerate(CogVideoXPipeline()).scheduler) is Scheduler
     pipe = accelerate(Pipe(), "UniPCMultistep", solver_order=3)
     assert pipe.scheduler.replaces == "UniPCMultistepScheduler" and pipe.scheduler.config.solver_order == 3
     with pytest.raises(TypeError, match="a pipeline of diffusers, with a scheduler; got int"):

@@ -83,7 +83,7 @@ def unclip(config: Config, asked: Asked) -> Grid:
     # With one step theirs divides by 0.
     width = last / (asked.steps - 1) if asked.steps > 1 else 0.0
     times = (np.arange(asked.steps)[::-1] * width).round() if asked.steps > 1 else np.array([float(last)])
-    return indexed({**config, "trained_betas": None, "beta_start": 0.0, "beta_end": 0.0}, times, -1.0)
+    return indexed(config, times, -1.0)
 
 
 def indexed(config: Config, times: Array, end: float) -> Grid:

@@ -17,10 +17,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from fastdiff.integrations.diffusers.families import MAP, family
 from fastdiff.integrations.diffusers.inputs import Times, check_tensors, listed, place
+from fastdiff.integrations.diffusers.noising import TABLES, of_run, of_training, table
 from fastdiff.integrations.diffusers.plans import Options
 from fastdiff.integrations.diffusers.seeds import drawn, keys
 from fastdiff.integrations.diffusers.spacing import Asked, Grid
-from fastdiff.integrations.diffusers.walk import Bound, Limits, Stepped, Walk, bound, on
+from fastdiff.integrations.diffusers.walk import Bound, Limits, Stepped, Walk, bound
 from fastdiff.names import short
 from fastdiff.plan import Plan
 from fastdiff.run.arguments import resolve_seeds
@@ -73,7 +74,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self._prediction = self._predicted()
         kept = {k: v for k, v in self._settings.items() if not k.startswith("_")}
         hidden = {k: v for k, v in config.items() if k not in kept and not k.startswith("_")}
-        self.register_to_config(**hidden, **kept, _class_name=self.replaces, fastdiff={"noise": noise})
+        # Classes of diffusers read this config too, and warn of keys that they do not know.
+        own = {} if noise == NOISES[0] else {"fastdiff": {"noise": noise}}
+        self.register_to_config(**hidden, **kept, **own, _class_name=self.replaces)
         # What cannot be done is said now, and not in the middle of a pipeline.
         steps = max(4, 2 * int(self._settings.get("solver_order", 1)))
         mu = 1.0 if self._settings.get("use_dynamic_shifting") else None
@@ -443,31 +446,21 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
         """alpha·noise - sigma·sample, the target of v prediction, at each sample's time."""
-        alpha, sigma = self._trained(timesteps, sample)
+        alpha, sigma = of_training(self.replaces, self._settings, timesteps, sample)
         return alpha * noise - sigma * sample
 
     def _levels(self, timesteps: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         times, local = self._local.times or self._shared, self._local
         if times is None or times.grid.schedule.discrete:
-            return self._trained(timesteps, like)
+            return of_training(self.replaces, self._settings, timesteps, like)
         if local.begin is not None:
             at = [local.index if local.index is not None else local.begin]
         else:
             each = timesteps.reshape(-1) if isinstance(timesteps, torch.Tensor) else torch.as_tensor([timesteps])
             at = [self.index_for_timestep(t) for t in each]
-        units = torch.tensor([(a / u, s / u) for a, s, u in (times.levels[i] for i in at)], dtype=torch.float64)
-        column = (-1,) + (1,) * (like.ndim - 1)
-        values = on(units.to(torch.float32 if like.dtype != torch.float64 else like.dtype), like.device).to(like.dtype)
-        return values[:, 0].reshape(column), values[:, 1].reshape(column)
+        return of_run(times.levels, at, like)
 
-    def _trained(self, timesteps: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha and sigma at training times, looked up where the times are."""
-        if "trained_betas" not in self._settings or self.replaces == "IPNDMScheduler":
-            raise ValueError(f"{self.replaces} has no training table: call set_timesteps first, and pass its times")
-        a = torch.from_numpy(np.append(alphas_cumprod(self._settings, floor=False), 1.0))
-        # -1 is the clean time.
-        levels = torch.stack([a.sqrt(), (1.0 - a).sqrt()], 1)
-        index = torch.as_tensor(timesteps, device=like.device).long().reshape(-1)
-        found = on(levels, like.device).to(like.dtype)[index]
-        column = (-1,) + (1,) * (like.ndim - 1)
-        return found[:, 0].reshape(column), found[:, 1].reshape(column)
+    def __getattr__(self, name: str) -> Any:
+        # Tables that training scripts and a few pipelines read.
+        found = table(self.__dict__["_settings"], name) if name in TABLES and "_settings" in self.__dict__ else None
+        return super().__getattr__(name) if found is None else found
