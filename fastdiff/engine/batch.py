@@ -17,6 +17,7 @@ import torch
 from fastdiff.engine.table import IDLE, Rows, put, sent
 from fastdiff.ops import Backend, Buffers, Coeffs, Launch
 from fastdiff.ops.layout import StageSpec
+from fastdiff.run.evaluate import clamped
 
 Call = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """The network with its conditions: (input, times) -> the output."""
@@ -176,8 +177,9 @@ class Batch:
         buf = Buffers(u=self.before[at], first=out[at], u_out=x0)
         if spec.guided:
             buf.second = out[partner : partner + 1]
-        self.backend.stage(spec, row, self.own(slot), buf)
-        return x0
+        own = self.own(slot)
+        self.backend.stage(spec, row, own, buf)
+        return clamped(x0, own)
 
     def tick(self, shape: Shape, network: Call) -> torch.Tensor:
         """One evaluation of every occupied slot, and its stage. Returns the network's output, contiguous."""

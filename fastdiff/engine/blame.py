@@ -12,17 +12,30 @@ Blamed = tuple[int, Exception]
 """A slot, and the error for its request."""
 
 
-def unlike(running: Sequence[Run], residents: Sequence[Run]) -> Blamed | None:
-    """The newest whose conditions cannot be joined with those that the network has taken already, or where it has taken
-    none, with those of most."""
+Call = Callable[[int, list[dict[str, Any]]], object]
+"""The network with one slot's state and its conditions."""
+
+
+def unlike(running: Sequence[Run], residents: Sequence[Run], call: Call) -> Blamed | None:
+    """The newest whose conditions cannot be joined with those that the network has taken already. Where it has taken
+    none, one with which it fails, or else the newest unlike those of most."""
     kinds = [run.likeness for run in running]
     if all(kind == kinds[0] for kind in kinds):
         return None
     right = max(residents, key=lambda run: run.at)
+    wrong: list[Blamed] = [] if right.at else failing(running, call)
     if not right.at:
-        right = max(running, key=lambda run: kinds.count(run.likeness))
-    slot = max((s for s, kind in enumerate(kinds) if kind != right.likeness), key=lambda s: running[s].order[1])
-    return slot, ValueError(conditions.unlike("cond", running[slot].cond, right.cond))
+        fine = [run for slot, run in enumerate(running) if slot not in dict(wrong)]
+        right = max(fine or running, key=lambda run: kinds.count(run.likeness))
+    others = [blamed for blamed in wrong if kinds[blamed[0]] != right.likeness]
+    if others:
+        slot, cause = others[0]
+    else:
+        slot = max((s for s, kind in enumerate(kinds) if kind != right.likeness), key=lambda s: running[s].order[1])
+        cause = None
+    error = ValueError(conditions.unlike("cond", running[slot].cond, right.cond))
+    error.__cause__ = cause
+    return slot, error
 
 
 def uncollated(running: Sequence[Run], collated: Callable[[list[dict[str, Any]]], object], error: Exception) -> Blamed:
@@ -35,12 +48,8 @@ def uncollated(running: Sequence[Run], collated: Callable[[list[dict[str, Any]]]
     return max(range(len(running)), key=lambda slot: running[slot].order[1]), error
 
 
-def failing(running: Sequence[Run], call: Callable[[int, list[dict[str, Any]]], object]) -> list[Blamed]:
-    """Of those that have their first evaluation, the ones with whose conditions alone the network fails as well.
-
-    Args:
-        call: the network with one slot's state and its conditions.
-    """
+def failing(running: Sequence[Run], call: Call) -> list[Blamed]:
+    """Of those that have their first evaluation, the ones with whose conditions alone the network fails as well."""
     found: list[Blamed] = []
     for slot, run in enumerate(running if len(running) > 1 else ()):
         if run.at == 0 and not run.request.ended:

@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from typing_extensions import Unpack
@@ -135,6 +135,8 @@ class Engine:
             parked = min(max(3 * slots, _PARKED), _MOST_BYTES // ((2 + history) * math.prod(size) * dtype.itemsize))
         parked = whole("parked", parked, 0, 2**16, "parked=96")
         captured = self._captures(graph)
+        # Held through a tick; and for what other threads may change meanwhile.
+        self._turn, self._door = threading.Lock(), threading.RLock()
         sizes = _buckets(buckets, slots)
         with sampling_mode():
             table = Rows(whole("rows", rows, 2, 2**24, "rows=16384"), dtype, clock_dtype(given), self.device)
@@ -152,6 +154,7 @@ class Engine:
             flag("learned_variance", learned_variance),
             graph is True,
             self._forget,
+            self._door,
         )
         self._desk = Desk(
             Terms(
@@ -170,8 +173,6 @@ class Engine:
                 sizes[-1],
             )
         )
-        # Held through a tick; and for what other threads may change meanwhile.
-        self._turn, self._door = threading.Lock(), threading.RLock()
         self._ticking: int | None = None
         self._numbers = itertools.count()
         self._waiting: list[tuple[tuple[int, int], Run]] = []
@@ -189,6 +190,9 @@ class Engine:
         if why is not None and graph is True:
             raise RuntimeError(f"graph=True: {why}; use graph='auto' or graph=False")
         return why is None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Engine belongs to its process, and cannot be copied or pickled: make one there")
 
     def __repr__(self) -> str:
         running, waiting = len(self._floor.residents), len(self._waiting)
@@ -230,7 +234,9 @@ class Engine:
             QueueFull: as many wait as the queue holds.
             Closed: the engine was closed.
         """
-        run = self._desk.run(self, method, steps, dict(options))
+        return self._queued(self._desk.run(self, method, steps, dict(options)))
+
+    def _queued(self, run: Run) -> Request:
         with self._door:
             if self._closed:
                 raise Closed("the engine is closed and takes no more requests: make a new one")
@@ -246,11 +252,12 @@ class Engine:
 
     def rebind(self, request: Request, guidance: Any) -> None:
         """What `request.guidance = ...` calls."""
+        run = self._known.get(request)
+        # What takes long is done before the door is shut.
+        bound = None if run is None else self._desk.rebound(run, guidance)
         with self._door:
-            run = self._known.get(request)
-            if run is None:
+            if run is None or bound is None or request not in self._known:
                 raise ValueError(f"{request!r} is over: its guidance cannot change any more")
-            bound = self._desk.rebound(run, guidance)
             guided, floor = bound.binding.guidance.batched, self._floor
             # With a block it runs, or is about to enter in another thread.
             if guided and (floor.buckets[-1] < 2 or (run.block != IDLE and not floor.holds(0, True))):
@@ -318,6 +325,10 @@ class Engine:
             needed = self._evaluated()
             # Here callbacks of the caller's run, which must not wait for a tick either.
             self._floor.collect(wait=not needed)
+        except Exception as error:
+            # The device's own, after which nothing runs: nobody must wait for ever.
+            self._broken(error)
+            raise
         finally:
             self._ticking = None
         return needed
@@ -327,13 +338,27 @@ class Engine:
         try:
             with sampling_mode():
                 floor.arrange(bool(self._waiting), self._following)
-                return floor.evaluate() if floor.running else 0
+                needed = floor.evaluate() if floor.running else 0
+                if floor.over and not self._waiting:
+                    # No tick may come, and they would keep their memory.
+                    floor.arrange(False, self._following)
+                return needed
         except Exception as error:
             floor.abandon(error)
             return 0
         except BaseException as error:
             floor.abandon(error)
             raise
+
+    def _broken(self, error: Exception) -> None:
+        """End every request, with the reason."""
+        with self._door:
+            known = list(self._known)
+            self._known.clear()
+            self._waiting.clear()
+        self._floor.forget()
+        for request in known:
+            request.fail(error)
 
     def run(self) -> None:
         """Tick until nothing runs and nothing waits."""
@@ -368,20 +393,22 @@ class Engine:
     async def stream(
         self, method: Any = "dpm3", steps: int | None = None, **options: Unpack[SubmitOptions]
     ) -> AsyncGenerator[Preview, None]:
-        """`submit` with previews, and `follow`."""
-        given: Any = {**options, "previews": True}
-        async with contextlib.aclosing(self.follow(self.submit(method, steps, **given))) as previews:
+        """`submit` with previews, and `follow`, from the first evaluation on."""
+        run = self._desk.run(self, method, steps, {**options, "previews": True})
+        arrived = self._driver.listen(run.request)
+        async with contextlib.aclosing(self._driver.follow(self._queued(run), arrived)) as previews:
             async for preview in previews:
                 yield preview
 
     async def follow(self, request: Request) -> AsyncGenerator[Preview, None]:
-        """The `Preview` of each evaluation of a request that was submitted with `previews=True`; the last one's x0 is
-        the sample, at the time where the run ends. Leaving the loop cancels the request.
+        """The `Preview` of each evaluation of a request that was submitted with `previews=True`, from the latest;
+        the last one's x0 is the sample, at the time where the run ends. Leaving the loop cancels the request.
 
         Raises:
             Exception: what ended the request; RuntimeError where it was cancelled.
         """
-        async with contextlib.aclosing(self._driver.follow(request)) as previews:
+        arrived = self._driver.listen(request)
+        async with contextlib.aclosing(self._driver.follow(request, arrived)) as previews:
             async for preview in previews:
                 yield preview
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,7 @@ class Floor:
         learned: whether the network gives twice the channels.
         strict: whether a tick that cannot be captured is an error.
         ended: told of each request that is over.
+        door: held while what other threads ask for changes.
     """
 
     def __init__(
@@ -78,10 +80,12 @@ class Floor:
         learned: bool,
         strict: bool,
         ended: Callable[[Run], None],
+        door: AbstractContextManager[Any],
     ) -> None:
         self.model, self.model_kwargs, self.batch = model, dict(model_kwargs), batch
         self.slots, self.places, self.buckets, self.collate = slots, slots + parked, buckets, collate
         self.graphs, self.finite, self.learned, self.strict, self.ended = graphs, finite, learned, strict, ended
+        self.door = door
         self.running: list[Run] = []
         self.parked: list[Run] = []
         # Requests that left the queue at this moment and have no slot yet.
@@ -122,8 +126,10 @@ class Floor:
                 self._release(run)
                 changed = True
             elif run.next is not None:
-                run.rebind(self.batch, run.next)
-                run.next, changed = None, True
+                with self.door:
+                    run.joint, run.next = run.next, None
+                run.rewrite(self.batch)
+                changed = True
         here = [run for run in self.residents if run.block != IDLE] if changed else self.residents
         if changed or waits or self.parked:
             changed = self._seat(here, turns(here, self.slots, self.buckets[-1], following)) or changed
@@ -163,15 +169,17 @@ class Floor:
                 moves.append((run.slot, place))
                 run.slot = place
         self.batch.seat(moves, count)
-        self.running, self.parked = sorted(going, key=lambda run: run.slot), paused
+        with self.door:
+            self.running, self.parked = sorted(going, key=lambda run: run.slot), paused
         holes = []
         for slot in seats:
             run = self.coming[0]
             run.slot = slot
             if not self._entered(run):
                 holes.append(slot)
-            self.running.insert(slot, run)
-            del self.coming[0]
+            with self.door:
+                self.running.insert(slot, run)
+                del self.coming[0]
         for hole in reversed(holes):
             self._close(hole)
         return True
@@ -194,9 +202,10 @@ class Floor:
     def _close(self, hole: int) -> None:
         """The slots in use are the first ones: the last one's request goes where another left."""
         last = len(self.running) - 1
-        moved = self.running.pop()
-        if hole != last:
-            self.running[hole], moved.slot = moved, hole
+        with self.door:
+            moved = self.running.pop()
+            if hole != last:
+                self.running[hole], moved.slot = moved, hole
         self.batch.seat([(last, hole)] if hole != last else [], last)
 
     def _release(self, run: Run) -> None:
@@ -221,8 +230,10 @@ class Floor:
                 rows.append(run.uncond)
         self.needed = len(source)
         size = self._bucket(self.needed)
-        if self.collate is None and (blamed := blame.unlike(self.running, self.residents)) is not None:
-            return blamed
+        if self.collate is None:
+            blamed = blame.unlike(self.running, self.residents, self._called_alone)
+            if blamed is not None:
+                return blamed
         try:
             self.network = self._called_on(size, rows)
         except Exception as error:
@@ -285,18 +296,17 @@ class Floor:
     def _isolated(self) -> bool:
         """After an error of the network: whether it comes from the conditions of requests that just entered, which then
         end alone. The others have lost nothing, since the stage comes after the network."""
-        batch = self.batch
-
-        def call(slot: int, rows: list[dict[str, Any]]) -> None:
-            size = self._bucket(len(rows))
-            given = (batch.u if self.direct else batch.given)[slot : slot + 1].repeat_interleave(size, 0)
-            clock = batch.table.clock.index_select(0, batch.numbers[0, slot : slot + 1]).repeat(size)
-            self._called_on(size, rows)(given, clock)
-
-        found = blame.failing(self.running, call)
+        found = blame.failing(self.running, self._called_alone)
         for slot, error in reversed(found):
             self._dismiss(slot, error)
         return bool(found)
+
+    def _called_alone(self, slot: int, rows: list[dict[str, Any]]) -> None:
+        """Call the network with one slot's state and its conditions."""
+        batch, size = self.batch, self._bucket(len(rows))
+        given = (batch.u if self.direct else batch.given)[slot : slot + 1].repeat_interleave(size, 0)
+        clock = batch.table.clock.index_select(0, batch.numbers[0, slot : slot + 1]).repeat(size)
+        self._called_on(size, rows)(given, clock)
 
     def evaluate(self) -> int:
         """One tick. Returns how many rows of the network's input requests needed."""
@@ -382,6 +392,17 @@ class Floor:
                     )
                 elif fine and run.result is not None:
                     run.request.finish(run.result)
+
+    @property
+    def over(self) -> bool:
+        """Whether every resident is over."""
+        return all(run.over for run in self.running) and all(run.over for run in self.parked)
+
+    def forget(self) -> None:
+        """Let go of all requests, without the device, which may be broken."""
+        for runs in (self.running, self.parked, self.coming, self.verdicts):
+            runs.clear()
+        self.shape = None
 
     def abandon(self, error: BaseException) -> None:
         """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing."""

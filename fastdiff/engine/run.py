@@ -120,9 +120,9 @@ class Run:
         if self.shows:
             table.write(self.block + len(joint.values), joint.observed[0])
 
-    def rebind(self, batch: Batch, joint: Joint) -> None:
+    def rewrite(self, batch: Batch) -> None:
         """Other guidance: the same rows with other coefficients."""
-        self.joint = joint
+        joint = self.joint
         batch.table.write(self.block, joint.block.values)
         if self.shows:
             batch.table.write(self.block + len(joint.values), joint.observed[0])
