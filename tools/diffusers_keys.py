@@ -136,7 +136,7 @@ OLD: list[tuple[tuple[int, int], str, Callable[[str, Config], bool]]] = [
         lambda name, c: name == "KDPM2AncestralDiscreteScheduler",
     ),
     (
-        (0, 30),
+        (0, 31),
         "DDPM steps to t - N // steps, which is not the next time of its list",
         lambda name, c: name == "DDPMScheduler" and c.get("timestep_spacing") == "linspace",
     ),
