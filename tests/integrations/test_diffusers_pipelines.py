@@ -373,8 +373,10 @@ def test_dit() -> None:
     agree(both(pipe, {"class_labels": [1], "num_inference_steps": 4, "output_type": "np"}))
 
 
-def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples" / "diffusers_pipeline.py"), run_name="__main__")
+def test_the_example_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    example = str(Path(__file__).resolve().parents[2] / "examples" / "diffusers_pipeline.py")
+    monkeypatch.setattr("sys.argv", [example])
+    runpy.run_path(example, run_name="__main__")
     assert capsys.readouterr().out.splitlines() == [
         "through the pipeline: (2, 8, 8, 3)",
         "without it: (2, 3, 8, 8)",
