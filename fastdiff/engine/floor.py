@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from fastdiff.engine import blame, conditions
@@ -259,10 +258,10 @@ class Floor:
             history = len(batch.order)
             self.shape = Shape(min(size, self.slots), size, self._learned(widest(history)), history, False, False, True)
         if not self.shape.whole:
-            put(batch.source[:size], np.array(source + [0] * (size - len(source))))
+            put(batch.source[:size], torch.tensor(source + [0] * (size - len(source))))
             # Idle slots read a row too, which must be there.
             partners += range(n, self.shape.stage)
-            put(batch.partner[: len(partners)], np.array(partners))
+            put(batch.partner[: len(partners)], torch.tensor(partners))
         return None
 
     def _direct(self) -> bool:
@@ -292,7 +291,7 @@ class Floor:
     def _called_on(self, size: int, rows: list[dict[str, Any]]) -> Network:
         """The network on `size` rows with these conditions, repeated to fill it up."""
         kwargs = self._collated(rows + [rows[0]] * (size - len(rows)))
-        return Network(self.model, size, learned=self.learned).with_kwargs({**self.model_kwargs, **kwargs})
+        return self.network.with_kwargs({**self.model_kwargs, **kwargs})
 
     def _isolated(self) -> bool:
         """After an error of the network: whether it comes from the conditions of requests that just entered, which then
