@@ -206,8 +206,8 @@ inline bool parse_launch(PyObject *const *args, Py_ssize_t count, StageArgs *a, 
          parse_pointer(args[11], &a->m_out) && parse_pointer(args[12], &a->net_in) && complete(*a);
 }
 
-// What `method`, an unbound one of C without arguments, returns for `object`. Called without its descriptor, which would
-// take a third of the time.
+// What `method`, an unbound one of C without arguments, returns for `object`. Called without its descriptor, which
+// would take a third of the time.
 inline PyObject *called(PyObject *method, PyObject *object) {
   if (Py_TYPE(method) == &PyMethodDescr_Type) {
     const auto *const d = reinterpret_cast<PyMethodDescrObject *>(method);

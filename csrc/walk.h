@@ -307,6 +307,8 @@ inline PyObject *open(PyObject *self, PyObject *x) {
 inline PyObject *run(PyObject *self, PyObject *call) {
   Walk *const w = of(self);
   while (w->k < w->count) {
+    // A network that is all C would leave no other moment for Ctrl-C.
+    if (PyErr_CheckSignals() < 0) return nullptr;
     PyObject *const given[] = {w->input(w->stages()[w->k]), PyTuple_GET_ITEM(w->times, w->k)};
     Owned out(PyObject_Vectorcall(call, given, 2, nullptr));
     if (!out) return nullptr;

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import torch
 
-from fastdiff.names import warn
+from fastdiff.names import untraced, warn
 from fastdiff.ops.door import tracing
 from fastdiff.ops.library import Recorded
-from fastdiff.ops.registry import Backend, load
+from fastdiff.ops.registry import BACKENDS, Backend, load
 from fastdiff.ops.speed import Traits, chip_of, faster
 
 SETTING = "FASTDIFF_SIMD"
@@ -38,8 +38,18 @@ def select(
         ValueError: unknown name.
         RuntimeError: the named back end cannot run there; it never falls back without a word.
     """
+    if torch.compiler.is_dynamo_compiling():
+        _imported(name, device)
     found = _select(name, device, state, network, traits)
     return Recorded(found) if tracing() else found
+
+
+@untraced
+def _imported(name: str | None, device: torch.device) -> bool:
+    """A compiler cannot import the modules that a choice looks at."""
+    for candidate in (*_order(device, None), "reference", *([name] if name in BACKENDS else [])):
+        load(candidate).available()
+    return True
 
 
 def _order(device: torch.device, traits: Callable[[], Traits] | None) -> tuple[str, ...]:

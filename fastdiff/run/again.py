@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastdiff.ops import cpu, tracing
+from fastdiff.ops import cpu
 from fastdiff.ops.philox import PRIOR
 from fastdiff.run.arguments import resolve_seeds
 from fastdiff.run.history import Recycled, recycles, remember
@@ -105,7 +105,7 @@ class Again:
 
     def run(self, model: Any, x: Any, options: Options, said: tuple[Any, Any]) -> torch.Tensor | None:
         """The sample, or None where the call is not known, or has to be looked at after all."""
-        if tracing() or not options.keys() <= _TAKEN:
+        if not options.keys() <= _TAKEN:
             return None
         key = key_of(model, x, options, said)
         try:
