@@ -44,7 +44,7 @@ class Chip(NamedTuple):
         multiprocessors, clock: how many, and cycles a second.
         threads: resident ones of a multiprocessor, at most.
         latency: cycles until a load from memory is there, under load.
-        fma: cycles for which a warp's float32 multiply-add holds its pipe.
+        fma, double: cycles for which a warp's float32 multiply-add holds its pipe, and a float64 one.
     """
 
     code: str
@@ -54,16 +54,17 @@ class Chip(NamedTuple):
     threads: int
     latency: int
     fma: int
+    double: int
 
 
 CHIPS = {
-    "H200": Chip("sm_90", 4.3e12, 132, 1.98e9, 2048, 600, 1),
-    "H100": Chip("sm_90", 3.0e12, 132, 1.98e9, 2048, 600, 1),
-    "A100": Chip("sm_80", 1.7e12, 108, 1.41e9, 2048, 500, 2),
-    "RTX 4090": Chip("sm_80", 0.92e12, 128, 2.52e9, 1536, 600, 1),
+    "H200": Chip("sm_90", 4.3e12, 132, 1.98e9, 2048, 600, 1, 2),
+    "H100": Chip("sm_90", 3.0e12, 132, 1.98e9, 2048, 600, 1, 2),
+    "A100": Chip("sm_80", 1.7e12, 108, 1.41e9, 2048, 500, 2, 4),
+    "RTX 4090": Chip("sm_80", 0.92e12, 128, 2.52e9, 1536, 600, 1, 64),
 }
 ELEMENTS = math.prod(SHAPE)
-PIPES = ("FMA", "ALU", "IMAD", "WIDE", "SPECIAL", "MEMORY", "UNIFORM", "CONSTANT", "CONTROL", "SHARED", "DOUBLE")
+PIPES = ("FMA", "ALU", "IMAD", "WIDE", "SPECIAL", "MEMORY", "UNIFORM", "CONSTANT", "CONTROL", "SHARED", "DOUBLE", "CONVERT")
 NAMES = {
     "FMA": ("FFMA", "FMUL", "FADD", "HADD2", "HFMA2"),
     "SPECIAL": ("MUFU", "F2F", "F2I", "I2F"),
@@ -78,6 +79,8 @@ NAMES = {
 def pipe(instruction: sass.Instruction) -> str:
     """The part of the multiprocessor that executes it."""
     name = instruction.name
+    if name in ("F2F", "F2I", "I2F") and "F64" in "".join(instruction.parts):
+        return "CONVERT"
     for found, names in NAMES.items():
         if name in names:
             return found
@@ -114,7 +117,7 @@ def predicted(model: Path, chip: Chip, lines: list[str], threads: int, registers
     granules = -(-registers // 8) * 8 * 32  # of a warp
     resident = min(65536 // (granules * warps), chip.threads // threads, 32)
     rate = chip.bandwidth / chip.multiprocessors / chip.clock
-    arguments = (warps, resident, rate, chip.latency, 150, 12 * resident, chip.fma)
+    arguments = (warps, resident, rate, chip.latency, 150, 12 * resident, chip.fma, chip.double)
     done = subprocess.run(
         [model, *map(str, arguments)], input="\n".join(lines), capture_output=True, text=True, check=True
     )
