@@ -24,7 +24,7 @@ constexpr int ANY = 4;
 enum Shape { ONE, TWO, ALL, FRAMES, SUMS };
 
 // Groups of 4 elements that a thread handles, by shape.
-constexpr int EACH_OF[] = {2, 2, 1, 1, 1};
+constexpr int each_of(int state, int shape, bool wide) { return shape >= ALL && (state == F64 || !wide) ? 1 : 2; }
 
 // What the kernel of a stage is specialised on, beside the state's dtype: the template arguments of stage_kernel.
 struct Variant {
@@ -50,9 +50,10 @@ inline Geometry geometry(int64_t batch, int64_t n, int each = 1) {
 
 // Whether groups may be moved by one access of 4 elements: true where each sample, and each run of a frame, starts at a
 // multiple of 4 elements and every buffer is aligned to 4 of its elements (8 bytes for 16-bit types, else 16), the
-// table's rows to 16 bytes.
+// table's rows to 16 bytes; a float32 state does not meet a stream in float64.
 inline bool vectorizable(const StageArgs &a) {
   if (a.n % 4 != 0 || a.inner % 4 != 0) return false;
+  if (a.state != F64 && (a.net == F64 || a.hist == F64 || a.in == F64)) return false;
   const auto aligned = [](const void *p, int dtype) {
     const uintptr_t mask = dtype == F16 || dtype == BF16 ? 7 : 15;
     return (reinterpret_cast<uintptr_t>(p) & mask) == 0;
