@@ -123,15 +123,10 @@ __device__ __forceinline__ void run_groups(const StageArgs &a, int64_t groups, i
   for (int i = 0; i < AHEAD; ++i)
     if (has(i)) load(a.h[i], hist, at, h[i]);
   if (!GENERAL && learns) load(a.first, net, at_first + a.n, log_e);
-  T c[WIDTH], lo, hi, scale;
+  T c[WIDTH];
   columns<IN_SCALE, NEXT_U + RM + AHEAD, WIDE>(row, c);
   if (!GENERAL && reads_second) columns<NEXT_U + RSECOND, NEXT_U + RSECOND, WIDE>(row, c);
   if (a.guided || a.convert == CONVERT_LINEAR) columns<W1, CG, WIDE>(row, c);
-  if (a.convert >= CONVERT_CLIP) {
-    columns<PU, QX, WIDE>(row, c);
-    lo = static_cast<const T *>(a.lo)[p.b], hi = static_cast<const T *>(a.hi)[p.b];
-    scale = static_cast<const T *>(a.scale)[p.b];
-  }
 
   T u_next[COUNT] = {}, x_next[COUNT] = {}, m[COUNT], u_of[COUNT], second_of[COUNT], v[COUNT];
   const auto add = [](T factor, const T(&value)[COUNT], T(&total)[COUNT]) {
@@ -162,6 +157,9 @@ __device__ __forceinline__ void run_groups(const StageArgs &a, int64_t groups, i
         for (int e = 0; e < COUNT; ++e) m[e] *= c[CG];
       }
     } else if (a.convert >= CONVERT_CLIP) {
+      columns<PU, QX, WIDE>(row, c);
+      const T lo = static_cast<const T *>(a.lo)[p.b], hi = static_cast<const T *>(a.hi)[p.b];
+      const T scale = static_cast<const T *>(a.scale)[p.b];
       const T qg = a.convert == CONVERT_BLEND ? __ldg(row + QG) : T(0);
 #pragma unroll
       for (int e = 0; e < COUNT; ++e) {
@@ -286,9 +284,7 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
   if (p.group - (K::SUMMED ? lane : 0) >= groups) return;
   const int64_t first = 4 * p.group, length = K::BY_RUN ? a.inner : a.n, samples = K::BY_RUN ? runs(a) : a.batch;
   p.count = WIDE ? 4 : int(length - first < 4 ? length - first : 4);
-  bool inside[EACH];
-#pragma unroll
-  for (int g = 0; g < EACH; ++g) inside[g] = (g == 0 && !K::SUMMED) || p.group + 32 * g < groups;
+  const int left = int(groups - p.group < 32 * EACH ? groups - p.group : 32 * EACH);
 
   for (int64_t s = blockIdx.y; s < samples; s += gridDim.y) {
     p.b = K::BY_RUN ? s / (a.n / a.inner) : s;
@@ -296,7 +292,7 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
     // Groups of two frames are taken one after another.
 #pragma unroll 1
     for (int part = 0, taken = EACH; part < EACH; part += taken) {
-      if (part && p.group + 32 * part >= groups) break;
+      if (part && 32 * part >= left) break;
       p.row_number = a.k;
       int end = EACH;
       if constexpr (K::FRAMED) {
@@ -312,7 +308,7 @@ __global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARN
         p.row_number = a.rows[p.b];
       }
 #pragma unroll
-      for (int g = 0; g < EACH; ++g) p.lives[g] = inside[g] && g >= part && g < end;
+      for (int g = 0; g < EACH; ++g) p.lives[g] = 32 * g < left && g >= part && g < end;
       p.row = static_cast<const T *>(a.table) + p.row_number * WIDTH;
       run_groups<K>(a, groups, lane, p);
     }
