@@ -263,16 +263,18 @@ __device__ __forceinline__ void run_groups(const StageArgs &a, int64_t groups, i
   }
 }
 
-// Blocks of 256 threads that must fit on a multiprocessor: as many as let no kernel spill.
-template <class T, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED>
+// Blocks that must fit on a multiprocessor: as many as let no kernel spill.
+template <class K>
 constexpr int resident() {
-  if (SHAPE >= ALL) return sizeof(T) == 4 ? 2 : 1;
-  return (SHAPE != ONE || ENTRIES + PAIRED + 2 * LEARNED > 2 ? 2 : 3) * 4 / int(sizeof(T));
+  constexpr bool small = sizeof(typename K::T) == 4;
+  if (K::SHAPE >= ALL) return small ? (K::GENERAL ? 3 : 4) : (K::GENERAL ? 2 : 3);
+  return (K::SHAPE != ONE || K::ENTRIES + K::PAIRED + 2 * K::LEARNED > 2 ? 2 : 3) ;
 }
 
 template <class T, int NET, int HIST, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED, bool NOISE, bool PATH,
           bool WIDE>
-__global__ void __launch_bounds__(256, resident<T, SHAPE, ENTRIES, PAIRED, LEARNED>())
+__global__ void __launch_bounds__(
+    threads_of(SHAPE), resident<Kind<T, NET, HIST, SHAPE, ENTRIES, PAIRED, LEARNED, NOISE, PATH, WIDE>>())
     stage_kernel(const StageArgs a, const int64_t groups) {
   using K = Kind<T, NET, HIST, SHAPE, ENTRIES, PAIRED, LEARNED, NOISE, PATH, WIDE>;
   constexpr int EACH = K::EACH;
@@ -331,26 +333,40 @@ Kernel with_entries(int entries) {
   return kernels[entries];
 }
 
-// The kernels with a row for each frame.
-template <class T>
-Kernel framed(const Variant &v) {
-  const Kernel quiet = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, false, false, true>;
-  const Kernel noisy = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, true, false, true>;
-  const Kernel narrow = stage_kernel<T, ANY, ANY, FRAMES, 6, true, true, true, false, false>;
-  return !v.wide ? narrow : v.noise ? noisy : quiet;
+// Of the shape, what ONE does but for its history.
+template <class T, int NET, int SHAPE>
+Kernel single(bool noise) {
+  return chosen(noise, [](auto flag) -> Kernel {
+    return stage_kernel<T, NET, ANY, SHAPE, 6, true, false, decltype(flag)::value, false, true>;
+  });
 }
 
-// The kernels that sum the squares of the noise.
-template <class T>
-Kernel summed(const Variant &v) {
-  const Kernel wide = stage_kernel<T, ANY, ANY, SUMS, 6, true, true, true, false, true>;
-  const Kernel narrow = stage_kernel<T, ANY, ANY, SUMS, 6, true, true, true, false, false>;
+// The kernels for any stage.
+template <class T, int SHAPE>
+Kernel general(const Variant &v) {
+  const Kernel wide = stage_kernel<T, ANY, ANY, SHAPE, 6, true, true, true, false, true>;
+  const Kernel narrow = stage_kernel<T, ANY, ANY, SHAPE, 6, true, true, true, false, false>;
+  if constexpr (SHAPE == ALL) {
+    if (v.path)
+      return chosen(v.wide, [](auto flag) -> Kernel {
+        return stage_kernel<T, ANY, ANY, ALL, 6, true, true, true, true, decltype(flag)::value>;
+      });
+    if (!v.noise) return stage_kernel<T, ANY, ANY, ALL, 6, true, true, false, false, true>;
+  }
   return v.wide ? wide : narrow;
 }
 
-// The kernels ONE and TWO for a float32 state.
+template <class T>
+Kernel any(const Variant &v) {
+  return v.shape == FRAMES ? general<T, FRAMES>(v) : v.shape == SUMS ? general<T, SUMS>(v) : general<T, ALL>(v);
+}
+
+// The kernels for a float32 state and a network of that dtype.
 template <int NET>
 Kernel exact(const Variant &v) {
+  if (v.shape == ALL) return stage_kernel<float, NET, ANY, ALL, 6, true, true, true, false, true>;
+  if (v.shape == FRAMES) return single<float, NET, FRAMES>(v.noise);
+  if (v.shape == SUMS) return stage_kernel<float, NET, ANY, SUMS, 6, true, false, true, false, true>;
   return chosen(v.noise, [&](auto noise) {
     constexpr bool NOISE = decltype(noise)::value;
     if (v.hist != F32)
