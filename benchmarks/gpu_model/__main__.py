@@ -64,7 +64,9 @@ CHIPS = {
     "RTX 4090": Chip("sm_80", 0.92e12, 128, 2.52e9, 1536, 600, 1, 64),
 }
 ELEMENTS = math.prod(SHAPE)
-PIPES = ("FMA", "ALU", "IMAD", "WIDE", "SPECIAL", "MEMORY", "UNIFORM", "CONSTANT", "CONTROL", "SHARED", "DOUBLE", "CONVERT")
+PIPES = (
+    "FMA", "ALU", "IMAD", "WIDE", "SPECIAL", "MEMORY", "UNIFORM", "CONSTANT", "CONTROL", "SHARED", "DOUBLE", "CONVERT",
+)  # fmt: skip
 NAMES = {
     "FMA": ("FFMA", "FMUL", "FADD", "HADD2", "HFMA2"),
     "SPECIAL": ("MUFU", "F2F", "F2I", "I2F"),
@@ -125,9 +127,9 @@ def predicted(model: Path, chip: Chip, lines: list[str], threads: int, registers
 
 
 def measure(
-    model: Path, stage: Stage, backends: dict[str, Any], registers: Callable[[Any], int], threads: int
+    model: Path, stage: Stage, backends: dict[str, Any], registers: Callable[[Any], int], threads: Callable[[Any], int]
 ) -> dict[str, Any]:
-    """What one back end's code is predicted to do on every chip, in blocks of `threads`, as a large batch has them."""
+    """What one back end's code is predicted to do on every chip, in blocks of as many threads as a large batch has."""
     result: dict[str, Any] = {"fraction": {}}
     traces = {}
     for code in sorted({chip.code for chip in CHIPS.values()}):
@@ -138,12 +140,19 @@ def measure(
         assert machine is not None
         seen: set[int] = set()
         lines = [line(i, on, addresses, 37, seen) for i, on, addresses in machine.trace]
-        traces[code] = lines, threads, registers(backend)
+        traces[code] = lines, threads(backend), registers(backend)
         result[f"instructions an element, {code}"] = round(len(lines) * machine.threads / ELEMENTS, 1)
         result[f"registers, {code}"] = registers(backend)
     for name, chip in CHIPS.items():
         result["fraction"][name] = round(min(1.0, predicted(model, chip, *traces[chip.code])), 2)
     return result
+
+
+def threads_of(kernel: str) -> int:
+    """Threads of a block of a CUDA stage kernel where the batch is large, as csrc/cuda/launch.h has them."""
+    shape = re.search(r"^stage_kernelI.(?:Li\dE){2}Li(\d)E", kernel)
+    assert shape is not None, kernel
+    return 128 if int(shape[1]) >= 2 else 256
 
 
 def main() -> None:
@@ -171,8 +180,8 @@ def main() -> None:
             found: dict[str, Any] = {"stage": name, "bytes an element": stage_bytes(stage[0], stage[3]) / ELEMENTS}
             cuda = {code: Backend(kernels[code]) for code in codes}
             triton = {code: TritonBackend(int(code[3:])) for code in codes}
-            found["cuda"] = measure(model, stage, cuda, of_kernel, 256)
-            found["triton"] = measure(model, stage, triton, lambda b: b.registers, 128)
+            found["cuda"] = measure(model, stage, cuda, of_kernel, lambda b: threads_of(b.ran[-1]))
+            found["triton"] = measure(model, stage, triton, lambda b: b.registers, lambda b: 128)
             into.append(found)
             print(name, found["cuda"]["fraction"], found["triton"]["fraction"], flush=True)
     result = {

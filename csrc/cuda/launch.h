@@ -26,9 +26,7 @@ constexpr int ANY = 4;
 enum Shape { ONE, TWO, ALL, FRAMES, SUMS };
 
 // Groups of 4 elements that a thread handles.
-constexpr int each_of(int state, int shape, bool wide) {
-  return shape >= ALL && (state == F64 || !wide) ? 1 : 2;
-}
+constexpr int each_of(int state, int shape, bool wide) { return shape >= ALL && (state == F64 || !wide) ? 1 : 2; }
 
 // Threads of a block, where there are many. Small blocks keep apart the times at which their warps load.
 constexpr int threads_of(int shape) { return shape >= ALL ? 128 : 256; }
@@ -94,7 +92,7 @@ inline Variant variant(const StageArgs &a) {
   const bool reads_u = a.m_reads_u || (mask >> RU & 1u), given = a.z[0] || a.z[1] || a.z[2];
   const bool two = a.x_mask || ((mask >> RX & 1u) && reads_u && a.x != a.u) || draws > 1;
   bool exact = wide && a.state == F32 && net != F64 && !given && (!a.copies || a.in == net);
-  exact = exact && !a.inner && !a.squares && entries <= 3 && history == (1u << entries) - 1 &&
+  exact = exact && !a.inner && !a.squares && !(a.path && noise) && entries <= 3 && history == (1u << entries) - 1 &&
           !(a.learned && (entries || two));
   // A history in a 16-bit dtype is one of the network's own outputs: there is no guidance and no v.
   exact = exact && (hist == F32 || (hist == net && entries && !paired));
@@ -104,9 +102,9 @@ inline Variant variant(const StageArgs &a) {
   if (shape == ALL && a.path && noise) return {ANY, ANY, ALL, 6, true, true, true, true, wide};
   if (wide && !two && !given && (!a.copies || a.in == net)) {
     if (a.state == F32 && shape == ALL) return {net, ANY, ALL, 6, true, true, true, false, true};
-    if (a.state == F32 && !a.learned) return {net, ANY, shape, 6, true, false, noise, false, true};
-    if (a.state == F64 && shape == ALL && !a.learned && net >= F32)
-      return {net, ANY, ALL, 6, true, false, noise, false, true};
+    if (a.state == F32 && !a.learned) return {net, ANY, shape, 6, true, false, noise || shape == SUMS, false, true};
+    if (a.state == F64 && !a.learned && (net == F64 || (net == F32 && shape == ALL)))
+      return {net, ANY, shape, 6, true, false, noise || shape == SUMS, false, true};
   }
   return {ANY, ANY, shape, 6, true, true, noise || !wide || shape != ALL, false, wide};
 }

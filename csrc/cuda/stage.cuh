@@ -106,27 +106,47 @@ __device__ __forceinline__ void run_groups(const StageArgs &a, int64_t groups, i
   const void *const base = a.x ? a.x : a.u;
   const T *const row = p.row;
   const int64_t at = p.at, at_first = learned ? at + p.b * a.n : at, at_second = learned == 2 ? at_first : at;
-  const auto load = [&](const void *from, int dtype, int64_t start, Raw<T>(&raw)[EACH]) {
+  const auto load_groups = [&](int from, int to, const void *base, int dtype, int64_t start, Raw<T>(&raw)[EACH]) {
 #pragma unroll
-    for (int g = 0; g < EACH; ++g)
-      if (p.lives[g]) raw[g] = fetch<T, WIDE>(from, dtype, start + 128 * g, p.count);
+    for (int g = from; g < to; ++g)
+      if (p.lives[g]) raw[g] = fetch<T, WIDE>(base, dtype, start + 128 * g, p.count);
+  };
+  const auto load = [&](const void *base, int dtype, int64_t start, Raw<T>(&raw)[EACH]) {
+    load_groups(0, EACH, base, dtype, start, raw);
   };
   const auto has = [&](int i) { return SHAPE < ALL || (mask >> (RH1 + i) & 1u); };
 
   // What the stage does not use is neither set nor looked at.
   Raw<T> x[EACH], u[EACH], first[EACH], second[EACH], log_e[EACH], h[AHEAD + 1][EACH], z[EACH];
-  if (reads_base) load(base, own, at, x);
-  if (reads_own_u) load(a.u, own, at, u);
-  if (a.convert != CONVERT_NONE) load(a.first, net, at_first, first);
-  if (reads_second) load(a.second, net, at_second, second);
+  const auto begin = [&](int from, int to) {
+    if (reads_base) load_groups(from, to, base, own, at, x);
+    if (reads_own_u) load_groups(from, to, a.u, own, at, u);
+    if (a.convert != CONVERT_NONE) load_groups(from, to, a.first, net, at_first, first);
+    if (reads_second) load_groups(from, to, a.second, net, at_second, second);
+    if (!GENERAL && learns) load_groups(from, to, a.first, net, at_first + a.n, log_e);
 #pragma unroll
-  for (int i = 0; i < AHEAD; ++i)
-    if (has(i)) load(a.h[i], hist, at, h[i]);
-  if (!GENERAL && learns) load(a.first, net, at_first + a.n, log_e);
-  T c[WIDTH];
+    for (int i = 0; i < AHEAD; ++i)
+      if (has(i)) load_groups(from, to, a.h[i], hist, at, h[i]);
+  };
+  // One branch for each group takes fewer instructions where few streams depend on the arguments, else one for each
+  // stream.
+  if constexpr (SHAPE >= ALL) {
+    begin(0, EACH);
+  } else {
+#pragma unroll
+    for (int g = 0; g < EACH; ++g)
+      if (p.lives[g]) begin(g, g + 1);
+  }
+  T c[WIDTH], lo, hi, scale;
+  const auto bounds = [&] {
+    columns<PU, QX, WIDE>(row, c);
+    lo = static_cast<const T *>(a.lo)[p.b], hi = static_cast<const T *>(a.hi)[p.b];
+    scale = static_cast<const T *>(a.scale)[p.b];
+  };
   columns<IN_SCALE, NEXT_U + RM + AHEAD, WIDE>(row, c);
   if (!GENERAL && reads_second) columns<NEXT_U + RSECOND, NEXT_U + RSECOND, WIDE>(row, c);
   if (a.guided || a.convert == CONVERT_LINEAR) columns<W1, CG, WIDE>(row, c);
+  if (SHAPE < ALL && a.convert >= CONVERT_CLIP) bounds();
 
   T u_next[COUNT] = {}, x_next[COUNT] = {}, m[COUNT], u_of[COUNT], second_of[COUNT], v[COUNT];
   const auto add = [](T factor, const T(&value)[COUNT], T(&total)[COUNT]) {
@@ -157,9 +177,7 @@ __device__ __forceinline__ void run_groups(const StageArgs &a, int64_t groups, i
         for (int e = 0; e < COUNT; ++e) m[e] *= c[CG];
       }
     } else if (a.convert >= CONVERT_CLIP) {
-      columns<PU, QX, WIDE>(row, c);
-      const T lo = static_cast<const T *>(a.lo)[p.b], hi = static_cast<const T *>(a.hi)[p.b];
-      const T scale = static_cast<const T *>(a.scale)[p.b];
+      if (SHAPE >= ALL) bounds();
       const T qg = a.convert == CONVERT_BLEND ? __ldg(row + QG) : T(0);
 #pragma unroll
       for (int e = 0; e < COUNT; ++e) {
@@ -267,14 +285,19 @@ __device__ __forceinline__ void run_groups(const StageArgs &a, int64_t groups, i
 template <class K>
 constexpr int resident() {
   constexpr bool small = sizeof(typename K::T) == 4;
-  if (K::SHAPE >= ALL) return small ? (K::GENERAL ? 3 : 4) : (K::GENERAL ? 2 : 3);
-  return (K::SHAPE != ONE || K::ENTRIES + K::PAIRED + 2 * K::LEARNED > 2 ? 2 : 3) ;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  constexpr int all = 3;  // its code takes a few registers more
+#else
+  constexpr int all = 4;
+#endif
+  if (K::SHAPE >= ALL) return all - K::GENERAL - !small;
+  return (K::SHAPE != ONE || K::ENTRIES + K::PAIRED + 2 * K::LEARNED > 2 ? 2 : 3);
 }
 
 template <class T, int NET, int HIST, int SHAPE, int ENTRIES, bool PAIRED, bool LEARNED, bool NOISE, bool PATH,
           bool WIDE>
-__global__ void __launch_bounds__(
-    threads_of(SHAPE), resident<Kind<T, NET, HIST, SHAPE, ENTRIES, PAIRED, LEARNED, NOISE, PATH, WIDE>>())
+__global__ void __launch_bounds__(threads_of(SHAPE),
+                                  resident<Kind<T, NET, HIST, SHAPE, ENTRIES, PAIRED, LEARNED, NOISE, PATH, WIDE>>())
     stage_kernel(const StageArgs a, const int64_t groups) {
   using K = Kind<T, NET, HIST, SHAPE, ENTRIES, PAIRED, LEARNED, NOISE, PATH, WIDE>;
   constexpr int EACH = K::EACH;
@@ -286,6 +309,7 @@ __global__ void __launch_bounds__(
   if (p.group - (K::SUMMED ? lane : 0) >= groups) return;
   const int64_t first = 4 * p.group, length = K::BY_RUN ? a.inner : a.n, samples = K::BY_RUN ? runs(a) : a.batch;
   p.count = WIDE ? 4 : int(length - first < 4 ? length - first : 4);
+  // Of the warp's groups, those from the lane's on that are inside.
   const int left = int(groups - p.group < 32 * EACH ? groups - p.group : 32 * EACH);
 
   for (int64_t s = blockIdx.y; s < samples; s += gridDim.y) {
@@ -310,7 +334,10 @@ __global__ void __launch_bounds__(
         p.row_number = a.rows[p.b];
       }
 #pragma unroll
-      for (int g = 0; g < EACH; ++g) p.lives[g] = 32 * g < left && g >= part && g < end;
+      for (int g = 0; g < EACH; ++g) {
+        const bool inside = SHAPE < ALL ? g == 0 || p.group + 32 * g < groups : 32 * g < left;
+        p.lives[g] = ((g == 0 && !K::SUMMED) || inside) && g >= part && g < end;
+      }
       p.row = static_cast<const T *>(a.table) + p.row_number * WIDTH;
       run_groups<K>(a, groups, lane, p);
     }
@@ -333,12 +360,13 @@ Kernel with_entries(int entries) {
   return kernels[entries];
 }
 
-// Of the shape, what ONE does but for its history.
+// Of the shape, what ONE does but for its history; no learned variance.
 template <class T, int NET, int SHAPE>
 Kernel single(bool noise) {
-  return chosen(noise, [](auto flag) -> Kernel {
-    return stage_kernel<T, NET, ANY, SHAPE, 6, true, false, decltype(flag)::value, false, true>;
-  });
+  const Kernel noisy = stage_kernel<T, NET, ANY, SHAPE, 6, true, false, true, false, true>;
+  if constexpr (SHAPE == SUMS) return noisy;
+  const Kernel quiet = stage_kernel<T, NET, ANY, SHAPE, 6, true, false, SHAPE == SUMS, false, true>;
+  return noise ? noisy : quiet;
 }
 
 // The kernels for any stage.
@@ -366,7 +394,7 @@ template <int NET>
 Kernel exact(const Variant &v) {
   if (v.shape == ALL) return stage_kernel<float, NET, ANY, ALL, 6, true, true, true, false, true>;
   if (v.shape == FRAMES) return single<float, NET, FRAMES>(v.noise);
-  if (v.shape == SUMS) return stage_kernel<float, NET, ANY, SUMS, 6, true, false, true, false, true>;
+  if (v.shape == SUMS) return single<float, NET, SUMS>(true);
   return chosen(v.noise, [&](auto noise) {
     constexpr bool NOISE = decltype(noise)::value;
     if (v.hist != F32)

@@ -5,7 +5,6 @@ from fastdiff.ops.choice import select
 from fastdiff.ops.door import address, admitted, returned, symbolic, tracing
 from fastdiff.ops.library import Recorded
 from fastdiff.ops.registry import BACKENDS, Backend, backends, load
-from fastdiff.ops.speed import Traits
 
 __all__ = [
     "BACKENDS",
@@ -14,7 +13,6 @@ __all__ = [
     "Coeffs",
     "Launch",
     "Recorded",
-    "Traits",
     "address",
     "admitted",
     "backends",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from fastdiff.bind import Binding, Program, echo_rows, program, program_of_frames
-from fastdiff.ops import Coeffs, Traits
+from fastdiff.ops import Coeffs
 from fastdiff.plan import Frames, Plan, Stage
 from fastdiff.run.corrections import check_corrections
 from fastdiff.run.graph import execute
@@ -49,10 +48,6 @@ class PlanEngine:
     @property
     def prior_std(self) -> float:
         return self.plan.prior_std
-
-    def traits(self, guided: bool, network: torch.dtype, size: tuple[int, ...]) -> Traits:
-        plan = self.plan
-        return Traits(plan.stochastic, guided, plan.learned_variance, plan.history, network, math.prod(size))
 
     def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
         if arguments["return_info"]:
