@@ -54,10 +54,9 @@ inline Geometry geometry(int64_t batch, int64_t n, int each = 1, int64_t threads
 
 // Whether groups may be moved by one access of 4 elements: true where each sample, and each run of a frame, starts at a
 // multiple of 4 elements and every buffer is aligned to 4 of its elements (8 bytes for 16-bit types, else 16), the
-// table's rows to 16 bytes; a float32 state does not meet a stream in float64.
+// table's rows to 16 bytes.
 inline bool vectorizable(const StageArgs &a) {
   if (a.n % 4 != 0 || a.inner % 4 != 0) return false;
-  if (a.state != F64 && (a.net == F64 || a.hist == F64 || a.in == F64)) return false;
   const auto aligned = [](const void *p, int dtype) {
     const uintptr_t mask = dtype == F16 || dtype == BF16 ? 7 : 15;
     return (reinterpret_cast<uintptr_t>(p) & mask) == 0;
@@ -100,7 +99,8 @@ inline Variant variant(const StageArgs &a) {
   const int shape = a.inner ? FRAMES : a.squares ? SUMS : ALL;
   // A path's many normals take longer than any stream: one kernel for all such stages.
   if (shape == ALL && a.path && noise) return {ANY, ANY, ALL, 6, true, true, true, true, wide};
-  if (wide && !two && !given && (!a.copies || a.in == net)) {
+  const bool mixed = a.state == F32 && (net == F64 || hist == F64);
+  if (wide && !mixed && !two && !given && (!a.copies || a.in == net)) {
     if (a.state == F32 && shape == ALL) return {net, ANY, ALL, 6, true, true, true, false, true};
     if (a.state == F32 && !a.learned) return {net, ANY, shape, 6, true, false, noise || shape == SUMS, false, true};
     if (a.state == F64 && !a.learned && (net == F64 || (net == F32 && shape == ALL)))

@@ -109,7 +109,7 @@ __device__ __forceinline__ void run_groups(const StageArgs &a, int64_t groups, i
   const auto load_groups = [&](int from, int to, const void *base, int dtype, int64_t start, Raw<T>(&raw)[EACH]) {
 #pragma unroll
     for (int g = from; g < to; ++g)
-      if (p.lives[g]) raw[g] = fetch<T, WIDE>(base, dtype, start + 128 * g, p.count);
+      if (p.lives[g]) raw[g] = fetch<T, WIDE, GENERAL>(base, dtype, start + 128 * g, p.count);
   };
   const auto load = [&](const void *base, int dtype, int64_t start, Raw<T>(&raw)[EACH]) {
     load_groups(0, EACH, base, dtype, start, raw);
@@ -205,7 +205,7 @@ __device__ __forceinline__ void run_groups(const StageArgs &a, int64_t groups, i
   const auto keep = [&](void *to, int dtype, int64_t from, const T(&value)[COUNT]) {
 #pragma unroll
     for (int g = 0; g < EACH; ++g)
-      if (p.lives[g]) put<T, WIDE>(to, dtype, from + 128 * g, p.count, value + 4 * g);
+      if (p.lives[g]) put<T, WIDE, GENERAL>(to, dtype, from + 128 * g, p.count, value + 4 * g);
   };
   // Where the user's noise is still to be read, m may belong in its place.
   if (!GENERAL && a.m_out) keep(a.m_out, hist, at, m);
