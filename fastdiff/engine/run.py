@@ -53,6 +53,7 @@ class Run:
         alone: why its stages run by themselves, or None.
         cond, uncond: of the two halves.
         arguments: of `Engine.submit`.
+        slot: its place in the batch's memory.
         partner: the row of the network's input with its unconditional half.
         order: minus its priority, and its number.
         since: the engine's ticks when it was submitted.
@@ -75,6 +76,7 @@ class Run:
     order: tuple[int, int]
     since: int
     likeness: object
+    slot: int = 0
     partner: int = 0
     block: int = IDLE
     at: int = 0
@@ -119,9 +121,9 @@ class Run:
         if self.shows:
             table.write(self.block + len(values), joint.observed[0])
 
-    def rebind(self, batch: Batch, joint: Joint) -> None:
+    def rewrite(self, batch: Batch) -> None:
         """Other guidance: the same rows with other coefficients."""
-        self.joint = joint
+        joint = self.joint
         batch.table.write(self.block, joint.values)
         if self.shows:
             batch.table.write(self.block + len(joint.values), joint.observed[0])

@@ -79,3 +79,10 @@ def put(to: torch.Tensor, numbers: np.ndarray) -> None:
     if to.device.type == "cuda":
         source = source.pin_memory()
     to.copy_(source, non_blocking=True)
+
+
+def sent(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Indices from the host, flat, without waiting for the device."""
+    to = torch.empty(numbers.size, dtype=torch.int64, device=device)
+    put(to, numbers.ravel())
+    return to

@@ -1,6 +1,6 @@
 """The fused stage: its layout, the random-number contract, and the back ends that run it."""
 
-from fastdiff.ops.buffers import Buffers, Coeffs, Launch
+from fastdiff.ops.buffers import Buffers, Coeffs, Kinds, Launch
 from fastdiff.ops.choice import select
 from fastdiff.ops.door import address, admitted, returned, symbolic, tracing
 from fastdiff.ops.library import Recorded
@@ -11,6 +11,7 @@ __all__ = [
     "Backend",
     "Buffers",
     "Coeffs",
+    "Kinds",
     "Launch",
     "Recorded",
     "address",

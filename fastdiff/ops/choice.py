@@ -6,11 +6,11 @@ import functools
 
 import torch
 
-from fastdiff.names import warn
+from fastdiff.names import untraced, warn
 from fastdiff.ops.door import tracing
 from fastdiff.ops.either import either
 from fastdiff.ops.library import Recorded
-from fastdiff.ops.registry import Backend, load
+from fastdiff.ops.registry import BACKENDS, Backend, load
 from fastdiff.ops.speed import LARGE, chip_of, led
 
 SETTING = "FASTDIFF_SIMD"
@@ -34,6 +34,8 @@ def select(
         ValueError: unknown name.
         RuntimeError: the named back end cannot run there; it never falls back without a word.
     """
+    if torch.compiler.is_dynamo_compiling():
+        _imported(name, device)
     found = _select(name, device, state, network)
     if tracing():
         return Recorded(found)
@@ -42,6 +44,14 @@ def select(
         if led(chip) and _runs("triton", device, state, network):
             return either(chip)
     return found
+
+
+@untraced
+def _imported(name: str | None, device: torch.device) -> bool:
+    """A compiler cannot import the modules that a choice looks at."""
+    for candidate in (*_order(device), "reference", *([name] if name in BACKENDS else [])):
+        load(candidate).available()
+    return True
 
 
 def _runs(name: str, device: torch.device, state: torch.dtype, network: torch.dtype) -> bool:

@@ -166,11 +166,29 @@ def begin(
     return Start(module, start, seeds, index, noise, path)
 
 
-@contextlib.contextmanager
-def sampling_mode() -> Iterator[None]:
+def sampling_mode() -> contextlib.AbstractContextManager[None]:
     """No gradients, and ordinary tensors even in a caller's inference mode, whose tensors have no version counter."""
-    # In this order: leaving inference mode switches gradients on.
     # A compiler cannot ask which mode it is.
-    leaves = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
-    with torch.inference_mode(False) if leaves else contextlib.nullcontext(), torch.no_grad():
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return _ordinary()
+    return _WithoutGradients()
+
+
+@contextlib.contextmanager
+def _ordinary() -> Iterator[None]:
+    # In this order: leaving inference mode switches gradients on.
+    with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+class _WithoutGradients:
+    """As torch.no_grad, which takes longer to make and to enter than a small stage."""
+
+    __slots__ = ("before",)
+
+    def __enter__(self) -> None:
+        self.before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *exception: object) -> None:
+        torch._C._set_grad_enabled(self.before)
