@@ -80,8 +80,8 @@ def test_no_kernel_spills() -> None:
     assert len(usage) == len(kernels) * len(ARCHITECTURES)
     for arch, name, registers, stack, local in usage:
         assert (stack, local) == ("0", "0"), f"{name} keeps {stack} bytes of stack and {local} of local memory"
-        # Of 65536 registers, at least two blocks of 256 threads are resident; three where u' is the only combination, of
-        # up to three streams beside the state's. From ALL on it is four blocks of 128, less one in float64, less one
+        # Of 65536 registers, at least two blocks of 256 threads are resident; three where u' is the only combination,
+        # of up to three streams beside the state's. From ALL on it is four blocks of 128, less one in float64, less one
         # where any stage is taken, and less one on Blackwell.
         most = 128
         if re.search(r"kernelIfLi\dELi\dELi0E(Li[0-2]ELb0ELb0|Li[01]ELb1ELb0|Li0ELb0ELb1)", name):
