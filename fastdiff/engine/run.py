@@ -57,6 +57,7 @@ class Run:
         partner: the row of the network's input with its unconditional half.
         order: minus its priority, and its number.
         since: the engine's ticks when it was submitted.
+        ready: when what it was given is on the device.
         likeness: what its conditions must share with others'.
         block: its first row in the device's table.
         at: how many evaluations are done.
@@ -77,6 +78,7 @@ class Run:
     since: int
     likeness: object
     slot: int = 0
+    ready: torch.cuda.Event | None = None
     partner: int = 0
     block: int = IDLE
     at: int = 0
