@@ -11,6 +11,7 @@ import torch
 from typing_extensions import Unpack
 
 from fastdiff import solvers
+from fastdiff.names import constant, untraced
 from fastdiff.options import (
     CHOICE,
     RUN_DEFAULTS,
@@ -22,6 +23,7 @@ from fastdiff.options import (
     parted,
     shows,
 )
+from fastdiff.run.compiled import Shelf
 from fastdiff.run.network import check_model, stated
 from fastdiff.run.report import Info, Trajectory
 from fastdiff.sampler import Sampler
@@ -52,6 +54,16 @@ def _made(options: dict[str, Any]) -> Sampler:
     own = None if options.get("plan") is not None else solvers.chosen(method, options)[0]
     parted("sample", own, options, SAMPLE_DEFAULTS)
     return Sampler(method, options.get("steps"), **{k: v for k, v in options.items() if k not in CHOICE})
+
+
+_COMPILED = Shelf()
+"""The samplers of compiled graphs."""
+
+
+@untraced
+def _sampler_untraced(**options: Any) -> str:
+    """The name of a sampler in `_COMPILED`."""
+    return _COMPILED.put(_sampler(options))
 
 
 @overload
@@ -126,7 +138,8 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         model_kwargs: keyword arguments for every call of the model.
         clip: None, (lo, hi) for the predicted x0, "dynamic" thresholding, or `fastdiff.Dynamic(quantile, max_value)`.
         dtype: of the state: torch.float32 or torch.float64.
-        device: where to sample; default: x's, else the model's, else the CPU.
+        device: where to sample; default: x's, else the model's, else torch's default
+            device.
         backend: None for the fastest that can run, or one of `fastdiff.backends()`.
         graph: CUDA graph capture: "auto", True or False (docs/graphs.md).
         progress: show a tqdm bar.
@@ -175,4 +188,7 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
         made["schedule"], given = told(made["schedule"], given)
         if given is not None:
             made["prediction"] = given
+    if torch.compiler.is_dynamo_compiling():
+        sampler: Sampler = getattr(_COMPILED, _sampler_untraced(**{k: constant(v) for k, v in made.items()}))
+        return sampler(model, x, **run)
     return _sampler(made)(model, x, **run)

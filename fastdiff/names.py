@@ -7,8 +7,10 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 PACKAGE = os.path.dirname(__file__) + os.sep
 
@@ -200,6 +202,25 @@ def unknown_option(method: str, got: str, valid: Iterable[str], owners: Iterable
     return message
 
 
+def untraced(function: F) -> F:
+    """A function that `torch.compile` calls as it is, while it records, with the values that it knows at that time: for
+    work of the host that it cannot record. The result must be None, a number or text.
+
+    The mark is that of `torch.compiler.assume_constant_result`, which would import the compiler, a second's work.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def constant(value: Any) -> Any:
+    """`value`; of a number of which `torch.compile` knows a symbol alone, what it is in this call."""
+    if isinstance(value, float):
+        return value.__float__()
+    # The symbol of a bool is a bool.
+    return len(range(value)) if type(value) is int and value > 0 else value
+
+
+@untraced
 def warn(message: str) -> None:
     """A UserWarning at the line, outside this package, that called into it."""
     level, frame = 1, sys._getframe()
@@ -212,6 +233,7 @@ ANNOUNCED: set[object] = set()
 """What `warn_once` has said in this process."""
 
 
+@untraced
 def warn_once(key: object, message: str) -> None:
     """`warn`, the first time in this process that it is called with this key."""
     if key not in ANNOUNCED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from typing_extensions import Unpack
@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from fastdiff import guidance, solvers
 from fastdiff.bind import Binding
 from fastdiff.names import unknown
+from fastdiff.ops import tracing
 from fastdiff.options import (
     BEGIN_DEFAULTS,
     INVERT_DEFAULTS,
@@ -46,7 +47,6 @@ from fastdiff.run.arguments import (
     resolve_shape,
     warn_of_training,
 )
-from fastdiff.run.controlled import AdaptiveEngine
 from fastdiff.run.evaluate import Hooks
 from fastdiff.run.fitted import warn_of_other_use
 from fastdiff.run.graph import capture_refusal
@@ -62,6 +62,9 @@ from fastdiff.schedules.registry import told
 from fastdiff.solvers import Method
 from fastdiff.solvers.method_names import MethodName
 from fastdiff.values import whole
+
+if TYPE_CHECKING:
+    from fastdiff.run.controlled import AdaptiveEngine
 
 Model = Callable[..., Any]
 
@@ -110,11 +113,12 @@ class Sampler:
             self.prediction = along(self.prediction, self.axis)
         self._asked: tuple[Method, dict[str, Any]] | None = None
         self._recalls, self._again = Recalls(), Again()
+        self._controlled: AdaptiveEngine | None = None
         if own is not None or (chosen is not None and not chosen.adaptive):
             self.engine: Engine = self._plan_engine(own, chosen, steps, given, more)
         else:
             assert chosen is not None
-            self.engine = self._adaptive_engine(chosen, steps, given, more)
+            self.engine = self._controlled = self._adaptive_engine(chosen, steps, given, more)
 
     def _plan_engine(
         self, plan: Any, method: Method | None, steps: int | None, given: dict[str, Any], options: dict[str, Any]
@@ -132,7 +136,7 @@ class Sampler:
         else:
             spacing = given["spacing"]
             named = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
-            settled = {name: solvers.settled(name, value) for name, value in options.items()}
+            settled = {k: method.options[k].settled(v) if k in method.options else v for k, v in options.items()}
             asked = {"steps": steps, "schedule": self.schedule, "spacing": named, **settled}
             asked.update(t_start=given["t_start"], t_end=given["t_end"])
             made = _plan(method, asked)
@@ -143,6 +147,8 @@ class Sampler:
     def _adaptive_engine(
         self, method: Method, steps: int | None, given: dict[str, Any], options: dict[str, Any]
     ) -> AdaptiveEngine:
+        from fastdiff.run.controlled import AdaptiveEngine
+
         if self.graph is True:
             raise RuntimeError(
                 f"graph=True: method {method.name!r} chooses each step from the error of the last, a value that the "
@@ -182,8 +188,8 @@ class Sampler:
         )
 
     def __repr__(self) -> str:
-        if isinstance(self.engine, AdaptiveEngine):
-            m = self.engine.method
+        if self._controlled is not None:
+            m = self._controlled.method
             own = f"rtol={m.controller.rtol:g}, atol={m.controller.atol:g}, control={m.control!r}"
         else:
             own = f"steps={self.plan.steps}"
@@ -218,11 +224,13 @@ class Sampler:
         at every evaluation, also of steps that are then rejected; with control="sample" its t is a (B,) float64 tensor,
         a time for each sample, and what it makes of a sample that has arrived is not used.
         """
-        if self._recalls.known and options.get("output_dtype") is None:
+        # What is recorded knows nothing of earlier calls, and leaves nothing behind for later ones.
+        recorded, compiled = tracing(), torch.compiler.is_compiling()
+        if not compiled and self._recalls.known and options.get("output_dtype") is None:
             again = self._recalls.replay(model, x, options, self._stated_by(model))
             if again is not None:
                 return again
-        if self._again.known:
+        if not recorded and self._again.known:
             again = self._again.run(model, x, options, self._stated_by(model))
             if again is not None:
                 return again
@@ -231,9 +239,9 @@ class Sampler:
             asked_dtype = given["output_dtype"]
             if asked_dtype is not None:
                 asked_dtype = check_output_dtype(asked_dtype, placement(model)[1], self.dtype, given["out"])
-            plain = self.graph is not False and given["frames"] is None and asked_dtype is None
+            plain = not compiled and self.graph is not False and given["frames"] is None and asked_dtype is None
             job = self._job(model, x, given, self._noting(model, x, options) if plain else None)
-            job.again = self._again_noting(model, x, options)
+            job.again = None if recorded else self._again_noting(model, x, options)
             result, trajectory, info = self.engine.run(job)
             result = result if asked_dtype is None else result.to(asked_dtype)
         asked = (trajectory if given["return_trajectory"] else None, info if given["return_info"] else None)
@@ -376,8 +384,8 @@ class Sampler:
             "dtype": self.dtype,
             "backend": self.backend,
         }
-        if isinstance(self.engine, AdaptiveEngine):
-            m = self.engine.method
+        if self._controlled is not None:
+            m = self._controlled.method
             if m.method != "ode":
                 raise ValueError(f"method {m.method!r} runs from noise to data alone: invert method='ode'")
             assert self._asked is not None

@@ -50,7 +50,7 @@ def admitted(what: str, t: Tensor) -> Tensor:
             raise TypeError(f"{what} is a {name}, which has no memory of its own that a kernel could read: {remedy}")
         with torch._C.DisableTorchFunctionSubclass():
             t = t.as_subclass(Tensor)
-    if torch.compiler.is_compiling() or torch._is_functional_tensor(t):
+    if torch.compiler.is_compiling() or (torch._is_functional_tensor(t) and tracing()):
         return t
     if t.is_nested:
         raise TypeError(f"{what} is a nested tensor: pass torch.nested.to_padded_tensor({what}, 0.0)")
@@ -71,7 +71,8 @@ def address(what: str, t: Tensor, contiguous: bool = False) -> int:
     `contiguous`: whether it is known to be."""
     try:
         storage = t.untyped_storage()
-    except NotImplementedError:
+        begin = storage.data_ptr()
+    except RuntimeError:
         if t.layout is not torch.strided:
             raise TypeError(
                 f"{what} is a sparse tensor or of another special layout, {t.layout}: give its .to_dense()"
@@ -80,7 +81,6 @@ def address(what: str, t: Tensor, contiguous: bool = False) -> int:
             f"{what} has no memory of its own, as inside torch.vmap and the transforms of torch.func: call the sampler "
             "outside them, on a batch"
         ) from None
-    begin = storage.data_ptr()
     # A tensor that fills its storage, as nearly all do.
     if begin and contiguous and storage.nbytes() == t.nbytes:
         return begin

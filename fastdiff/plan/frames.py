@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Frames:
     block: int = 1
     context: Any = 0
     clean_time: float | None = None
+    begun: bool = field(init=False, repr=False, compare=False)
+    """Whether some frame is no pure noise at the start, so that x must be given."""
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -68,13 +70,7 @@ class Frames:
                     "frames: context goes with a named order: in a matrix, frames that are clean from the beginning "
                     "have plan.nfe in every row"
                 )
-
-    @property
-    def begun(self) -> bool:
-        """Whether some frame is no pure noise at the start, so that x must be given."""
-        if not isinstance(self.steps, str):
-            return bool(self.steps[0].any())
-        return bool(np.any(self.context))
+        put("begun", bool(np.any(self.context if isinstance(self.steps, str) else self.steps[0])))
 
     def matrix(self, batch: int, frames: int, evaluations: int) -> np.ndarray:
         """The scheduling matrix, int64 (rows, batch, frames), for a plan of so many network evaluations.

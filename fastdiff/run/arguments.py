@@ -309,7 +309,7 @@ def resolve_device(
     if device is not None:
         where = _device(device)
     else:
-        where = x.device if x is not None else model or torch.device("cpu")
+        where = x.device if x is not None else model or torch.get_default_device()
     if where.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"device={str(where)!r}: torch sees no CUDA device here; use device='cpu', or leave it out")
     if where.type == "cuda" and where.index is None:

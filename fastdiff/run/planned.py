@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 
 from fastdiff.bind import Binding, Program, echo_rows, program, program_of_frames
-from fastdiff.ops import Coeffs, Traits
+from fastdiff.names import constant, untraced
+from fastdiff.ops import Coeffs, tracing
 from fastdiff.plan import Frames, Plan, Stage
+from fastdiff.run.compiled import Parts, Shelf, joined, parts
 from fastdiff.run.corrections import check_corrections
 from fastdiff.run.graph import execute
 from fastdiff.run.job import Job
@@ -41,6 +43,12 @@ class PlanEngine:
     def __init__(self, plan: Plan, dtype: torch.dtype) -> None:
         self.plan, self.dtype, self.name = plan, dtype, plan.method
         self.programs: dict[tuple[Any, ...], Program] = {}
+        self.compiled = Shelf()
+        """The programs of compiled graphs."""
+        for name, value in vars(Plan).items():
+            # A compiler cannot enter the lock of Python 3.11's cached properties.
+            if isinstance(value, cached_property):
+                getattr(plan, name)
 
     @property
     def first(self) -> Stage:
@@ -49,10 +57,6 @@ class PlanEngine:
     @property
     def prior_std(self) -> float:
         return self.plan.prior_std
-
-    def traits(self, guided: bool, network: torch.dtype, size: tuple[int, ...]) -> Traits:
-        plan = self.plan
-        return Traits(plan.stochastic, guided, plan.learned_variance, plan.history, network, math.prod(size))
 
     def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
         if arguments["return_info"]:
@@ -94,8 +98,8 @@ class PlanEngine:
         bound = self._bind(
             job.binding,
             frames,
-            # Tables made inside a mode of fake tensors are fake themselves, and of no use outside.
-            type(start.x) is torch.Tensor,
+            # Tables that are made while operations are recorded are fake themselves, and of no use afterwards.
+            not tracing(),
             len(start.x),
             copies=2 if guided else int(not direct),
             rows=len(start.x) * (1 + guided),
@@ -115,7 +119,15 @@ class PlanEngine:
 
     def _bind(self, binding: Binding, frames: _Placed | None, keep: bool, batch: int, **where: Any) -> Program:
         """The plan bound and on the device; kept, since a sampler is mostly called with the same arguments."""
+        if torch.compiler.is_dynamo_compiling():
+            given = binding.prediction, binding.clip, binding.corrected
+            shape, own = (None, None) if frames is None else (frames.shape, frames.frames)
+            where["rows"] = constant(where["rows"])
+            name = self._bind_untraced(given, parts(binding.guidance), own, shape, constant(batch), **where)
+            return getattr(self.compiled, name)
+        return self._bind_eager(binding, frames, keep, batch, **where)
 
+    def _bind_eager(self, binding: Binding, frames: _Placed | None, keep: bool, batch: int, **where: Any) -> Program:
         def bound() -> Program:
             if frames is None:
                 return program(self.plan, binding, batch=batch, dtype=self.dtype, **where)
@@ -139,3 +151,23 @@ class PlanEngine:
                 self.programs.clear()
             self.programs[key] = found
         return found
+
+    @untraced
+    def _bind_untraced(
+        self,
+        given: tuple[str, bool, bool],
+        form: Parts,
+        frames: Frames | None,
+        shape: tuple[int, ...] | None,
+        batch: int,
+        **where: Any,
+    ) -> str:
+        """The name in `compiled` of what `_bind` gives."""
+        prediction, clip, corrected = given
+        binding = Binding(prediction, joined(form), clip, corrected)
+        with torch.inference_mode(False), torch.no_grad():
+            placed = None if frames is None or shape is None else _Placed(frames, tuple(shape))
+            found = self._bind_eager(binding, placed, True, batch, **where)
+        # What is looked up lazily is looked up here, for the sake of the compiler.
+        assert found.sites is not None and (found.launches is None or found.launches)
+        return self.compiled.put(found)

@@ -71,3 +71,41 @@ def test_guidance_is_cond_scale(page: dict[str, Any]) -> None:
 
     want = fastdiff.sample(scaled, shape=tuple(X.shape), steps=10, schedule="ddpm")
     assert torch.allclose(page["x"], want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(20, True), (20, False), (17, True)])
+def test_sampling_timesteps(page: dict[str, Any], steps: int, kept: bool) -> None:
+    """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12) on their whole times, with noise; the eps of the step is made
+    from the clipped x0 (`kept`), or is the network's."""
+    times = torch.linspace(-1, 999, steps + 1).int().tolist()[::-1]
+    gamma = np.append(np.cumprod(1.0 - page["betas"]), 1.0)
+    noise = [torch.randn(X.shape, generator=torch.Generator().manual_seed(k)) for k in range(steps)]
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) + 1e-4 * t.reshape(-1, 1, 1, 1)
+
+    want = X.double()
+    for i, (k, following) in enumerate(itertools.pairwise(times)):
+        a, b = gamma[k], gamma[following]
+        eps = network(want.float(), torch.full((2,), float(k))).double()
+        x0 = ((want - np.sqrt(1 - a) * eps) / np.sqrt(a)).clamp(-1, 1)
+        eps = (want - np.sqrt(a) * x0) / np.sqrt(1 - a) if kept else eps
+        if following < 0:
+            want = x0
+            break
+        std = 0.5 * np.sqrt((1 - a / b) * (1 - b) / (1 - a))
+        want = np.sqrt(b) * x0 + np.sqrt(1 - b - std**2) * eps + std * noise[i].double()
+    given: dict[str, Any] = {"spacing": times} if 1000 % steps else {"steps": steps, "spacing": "trailing"}
+    made = fastdiff.sample(
+        network,
+        X,
+        method="ddim",
+        eta=0.5,
+        schedule=fastdiff.schedules.discrete(betas=page["betas"]),
+        clip=(-1, 1),
+        use_clipped_model_output=kept,
+        noise=lambda draw, like: noise[draw].to(like),
+        **given,
+    )
+    # Float32 against float64; the noisiest eps is divided by alpha, about 1e-2 there.
+    assert torch.allclose(made.double(), want, rtol=0, atol=1e-4)

@@ -16,6 +16,8 @@ from fastdiff.names import short
 from fastdiff.plan import MAX_DRAWS, ZA, Plan, Stage
 from fastdiff.run.planned import PlanEngine
 from fastdiff.schedules import NoiseSchedule, edm, flow
+from fastdiff.schedules.base import ROUNDING
+from fastdiff.solvers.base import DrawsNoise
 
 
 def levels(sigmas: torch.Tensor) -> list[float]:
@@ -33,6 +35,16 @@ def levels(sigmas: torch.Tensor) -> list[float]:
     if not all(math.isfinite(v) and v >= 0.0 for v in values):
         raise ValueError(f"sigmas got {values}; expected finite numbers from 0 up")
     return values
+
+
+def apart(values: list[float]) -> list[float]:
+    """The list with equal levels above 0 two roundings of float32 apart: churn makes a step of each of them, and a plan
+    has no step of no length."""
+    made = values[:1]
+    for before, value in pairwise(values):
+        equal = before == value > 0.0
+        made.append(made[-1] * (1.0 - 2.0 * ROUNDING) if equal else value)
+    return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +140,8 @@ def listed(
     up = times[0] < times[-1]
     if any((b > a) != up for a, b in pairwise(times)):
         raise ValueError(
-            f"sigmas neither fall nor rise: {short(list(values))}; expected one direction, such as sigmas.sort()"
+            f"sigmas neither fall nor rise: {short(list(values))}; expected one direction, such as "
+            "sigmas.sort(descending=True).values"
         )
     if up and times[0] == 0.0:
         raise ValueError(
@@ -136,12 +149,23 @@ def listed(
             "knows, such as sigmas[0] = 0.03"
         )
     schedule = schedule_of(times, kind)
-    made = solvers.plan(method, schedule=schedule, spacing=times[::-1] if up else times, invert=up, **dict(options))
+    given = dict(options)
+    if given.get("s_churn"):
+        # A step's churn is its part of the whole list's.
+        given["s_churn"] *= len(kept) / (len(values) - 1)
+    try:
+        made = solvers.plan(method, schedule=schedule, spacing=times[::-1] if up else times, invert=up, **given)
+    except DrawsNoise:
+        raise ValueError(
+            f"sigmas rise, and {method} with these options draws noise, which has no way up: give eta=0 or s_churn=0, "
+            "or take sample_euler"
+        ) from None
     return prepared(made, whole, dtype, kept)
 
 
 @functools.lru_cache(maxsize=16)
-def ranged(method: str, n: int, low: float, high: float, dtype: torch.dtype) -> Listed:
-    """The plan of a method with n evaluations at equal steps of log sigma."""
-    made = solvers.plan(method, n, edm(low, high), "logsnr", t_end=low)
+def ranged(method: str, n: int, first: float, last: float, dtype: torch.dtype) -> Listed:
+    """The plan of a method with n evaluations at equal steps of log sigma, down or up."""
+    low, high = sorted((first, last))
+    made = solvers.plan(method, n, edm(low, high), "logsnr", t_end=low, invert=first < last)
     return prepared(made, False, dtype, range(made.steps))

@@ -1,4 +1,5 @@
-"""k-diffusion's samplers that are given a range of sigma instead of a list: DPM-Solver-fast and the adaptive one."""
+"""k-diffusion's functions that are given a range of sigma instead of a list: DPM-Solver-fast, the adaptive one, and the
+log-likelihood."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastdiff import solvers
+from fastdiff import likelihood, solvers
 from fastdiff.integrations.k_diffusion.plans import ranged
 from fastdiff.integrations.k_diffusion.run import (
     Callback,
@@ -17,14 +18,15 @@ from fastdiff.integrations.k_diffusion.run import (
     Extra,
     Model,
     NoiseSampler,
+    admitted,
     counted,
+    extras,
     passed,
     shown,
     start,
     state_dtype,
     telling,
 )
-from fastdiff.run.arguments import check_x
 from fastdiff.run.controlled import AdaptiveEngine
 from fastdiff.run.job import sampling_mode
 from fastdiff.schedules import edm
@@ -36,7 +38,7 @@ def _range(
     sigma_min: float | torch.Tensor, sigma_max: float | torch.Tensor, eta: float, name: str
 ) -> tuple[float, float]:
     low, high = float(sigma_min), float(sigma_max)
-    if not 0.0 < low < high < math.inf:
+    if not (0.0 < low < math.inf and 0.0 < high < math.inf and low != high):
         raise ValueError(f"sigma_min={low:g}, sigma_max={high:g}: expected 0 < sigma_min < sigma_max")
     if eta != 0.0:
         raise ValueError(
@@ -63,7 +65,7 @@ def sample_dpm_fast(
 
     Args:
         model, x, extra_args, callback, disable: as in `sample_euler`.
-        sigma_min, sigma_max: the end and the start.
+        sigma_min, sigma_max: the end and the start; where sigma_min is the larger one, the way from data to noise.
         n: network evaluations.
         eta: 0; s_noise and noise_sampler, of its noise, have no effect.
 
@@ -74,10 +76,10 @@ def sample_dpm_fast(
         ValueError: no range, or eta other than 0.
     """
     low, high = _range(sigma_min, sigma_max, eta, "sample_dpm_fast")
-    x = check_x(x)
-    found = ranged("dpm_fast", n, low, high, state_dtype(x))
+    x = admitted(x)
+    found = ranged("dpm_fast", n, high, low, state_dtype(x))
     tell = None if callback is None else telling(callback, found, x.new_empty(0), False)
-    return passed(found, model, x, extra_args or {}, tell, disable, None)
+    return passed(found, Denoiser(model, x.dtype, extras(extra_args), tell, early=True), x, disable, None)
 
 
 @functools.lru_cache(maxsize=16)
@@ -136,12 +138,17 @@ def sample_dpm_adaptive(
         ValueError: no range, or an argument that is fixed here.
     """
     low, high = _range(sigma_min, sigma_max, eta, "sample_dpm_adaptive")
+    if low > high:
+        raise ValueError(
+            f"sigma_min={low:g}, sigma_max={high:g}: sample_dpm_adaptive runs from noise to data alone here: from data "
+            "to noise take sample_dpm_fast, or fastdiff.Sampler(method='ode', ...).invert"
+        )
     if (pcoeff, icoeff, dcoeff) != (0.0, 1.0, 0.0):
         raise ValueError(
             f"pcoeff={pcoeff:g}, icoeff={icoeff:g}, dcoeff={dcoeff:g}: expected 0, 1 and 0, since the control here "
             "looks at the last error alone"
         )
-    x = check_x(x)
+    x = admitted(x)
     dtype = state_dtype(x)
     options = {"order": order, "rtol": rtol, "atol": atol, "h_init": h_init, "t_err": 0.0}
     engine = _engine(low, high, dtype, accept_safety, tuple(options.items()))
@@ -155,9 +162,47 @@ def sample_dpm_adaptive(
             )
 
     with sampling_mode():
-        job = start(engine, Denoiser(model, x.dtype, extra_args or {}), x, None, dtype, watch)
+        job = start(engine, Denoiser(model, x.dtype, extras(extra_args)), x, None, dtype, watch)
         job.progress = shown(disable)
         result, _, info = engine.run(job)
     result = result.to(x.dtype)
     assert info is not None
     return (result, counted(info, order)) if return_info else result
+
+
+def log_likelihood(
+    model: Model,
+    x: torch.Tensor,
+    sigma_min: float | torch.Tensor,
+    sigma_max: float | torch.Tensor,
+    extra_args: Extra | None = None,
+    atol: float = 1e-4,
+    rtol: float = 1e-4,
+) -> tuple[torch.Tensor, dict[str, int]]:
+    """The log density of x under the ODE from sigma_min to sigma_max, where it is N(0, sigma_max²), by one random probe
+    from torch's generator; `fastdiff.log_likelihood` has more.
+
+    Args:
+        model, x, extra_args: as in `sample_euler`; x is data, taken as the state at sigma_min.
+        atol, rtol: of a step's error, which is controlled for the batch as a whole.
+
+    Returns:
+        (B,) of x's dtype, in nats, and {'fevals'}, how often the model was called.
+
+    Raises:
+        ValueError, TypeError: bad arguments, with what is valid.
+    """
+    low, high = _range(sigma_min, sigma_max, 0.0, "log_likelihood")
+    x, extra = admitted(x), extras(extra_args)
+    made = likelihood.log_likelihood(
+        lambda x, sigma: model(x, sigma, **extra),
+        x,
+        schedule=edm(low, high),
+        prediction="x0",
+        probe=torch.randint_like(x, 2) * 2 - 1,
+        atol=atol,
+        rtol=rtol,
+        prior=lambda z: torch.distributions.Normal(0.0, high).log_prob(z).flatten(1).sum(1),
+        dtype=state_dtype(x),
+    )
+    return made.log_prob.to(x.dtype), {"fevals": made.nfe}

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from fastdiff.bind import Binding
-from fastdiff.guidance import UNGUIDED
+from fastdiff.guidance import UNGUIDED, Guidance
+from fastdiff.integrations.k_diffusion.comfyui import Unconditional, listening
 from fastdiff.integrations.k_diffusion.noise import BrownianTreeNoiseSampler
-from fastdiff.integrations.k_diffusion.plans import Listed, levels, listed
+from fastdiff.integrations.k_diffusion.plans import Listed, apart, levels, listed
+from fastdiff.names import short
 from fastdiff.run.arguments import check_x
 from fastdiff.run.evaluate import Callback as Watch
 from fastdiff.run.evaluate import Hooks
@@ -31,10 +33,11 @@ Tell = Callable[[int, torch.Tensor, torch.Tensor], None]
 def default_noise_sampler(x: torch.Tensor, seed: int | None = None) -> NoiseSampler:
     """Independent normals of x's shape from torch's generator; with a seed from one of their own, which ComfyUI seeds
     with seed + 1 on the CPU."""
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(device=x.device)
-        generator.manual_seed(seed + (x.device.type == "cpu"))
+    if seed is None:
+        # In the order in which x lies in memory, as k-diffusion's.
+        return lambda sigma, sigma_next: torch.randn_like(x)
+    generator = torch.Generator(device=x.device)
+    generator.manual_seed(seed + (x.device.type == "cpu"))
     return lambda sigma, sigma_next: torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
 
 
@@ -46,15 +49,30 @@ def tree(x: torch.Tensor, values: list[float], seed: int | None) -> NoiseSampler
     return BrownianTreeNoiseSampler(x, min(positive), max(positive), seed)
 
 
+def check_path(method: str, found: Listed) -> None:
+    """ValueError where noise acts at one level, or down to 0: a path in sigma has no increment there."""
+    for one, other, _ in found.spans.values():
+        if one == other or not min(one, other) > 0.0:
+            raise ValueError(
+                f"method {method!r} draws noise between sigma={one:g} and sigma={other:g}, which is no step of a "
+                "Brownian path: brownian=False, independent noise"
+            )
+
+
 class Denoiser:
     """The model as an engine calls it, which tells the callback of each step.
 
     Args:
-        model: called as model(x, sigma, **extra_args), sigma of shape (B,) and x's dtype, it gives x0.
+        model: called as model(x, sigma, **extra_args), sigma of shape (B,) and x's dtype, it gives x0. Each call gets
+            an x of its own, which it may keep.
+        early: whether a step's slope is taken before the callback is told of it, as in k-diffusion's Euler and Heun
+            methods, so that what the callback writes into 'denoised' has no effect; else it has.
     """
 
-    def __init__(self, model: Model, dtype: torch.dtype, extra: Extra, tell: Tell | None = None) -> None:
-        self.model, self.dtype, self.extra, self.tell = model, dtype, extra, tell
+    def __init__(
+        self, model: Model, dtype: torch.dtype, extra: Extra, tell: Tell | None = None, early: bool = False
+    ) -> None:
+        self.model, self.dtype, self.extra, self.tell, self.early = model, dtype, extra, tell, early
         self.calls = 0
 
     def bound(self) -> Callable[..., torch.Tensor]:
@@ -62,22 +80,53 @@ class Denoiser:
         return MethodType(self, self.model)
 
     def __call__(self, model: Model, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        # Of the engine's memory, which the next step overwrites, a callback gets a copy.
-        x = x.to(self.dtype, copy=self.tell is not None)
+        x = x.to(self.dtype, copy=True)
         denoised = model(x, sigma.to(self.dtype), **self.extra)
-        if self.tell is None:
+        if self.tell is None or not isinstance(denoised, torch.Tensor):
             return denoised
-        self.tell(self.calls, x, denoised)
-        self.calls += 1
         # Memory of its own: a run over a buffer that the model writes into again begins anew, and would tell twice.
-        return denoised.clone()
+        taken = denoised.clone() if self.early else None
+        version = x._version
+        self.tell(self.calls, x, denoised)
+        if x._version != version:
+            raise RuntimeError(
+                "the callback changed 'x' in place, which the step has already read: change the state between steps, "
+                "fastdiff.sample(model, x, correct_xt=...), or what the model gives for it, by a function around the "
+                "model"
+            )
+        self.calls += 1
+        return denoised.clone() if taken is None else taken
 
 
-def start(engine: Engine, model: Denoiser, x: torch.Tensor, noise: Any, dtype: torch.dtype, watch: Watch | None) -> Job:
+def extras(extra_args: Extra | None) -> Extra:
+    """The model's keyword arguments. TypeError for what is no dict."""
+    if extra_args is None or isinstance(extra_args, Mapping):
+        return dict(extra_args or {})
+    raise TypeError(
+        f"extra_args got {short(extra_args)}; expected a dict of keyword arguments of the model, such as "
+        "{'cond': cond}"
+    )
+
+
+def start(
+    engine: Engine,
+    model: Denoiser,
+    x: torch.Tensor,
+    noise: Any,
+    dtype: torch.dtype,
+    watch: Watch | None,
+    guidance: Guidance = UNGUIDED,
+) -> Job:
     """A run from x."""
     given = {"noise": noise, "frames": None, "device": None, "seed": 0, "first_sample": 0}
     begun = begin(engine, x, tuple(x.shape), given, dtype, None, None, None)
-    return Job(begun, Network(model.bound(), len(x)), dtype, Binding("x0", UNGUIDED), None, Hooks(callback=watch))
+    network = Network(model.bound(), len(x), guidance=guidance)
+    return Job(begun, network, dtype, Binding("x0", guidance), None, Hooks(callback=watch))
+
+
+def admitted(x: torch.Tensor) -> torch.Tensor:
+    """x for a run, which takes no gradients, as k-diffusion's take none."""
+    return check_x(x.detach() if isinstance(x, torch.Tensor) else x)
 
 
 def shown(disable: bool | None) -> bool:
@@ -104,6 +153,8 @@ def run(
     churned: bool = False,
     brownian: bool = False,
     whole: bool = False,
+    spare: bool = False,
+    early: bool = False,
     schedule: str = "edm",
 ) -> torch.Tensor:
     """Sample with a method of `fastdiff.methods()` over a list of sigmas.
@@ -120,17 +171,25 @@ def run(
             `brownian` one path, seeded by extra_args["seed"] where that is given, else from torch's generator.
         churned: the method's draws are churn, which is drawn from torch's generator at every step.
         whole: a step's noise is asked for over the whole step.
+        spare: the default noise is drawn twice a step, and the second one is not used, as where it had the weight 0.
+        early: of `Denoiser`.
         schedule: "edm" (x = x0 + sigma·eps), or "flow" (x = (1 − sigma)·x0 + sigma·eps).
 
     Returns:
         (B, ...) of x's dtype.
 
+    Methods of CFG++ are for models of ComfyUI, which tell the unconditional x0 beside the guided one.
+
     Raises:
         ValueError, TypeError: as the method's plan; lists that are none; noise for a rising list.
+        RuntimeError: a method of CFG++ with another model.
     """
     values = levels(sigmas)
-    x = check_x(x)
-    extra = {} if extra_args is None else dict(extra_args)
+    sigmas = sigmas if sigmas.is_floating_point() else sigmas.to(torch.get_default_dtype())
+    like = x
+    x, extra = admitted(x), extras(extra_args)
+    if churned and options.get("s_churn"):
+        values = apart(values)
     if len(values) < 2 or all(v == values[0] for v in values):
         return x
     found = listed(method, tuple(values), schedule, whole, state_dtype(x), tuple(sorted(options.items())))
@@ -139,24 +198,24 @@ def run(
         noise = churn(found, x)
     elif found.spans:
         seed = extra.get("seed")
-        sampler = noise_sampler or (tree(x, values, seed) if brownian else default_noise_sampler(x, seed))
-        noise = asking(sampler, sigmas, found)
-    return passed(found, model, x, extra, callback and telling(callback, found, sigmas, churned), disable, noise)
+        if brownian and noise_sampler is None:
+            check_path(method, found)
+        sampler = noise_sampler or (tree(x, values, seed) if brownian else default_noise_sampler(like, seed))
+        noise = asking(sampler, sigmas, found, spare and noise_sampler is None)
+    denoiser = Denoiser(model, x.dtype, extra, callback and telling(callback, found, sigmas, churned), churned or early)
+    return passed(found, denoiser, x, disable, noise)
 
 
 def passed(
-    found: Listed,
-    model: Model,
-    x: torch.Tensor,
-    extra: Extra,
-    tell: Tell | None,
-    disable: bool | None,
-    noise: Noise | None,
+    found: Listed, denoiser: Denoiser, x: torch.Tensor, disable: bool | None, noise: Noise | None
 ) -> torch.Tensor:
     """The plan's result from x, of x's dtype."""
-    denoiser = Denoiser(model, x.dtype, extra, tell)
+    guidance: Guidance = UNGUIDED
+    if found.plan.shifted:
+        denoiser.extra, taken = listening(dict(denoiser.extra))
+        guidance = Unconditional(1.0, taken=taken)
     with sampling_mode():
-        job = start(found.engine, denoiser, x, noise, state_dtype(x), None)
+        job = start(found.engine, denoiser, x, noise, state_dtype(x), None, guidance)
         job.progress = shown(disable)
         return found.engine.run(job)[0].to(x.dtype)
 
@@ -176,12 +235,22 @@ def telling(callback: Callback, found: Listed, sigmas: torch.Tensor, churned: bo
     return tell
 
 
-def asking(sampler: NoiseSampler, sigmas: torch.Tensor, found: Listed) -> Noise:
+def asking(sampler: NoiseSampler, sigmas: torch.Tensor, found: Listed, spare: bool = False) -> Noise:
     """A noise sampler as the noise of numbered draws."""
 
     def noise(draw: int, like: torch.Tensor) -> torch.Tensor:
         begin, end, _ = found.spans[draw]
-        return sampler(sigmas.new_tensor(begin), sigmas.new_tensor(end))
+        given = sampler(sigmas.new_tensor(begin), sigmas.new_tensor(end))
+        if spare:
+            sampler(sigmas.new_tensor(end), sigmas.new_tensor(end))
+        try:
+            return given.expand(like.shape)
+        except (AttributeError, RuntimeError):
+            got = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+            raise TypeError(
+                f"noise_sampler(sigma, sigma_next) gave {got}; expected standard normals of x's shape, "
+                f"{tuple(like.shape)}, such as torch.randn_like(x)"
+            ) from None
 
     return noise
 

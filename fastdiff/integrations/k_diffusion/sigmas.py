@@ -1,6 +1,9 @@
-"""Lists of sigmas by k-diffusion's functions: float32, or torch's default dtype, with 0 at the end."""
+"""Lists of sigmas by k-diffusion's functions: float32, or torch's default dtype, with 0 at the end; and its formulas of
+a single step."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +15,23 @@ from fastdiff.schedules.grids import grid
 def append_zero(x: torch.Tensor) -> torch.Tensor:
     """(n,) to (n + 1,): 0 at the end."""
     return torch.cat([x, x.new_zeros([1])])
+
+
+def to_d(x: torch.Tensor, sigma: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
+    """(B, ...): the ODE's slope (x − x0)/sigma, dx/dsigma; sigma () or (B,)."""
+    slope: torch.Tensor = (x - denoised) / sigma.reshape(*sigma.shape, *[1] * (x.ndim - sigma.ndim))
+    return slope
+
+
+def get_ancestral_step(sigma_from: Any, sigma_to: Any, eta: float = 1.0) -> tuple[Any, Any]:
+    """(sigma_down, sigma_up) of a step from one level to a lower one, numbers or tensors (): down to which level the
+    ODE goes, and how much noise then leads to sigma_to, sigma_down² + sigma_up² = sigma_to². eta = 1 is the variance of
+    the reverse step (Ho et al. 2020, arXiv 2006.11239, eq. 7)."""
+    if not eta:
+        return sigma_to, 0.0
+    kept = 1.0 - (sigma_to / sigma_from) ** 2
+    up = sigma_to * min(1.0, eta * kept**0.5)
+    return (sigma_to**2 - up**2) ** 0.5, up
 
 
 def _listed(times: np.ndarray, device: torch.device | str) -> torch.Tensor:
