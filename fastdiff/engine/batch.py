@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastdiff.engine.table import IDLE, Rows, sent
+from fastdiff.engine.table import IDLE, Rows, put, sent
 from fastdiff.ops import Backend, Buffers, Coeffs, Launch
 from fastdiff.ops.layout import StageSpec
 from fastdiff.run.evaluate import clamped
@@ -125,12 +125,11 @@ class Batch:
     ) -> None:
         """A new request's start, (1, ...): the rest of the slot is zero, so that no NaN is left of another's."""
         self.states[2:, slot].zero_()
-        self.x[slot].copy_(x[0])
-        self.u[slot].copy_(x[0])
+        self.states[:2, slot].copy_(x)
+        self.given[slot].copy_(x[0])
         self.seeds[slot : slot + 1].copy_(seed)
         self.numbers[1, slot : slot + 1].copy_(index)
-        for i, value in enumerate((*bounds, 1.0)):
-            self.bounds[i, slot].fill_(value)
+        put(self.bounds[:, slot], torch.tensor((*bounds, 1.0), dtype=x.dtype))
 
     def seat(self, moves: Sequence[tuple[int, int]], count: int) -> None:
         """Everything of some places into others, all at once; then the first `count` slots are those of the next tick.

@@ -23,6 +23,7 @@ from fastdiff.engine.desk import Desk, Terms
 from fastdiff.engine.floor import Floor, Stats
 from fastdiff.engine.graphs import Graphs
 from fastdiff.engine.options import SUBMIT_DEFAULTS, SubmitOptions
+from fastdiff.engine.place import Place
 from fastdiff.engine.request import Closed, Preview, QueueFull, Request
 from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, Rows
@@ -134,7 +135,7 @@ class Engine:
         if parked is None:
             parked = min(max(3 * slots, _PARKED), _MOST_BYTES // ((2 + history) * math.prod(size) * dtype.itemsize))
         parked = whole("parked", parked, 0, 2**16, "parked=96")
-        captured = self._captures(graph)
+        captured, self._place = self._captures(graph), Place(self.device)
         # Held through a tick; and for what other threads may change meanwhile.
         self._turn, self._door = threading.Lock(), threading.RLock()
         sizes = _buckets(buckets, slots)
@@ -155,6 +156,7 @@ class Engine:
             graph is True,
             self._forget,
             self._door,
+            self._place,
         )
         self._desk = Desk(
             Terms(
@@ -245,7 +247,7 @@ class Engine:
                     f"{len(self._waiting)} requests wait, as many as queue={self.queue} allows: try again when some "
                     "are done, or give Engine(..., queue=...) more"
                 )
-            run.since = self._floor.ticks
+            run.since, run.ready = self._floor.ticks, self._place.mark()
             heapq.heappush(self._waiting, (run.order, run))
             self._known[run.request] = run
         return run.request
@@ -322,9 +324,10 @@ class Engine:
     def _tick(self) -> int:
         self._ticking = threading.get_ident()
         try:
-            needed = self._evaluated()
-            # Here callbacks of the caller's run, which must not wait for a tick either.
-            self._floor.collect(wait=not needed)
+            with self._place.here():
+                needed = self._evaluated()
+                # Here callbacks of the caller's run, which must not wait for a tick either.
+                self._floor.collect(wait=not needed)
         except Exception as error:
             # The device's own, after which nothing runs: nobody must wait for ever.
             self._broken(error)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from fastdiff.engine import blame, conditions
 from fastdiff.engine.batch import Batch, Shape
 from fastdiff.engine.graphs import Graphs, Uncaptured
 from fastdiff.engine.joint import union, widest
+from fastdiff.engine.place import Place
 from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, put
 from fastdiff.engine.turns import Following, turns
@@ -65,6 +65,7 @@ class Floor:
         strict: whether a tick that cannot be captured is an error.
         ended: told of each request that is over.
         door: held while what other threads ask for changes.
+        place: the device.
     """
 
     def __init__(
@@ -82,11 +83,12 @@ class Floor:
         strict: bool,
         ended: Callable[[Run], None],
         door: AbstractContextManager[Any],
+        place: Place,
     ) -> None:
         self.model, self.model_kwargs, self.batch = model, dict(model_kwargs), batch
         self.slots, self.places, self.buckets, self.collate = slots, slots + parked, buckets, collate
         self.graphs, self.finite, self.learned, self.strict, self.ended = graphs, finite, learned, strict, ended
-        self.door = door
+        self.door, self.place = door, place
         self.running: list[Run] = []
         self.parked: list[Run] = []
         # Requests that left the queue at this moment and have no slot yet.
@@ -190,6 +192,7 @@ class Floor:
         run.request.began(self.ticks - run.since)
         given = {**RUN_DEFAULTS, **run.arguments, "device": self.batch.x.device}
         try:
+            self.place.wait(run.ready)
             run.place(self.batch)
             size, dtypes = (1, *self.batch.x.shape[1:]), (self.batch.x.dtype, self.batch.backend.NAME)
             start = begin(run.engine, run.arguments["x"], size, given, *dtypes, None, self.batch.given.dtype)
@@ -259,10 +262,10 @@ class Floor:
             history = len(batch.order)
             self.shape = Shape(min(size, self.slots), size, self._learned(widest(history)), history, False, False, True)
         if not self.shape.whole:
-            put(batch.source[:size], np.array(source + [0] * (size - len(source))))
+            put(batch.source[:size], torch.tensor(source + [0] * (size - len(source))))
             # Idle slots read a row too, which must be there.
             partners += range(n, self.shape.stage)
-            put(batch.partner[: len(partners)], np.array(partners))
+            put(batch.partner[: len(partners)], torch.tensor(partners))
         return None
 
     def _direct(self) -> bool:
@@ -292,7 +295,7 @@ class Floor:
     def _called_on(self, size: int, rows: list[dict[str, Any]]) -> Network:
         """The network on `size` rows with these conditions, repeated to fill it up."""
         kwargs = self._collated(rows + [rows[0]] * (size - len(rows)))
-        return Network(self.model, size, learned=self.learned).with_kwargs({**self.model_kwargs, **kwargs})
+        return self.network.with_kwargs({**self.model_kwargs, **kwargs})
 
     def _isolated(self) -> bool:
         """After an error of the network: whether it comes from the conditions of requests that just entered, which then
@@ -368,9 +371,9 @@ class Floor:
         good = sums.isfinite()
         event = None
         if good.device.type == "cuda":
-            event, seen = torch.cuda.Event(), torch.empty(good.shape, dtype=torch.bool, pin_memory=True)
+            seen = torch.empty(good.shape, dtype=torch.bool, pin_memory=True)
             good = seen.copy_(good, non_blocking=True)
-            event.record()
+            event = self.place.mark()
         self.verdicts.append(Verdict(runs, good, event))
 
     def collect(self, wait: bool) -> None:

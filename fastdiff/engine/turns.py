@@ -24,7 +24,8 @@ or None."""
 
 def turns(here: Sequence[Run], slots: int, rows: int, following: Following) -> list[Run]:
     """Those of `here` whose turn it is; `following` is told of those who enter, who take slots and rows too."""
-    free, room = slots - len(here), rows - sum(run.width for run in here)
+    free = slots - len(here)
+    room = rows - sum(run.width for run in here) if free > 0 else 0
     while free > 0 and room > 0 and (entering := following(None, room)) is not None:
         free, room = free - 1, room - entering.width
         slots, rows = slots - 1, rows - entering.width
