@@ -161,7 +161,7 @@ class Sampler:
         place = (self.schedule, given["spacing"], given["t_start"], given["t_end"])
         self._asked = method, options
         return AdaptiveEngine(
-            lambda prediction: solvers.adaptive(method, steps, *place, prediction, **options),
+            functools.partial(solvers.adaptive, method, steps, *place, **options),
             along(self.prediction, self.axis),
             self.dtype,
         )
