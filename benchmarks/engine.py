@@ -121,12 +121,13 @@ def mixtures(rounds: int) -> report.Data:
     }
 
 
-def arrivals(seed: int, slots: int, load: float, guided: bool) -> report.Data:
+def arrivals(seed: int, slots: int, load: float, guided: bool, parked: int | None) -> report.Data:
     """64 requests of 4 to 30 evaluations for the network of the digits, coming at random.
 
     Args:
         load: evaluations asked for per tick, in slots: the mean gap between two arrivals, in ticks, follows from it.
         guided: whether each evaluates both halves of classifier-free guidance.
+        parked: as of `fastdiff.Engine`.
     """
     rng, count, rows = random.Random(seed), 64, slots * (1 + guided)
     model, within = load_model(), 0.0
@@ -138,9 +139,7 @@ def arrivals(seed: int, slots: int, load: float, guided: bool) -> report.Data:
         within += now() - start
         return out
 
-    # On a CPU every size runs as it is: a fine list pads little.
-    buckets = (1, 2, 3, *range(4, rows + 1, 4))
-    engine = fastdiff.Engine(network, slots=slots, shape=(1, 8, 8), schedule="ddpm", buckets=buckets)
+    engine = fastdiff.Engine(network, slots=slots, parked=parked, shape=(1, 8, 8), schedule="ddpm")
     steps = [rng.randint(4, 30) for _ in range(count)]
     full = (torch.randn(rows, 1, 8, 8), torch.full((rows,), 500.0), torch.zeros(rows, dtype=torch.long))
     gap, at, due = mean(steps) / slots / load, 0.0, []
@@ -149,6 +148,8 @@ def arrivals(seed: int, slots: int, load: float, guided: bool) -> report.Data:
         at += rng.expovariate(1.0 / gap)
     calls: list[float] = []
     requests: list[fastdiff.Request] = []
+    came: list[int] = []
+    ended: dict[fastdiff.Request, int] = {}
     tick, spent = 0, 0.0
     while len(requests) < count or not engine.idle:
         while len(requests) < count and due[len(requests)] <= tick:
@@ -157,10 +158,14 @@ def arrivals(seed: int, slots: int, load: float, guided: bool) -> report.Data:
             if guided:
                 given |= {"uncond": {"y": torch.tensor([10])}, "guidance": 2.0 + i % 3}
             requests.append(engine.submit(ONE_A_STEP[i % len(ONE_A_STEP)], steps[i], **given))
+            came.append(tick)
         start = now()
         engine.step()
         spent += now() - start
         tick += 1
+        for request in requests:
+            if request.done():
+                ended.setdefault(request, tick)
         start = now()
         with torch.no_grad():
             model(*full)
@@ -173,6 +178,7 @@ def arrivals(seed: int, slots: int, load: float, guided: bool) -> report.Data:
         "slots": slots,
         "load": load,
         "guided": guided,
+        "parked": parked,
         "evaluations": engine.stats.evaluations,
         "ticks": engine.stats.ticks,
         "rows_with_padding": engine.stats.padded,
@@ -181,6 +187,7 @@ def arrivals(seed: int, slots: int, load: float, guided: bool) -> report.Data:
         "over_ideal": spent / ideal,
         "over_its_own_network_calls": spent / within,
         "mean_waited_ticks": mean(r.waited for r in requests),
+        "mean_ticks_to_the_end": mean(ended[r] - at for r, at in zip(requests, came, strict=True)),
     }
 
 
@@ -235,8 +242,10 @@ def main() -> int:
         data["mixtures"].append(mixtures(args.rounds))
     data["host"] = host(2 * args.rounds)
     data["arrivals"] = [
-        arrivals(seed, 32, load, guided)
-        for guided, load in ((False, 1.5), (True, 1.5), (True, 3.0))
+        arrivals(seed, slots, load, guided, parked)
+        for slots, guided in ((16, False), (16, True), (32, False))
+        for load in (1.0, 1.5, 2.0, 3.0)
+        for parked in (None, 0)
         for seed in range(3)
     ]
     data["batch_dependence"] = batch_dependence(48)
@@ -246,10 +255,12 @@ def main() -> int:
         print(f"{found['threads']} threads:", end=" ")
         print(f"mixed over alike {found['mixed_over_alike']}, diffusers over mixed {found['diffusers_over_mixed']}")
     print(f"a tick of small states: {data['host']['median_seconds'] * 1e6:.0f} us")
-    for run in data["arrivals"]:
-        told = f"{run['over_ideal']:.3f} of the ideal, {run['over_its_own_network_calls']:.3f} of its own network calls"
-        guided = "guided" if run["guided"] else "unguided"
-        print(f"load {run['load']}, {guided}: {told}, {run['mean_waited_ticks']:.2f} ticks waited")
+    for i in range(0, len(data["arrivals"]), 3):
+        runs = data["arrivals"][i : i + 3]
+        first, told = runs[0], ", ".join(f"{run['over_ideal']:.3f}" for run in runs)
+        waited, ends = (mean(run[key] for run in runs) for key in ("mean_waited_ticks", "mean_ticks_to_the_end"))
+        print({key: first[key] for key in ("slots", "load", "guided", "parked")}, end=": ")
+        print(f"{told} of the ideal, {waited:.2f} ticks waited, {ends:.0f} to the end")
     print(data["memory"])
     return 0
 

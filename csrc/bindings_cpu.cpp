@@ -1,11 +1,13 @@
 // The Python module fastdiff._cpu.
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include "bindings.h"
 #include "cpu/kernel.h"
 #include "cpu/quantile.h"
+#include "walk.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -55,13 +57,7 @@ void set_simd(const std::string &name) {
                         " (unset FASTDIFF_SIMD for the widest)");
 }
 
-using Parse = bool (*)(PyObject *const *, Py_ssize_t, StageArgs *, long long *, long long *);
-
-template <Parse parse>
-PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
-  StageArgs a;
-  long long device = 0, threads = 0;
-  if (!parse(args, count, &a, &device, &threads)) return nullptr;
+bool launch(const StageArgs &a, long long, long long threads) {
   if (a.batch * a.n >= RELEASE) {
     Py_BEGIN_ALLOW_THREADS;
     active->stage(a, int(threads));
@@ -69,13 +65,86 @@ PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
   } else {
     active->stage(a, int(threads));
   }
+  return true;
+}
+
+using Parse = bool (*)(PyObject *const *, Py_ssize_t, StageArgs *, long long *, long long *);
+
+template <Parse parse>
+PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
+  StageArgs a;
+  long long device = 0, threads = 0;
+  if (!parse(args, count, &a, &device, &threads) || !launch(a, device, threads)) return nullptr;
   Py_RETURN_NONE;
 }
 
+// Of finite numbers the products with 0 are all 0. Several sums at once, so that SIMD instructions add them.
+template <class T>
+bool finite(const void *values, int64_t count, int threads) {
+  constexpr int64_t LANES = 16, BLOCK = 1 << 14;
+  const T *const v = static_cast<const T *>(values);
+  const int64_t blocks = (count + BLOCK - 1) / BLOCK;
+  T total = 0;
+  (void)threads;
+#pragma omp parallel for num_threads(threads) reduction(+ : total) if (threads > 1 && count >= RELEASE)
+  for (int64_t k = 0; k < blocks; ++k) {
+    const T *const block = v + k * BLOCK;
+    const int64_t length = count - k * BLOCK < BLOCK ? count - k * BLOCK : BLOCK;
+    T sums[LANES] = {};
+    int64_t i = 0;
+    for (; i + LANES <= length; i += LANES)
+      for (int64_t j = 0; j < LANES; ++j) sums[j] += block[i + j] * T(0);
+    for (; i < length; ++i) sums[0] += block[i] * T(0);
+    for (int64_t j = 0; j < LANES; ++j) total += sums[j];
+  }
+  return total == T(0);
+}
+
+// (x, elements, dtype, threads) -> the address of x, a tensor of that many elements and of a state's dtype: 0 where it
+// is not contiguous, wants a gradient, has less memory than elements, or values that are not finite.
+PyObject *start(PyObject *, PyObject *const *args, Py_ssize_t count) {
+  using namespace walking;
+  static PyObject *const requires_grad = PyUnicode_InternFromString("requires_grad");
+  int64_t elements = 0, bytes = 0;
+  int dtype = 0, threads = 0;
+  if (!counted("start", count, 4) || !integer(args[1], &elements) || !integer(args[2], &dtype) ||
+      !integer(args[3], &threads))
+    return nullptr;
+  PyObject *const x = args[0];
+  const Owned grad(PyObject_GetAttr(x, requires_grad)), storage(PyObject_CallMethodNoArgs(x, names().untyped_storage));
+  void *at = nullptr, *begin = nullptr;
+  if (!grad || !storage || !data_of(x, &at) || !data_of(storage.object, &begin) ||
+      !number_from(storage.object, names().nbytes, &bytes))
+    return nullptr;
+  const int contiguous = holds(x, names().is_contiguous), negative = holds(x, names().is_neg);
+  if (contiguous < 0 || negative < 0) return nullptr;
+  const int64_t needed = elements * (dtype == F64 ? 8 : 4) + (static_cast<char *>(at) - static_cast<char *>(begin));
+  bool good = contiguous && !negative && grad.object == Py_False && begin && needed <= bytes;
+  if (good) {
+    Py_BEGIN_ALLOW_THREADS;
+    good = dtype == F64 ? finite<double>(at, elements, threads) : finite<float>(at, elements, threads);
+    Py_END_ALLOW_THREADS;
+  }
+  return PyLong_FromVoidPtr(good ? at : nullptr);
+}
+
+// (a, b, bytes) -> whether the memory at two addresses is the same.
+PyObject *same(PyObject *, PyObject *const *args, Py_ssize_t count) {
+  const void *a = nullptr, *b = nullptr;
+  int64_t bytes = 0;
+  if (!counted("same", count, 3) || !parse_pointer(args[0], &a) || !parse_pointer(args[1], &b) ||
+      !integer(args[2], &bytes))
+    return nullptr;
+  return PyBool_FromLong(bytes <= 0 || (a && b && memcmp(a, b, size_t(bytes)) == 0));
+}
+
 PyMethodDef definitions[] = {
+    fast_function("start", start, "Where a tensor lies that a run may begin with, or 0; see csrc/bindings_cpu.cpp."),
+    fast_function("same", same, "Whether the memory at two addresses is the same: (a, b, bytes)."),
     fast_function("stage", stage<parse_stage>,
                   "Run one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cpu.py for their use."),
     fast_function("pack", pack, "The arguments that the stages of a run share, as bytes; see csrc/bindings.h."),
+    fast_function("course", walking::course, "The stages of a plan, as bytes, for a `Walk`; see csrc/walk.h."),
     fast_function("look", look, "Where a model's tensors lie, and its modules' children; see csrc/bindings.h."),
     fast_function("launch", stage<parse_launch>, "Run a stage of the run that its first argument was packed for."),
 };
@@ -133,6 +202,7 @@ PYBIND11_MODULE(_cpu, module) {
   active = supported().back();
   if (const char *forced = std::getenv("FASTDIFF_SIMD"); forced && *forced) set_simd(forced);
   for (PyMethodDef &definition : definitions) add_fast_function(module, &definition);
+  walking::add_type<launch>(module);
   module.def("normal", normal,
              "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, tag, threads).");
   module.def("quantile", quantile_of_samples,

@@ -8,6 +8,7 @@
 #include "cuda/current.h"
 #include "cuda/launch.h"
 #include "cuda/quantile.h"
+#include "walk.h"
 
 namespace py = pybind11;
 
@@ -38,15 +39,18 @@ bool launched(int device, const char *where, F launch) {
   return !raised(chosen, (std::string(where) + " (choosing the device)").c_str());
 }
 
+bool launch(const StageArgs &a, long long device, long long stream) {
+  const auto on = reinterpret_cast<cudaStream_t>(stream);
+  return launched(int(device), "stage", [&] { return launch_stage(a, on); });
+}
+
 using Parse = bool (*)(PyObject *const *, Py_ssize_t, StageArgs *, long long *, long long *);
 
 template <Parse parse>
 PyObject *stage(PyObject *, PyObject *const *args, Py_ssize_t count) {
   StageArgs a;
   long long device = 0, stream = 0;
-  if (!parse(args, count, &a, &device, &stream)) return nullptr;
-  const auto on = reinterpret_cast<cudaStream_t>(stream);
-  if (!launched(int(device), "stage", [&] { return launch_stage(a, on); })) return nullptr;
+  if (!parse(args, count, &a, &device, &stream) || !launch(a, device, stream)) return nullptr;
   Py_RETURN_NONE;
 }
 
@@ -59,7 +63,7 @@ PyObject *stage_launch(PyObject *, PyObject *const *args, Py_ssize_t count) {
   const StageArgs a = flattened(given);
   if (a.batch == 0 || a.n == 0) Py_RETURN_NONE;
   const Variant v = variant(a);
-  const Geometry g = geometry(a, EACH_OF[v.shape]);
+  const Geometry g = geometry(a, v);
   char name[112];
   std::snprintf(name, sizeof name, "stage_kernelI%cLi%dELi%dELi%dELi%dELb%dELb%dELb%dELb%dELb%dEE",
                 a.state == F64 ? 'd' : 'f', v.net, v.hist, v.shape, v.entries, v.paired, v.learned, v.noise, v.path,
@@ -74,6 +78,7 @@ PyMethodDef definitions[] = {
     fast_function("stage", stage<parse_stage>,
                   "Launch one stage; see csrc/bindings.h for the arguments, fastdiff/ops/cuda.py for their use."),
     fast_function("pack", pack, "The arguments that the stages of a run share, as bytes; see csrc/bindings.h."),
+    fast_function("course", walking::course, "The stages of a plan, as bytes, for a `Walk`; see csrc/walk.h."),
     fast_function("look", look, "Where a model's tensors lie, and its modules' children; see csrc/bindings.h."),
     fast_function("launch", stage<parse_launch>, "Launch a stage of the run that its first argument was packed for."),
     fast_function("stage_launch", stage_launch,
@@ -125,6 +130,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.doc() =
       "The fused stage and the noise on CUDA devices; takes raw pointers and a stream, knows no tensor library.";
   for (PyMethodDef &definition : definitions) add_fast_function(module, &definition);
+  walking::add_type<launch>(module);
   module.def("normal", normal,
              "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, tag, device, stream).");
   module.def("quantile", quantile,

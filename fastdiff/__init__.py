@@ -9,6 +9,7 @@ For example:
 from __future__ import annotations
 
 import gc
+from typing import TYPE_CHECKING
 
 # A collection would look through all objects of torch, again and again: half of the time that this import takes.
 _collects = gc.isenabled()
@@ -17,15 +18,10 @@ try:
     from fastdiff import interrupts as interrupts
 
     # isort: split
-    from fastdiff import analytic, engine, guidance, losses, schedules
+    from fastdiff import guidance, schedules
     from fastdiff._version import __version__
     from fastdiff.api import sample
-    from fastdiff.engine import Engine, Request
-    from fastdiff.fitting.fit import fit
-    from fastdiff.fitting.tune import tune
-    from fastdiff.generation import generate
-    from fastdiff.integrations import score_sde as score_sde
-    from fastdiff.likelihood import LogLikelihood, log_likelihood
+    from fastdiff.lazy import lazy
     from fastdiff.ops import backends
     from fastdiff.plan import Frames, Plan, Stage
     from fastdiff.run.graph import clear_graphs
@@ -38,6 +34,35 @@ try:
 finally:
     if _collects:
         gc.enable()
+
+if TYPE_CHECKING:
+    from fastdiff import analytic, engine, losses
+    from fastdiff import fitting as fitting
+    from fastdiff import generation as generation
+    from fastdiff import integrations as integrations
+    from fastdiff import inversion as inversion
+    from fastdiff import likelihood as likelihood
+    from fastdiff import plot as plot
+    from fastdiff import training as training
+    from fastdiff.engine import Engine, Request
+    from fastdiff.fitting.fit import fit
+    from fastdiff.fitting.tune import tune
+    from fastdiff.generation.generate import generate
+    from fastdiff.likelihood import LogLikelihood, log_likelihood
+else:
+    # What sampling does not need is read when it is asked for. The same names as above, which type checkers read.
+    __getattr__, __dir__ = lazy(
+        "fastdiff",
+        {
+            **dict.fromkeys(("analytic", "engine", "losses", "fitting", "generation", "integrations"), "fastdiff"),
+            **dict.fromkeys(("inversion", "likelihood", "plot", "training"), "fastdiff"),
+            **dict.fromkeys(("Engine", "Request"), "fastdiff.engine"),
+            "fit": "fastdiff.fitting.fit",
+            "tune": "fastdiff.fitting.tune",
+            "generate": "fastdiff.generation.generate",
+            **dict.fromkeys(("LogLikelihood", "log_likelihood"), "fastdiff.likelihood"),
+        },
+    )
 
 __all__ = [
     "Dynamic",

@@ -222,6 +222,8 @@ def parted(
     if not options:
         return {**defaults, **given}, options
     own = [*GRID_OPTIONS, *(() if method is None else method.options)]
+    if all(name in own for name in options):
+        return {**defaults, **{k: v for k, v in given.items() if k in defaults}}, options
     everywhere = {*own, *(name for m in (*METHODS.values(), *GUIDED.values()) for name in m.options)}
     arguments = [*defaults, *CHOICE]
     for name in options:

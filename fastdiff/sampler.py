@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from typing_extensions import Unpack
@@ -47,7 +47,6 @@ from fastdiff.run.arguments import (
     resolve_shape,
     warn_of_training,
 )
-from fastdiff.run.controlled import AdaptiveEngine
 from fastdiff.run.evaluate import Hooks
 from fastdiff.run.fitted import warn_of_other_use
 from fastdiff.run.graph import capture_refusal
@@ -63,6 +62,9 @@ from fastdiff.schedules.registry import told
 from fastdiff.solvers import Method
 from fastdiff.solvers.method_names import MethodName
 from fastdiff.values import whole
+
+if TYPE_CHECKING:
+    from fastdiff.run.controlled import AdaptiveEngine
 
 Model = Callable[..., Any]
 
@@ -111,11 +113,12 @@ class Sampler:
             self.prediction = along(self.prediction, self.axis)
         self._asked: tuple[Method, dict[str, Any]] | None = None
         self._recalls, self._again = Recalls(), Again()
+        self._controlled: AdaptiveEngine | None = None
         if own is not None or (chosen is not None and not chosen.adaptive):
             self.engine: Engine = self._plan_engine(own, chosen, steps, given, more)
         else:
             assert chosen is not None
-            self.engine = self._adaptive_engine(chosen, steps, given, more)
+            self.engine = self._controlled = self._adaptive_engine(chosen, steps, given, more)
 
     def _plan_engine(
         self, plan: Any, method: Method | None, steps: int | None, given: dict[str, Any], options: dict[str, Any]
@@ -133,7 +136,7 @@ class Sampler:
         else:
             spacing = given["spacing"]
             named = spacing if spacing is None or isinstance(spacing, str) else solvers.own_times(spacing)
-            settled = {name: solvers.settled(name, value) for name, value in options.items()}
+            settled = {k: method.options[k].settled(v) if k in method.options else v for k, v in options.items()}
             asked = {"steps": steps, "schedule": self.schedule, "spacing": named, **settled}
             asked.update(t_start=given["t_start"], t_end=given["t_end"])
             made = _plan(method, asked)
@@ -144,6 +147,8 @@ class Sampler:
     def _adaptive_engine(
         self, method: Method, steps: int | None, given: dict[str, Any], options: dict[str, Any]
     ) -> AdaptiveEngine:
+        from fastdiff.run.controlled import AdaptiveEngine
+
         if self.graph is True:
             raise RuntimeError(
                 f"graph=True: method {method.name!r} chooses each step from the error of the last, a value that the "
@@ -183,8 +188,8 @@ class Sampler:
         )
 
     def __repr__(self) -> str:
-        if isinstance(self.engine, AdaptiveEngine):
-            m = self.engine.method
+        if self._controlled is not None:
+            m = self._controlled.method
             own = f"rtol={m.controller.rtol:g}, atol={m.controller.atol:g}, control={m.control!r}"
         else:
             own = f"steps={self.plan.steps}"
@@ -379,8 +384,8 @@ class Sampler:
             "dtype": self.dtype,
             "backend": self.backend,
         }
-        if isinstance(self.engine, AdaptiveEngine):
-            m = self.engine.method
+        if self._controlled is not None:
+            m = self._controlled.method
             if m.method != "ode":
                 raise ValueError(f"method {m.method!r} runs from noise to data alone: invert method='ode'")
             assert self._asked is not None

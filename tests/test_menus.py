@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import fastdiff
 from fastdiff.schedules.grids import SPACINGS, grid, spacing_key
+from fastdiff.schedules.peers import MENU
 
 COMFYUI = {
     "euler": "ddim",
@@ -95,11 +97,42 @@ TYPES = {
     "Polyexponential": "polyexponential",
     "SGM Uniform": "sgm_uniform",
     "KL Optimal": "kl_optimal",
-    "Align Your Steps": "ays_sd15",
+    "Align Your Steps": "align_your_steps",
+    "Align Your Steps 11": "align_your_steps",
+    "Align Your Steps 32": "align_your_steps_32",
+    "Align Your Steps GITS": "align_your_steps_gits",
+    "Uniform": "normal",
+    "DDIM": "ddim_uniform",
+    "Turbo": "trailing",
     "ays": "ays_sd15",
     "Simple": "simple",
     "Normal": "normal",
     "Beta": "beta",
+}
+# The web UI's own grid of each sampler, where its menu of schedule types says "Automatic".
+AUTOMATIC = {
+    "DPM++ 2M": ("dpmpp2m", "karras"),
+    "DPM++ SDE": ("dpmpp_sde", "karras"),
+    "DPM++ 2M SDE": ("dpmpp2m_sde", "exponential"),
+    "DPM++ 2M SDE Heun": ("dpmpp2m_sde", "exponential"),
+    "DPM++ 2S a": ("dpmpp_2s_ancestral", "karras"),
+    "DPM++ 3M SDE": ("dpmpp3m_sde", "exponential"),
+    "Euler a": ("euler_ancestral", "normal"),
+    "Euler": ("ddim", "normal"),
+    "LMS": ("lms", "normal"),
+    "Heun": ("heun", "normal"),
+    "DPM2": ("dpm_2", "karras"),
+    "DPM2 a": ("dpm_2_ancestral", "karras"),
+    "Restart": ("restart", "karras"),
+    "DDIM": ("ddim", "ddim_uniform"),
+    "PLMS": ("pndm", "ddim_uniform"),
+    "UniPC": ("unipc", "ddim_uniform"),
+    "DDIM CFG++": ("euler_cfg_pp", "ddim_uniform"),
+    "DPM fast": ("dpm3s", None),
+    "LCM": ("lcm", None),
+    "DPM++ 2M Karras": ("dpmpp2m", "karras"),
+    "DPM++ 2M SDE Heun Karras": ("dpmpp2m_sde", "karras"),
+    "DPM++ 3M SDE Exponential": ("dpmpp3m_sde", "exponential"),
 }
 
 
@@ -168,6 +201,37 @@ def test_schedule_types_of_the_web_ui(name: str, spacing: str) -> None:
     assert spacing_key(name) == spacing
     assert (grid(name, schedule, 10) == grid(spacing, schedule, 10)).all()
     assert fastdiff.plan("euler", 10, schedule, name).times == fastdiff.plan("euler", 10, schedule, spacing).times
+
+
+@pytest.mark.parametrize(("name", "want"), AUTOMATIC.items())
+def test_the_automatic_grid_of_the_web_ui(name: str, want: tuple[str, str | None]) -> None:
+    made = fastdiff.plan(name, 8, "sd", "Automatic")
+    assert made.method == want[0] and made.times == fastdiff.plan(want[0], 8, "sd", want[1]).times
+    assert fastdiff.Sampler(name, 8, schedule="sd", spacing="automatic").plan.times == made.times
+
+
+def test_automatic_is_of_the_web_uis_own_samplers() -> None:
+    x = fastdiff.sample(network, shape=(1, 4), method="DPM adaptive", spacing="Automatic", schedule="sd", seed=3)
+    assert torch.equal(x, sampled("dpm_adaptive")[1])
+    with pytest.raises(ValueError, match="method 'dpm3' is none of these names: ddim, "):
+        fastdiff.plan("dpm3", 4, "sd", "Automatic")
+    with pytest.raises(ValueError, match="which a method says that is named as there"):
+        fastdiff.sample(network, shape=(1, 4), steps=4, spacing="Automatic")
+
+
+def test_the_menus_lists_have_noise_to_their_end() -> None:
+    """Levels of the web UI: as many as steps along the list, in log sigma, then 0."""
+    schedule = fastdiff.schedules.scaled_linear()
+    for name, listed in MENU.items():
+        times = grid(name, schedule, len(listed))
+        levels = np.exp(-schedule.lam(times[:-1]))
+        # The first is the schedule's own, 14.6146 for 14.615.
+        np.testing.assert_allclose(levels, listed, rtol=1e-4)
+        assert times[-1] == schedule.t_clean
+    half = np.exp(-schedule.lam(grid("Align Your Steps", schedule, 6)[:-1]))
+    np.testing.assert_allclose(half, MENU["align_your_steps"][::2], rtol=1e-4)
+    last = grid("Align Your Steps", schedule, 10, final="t_min")[-1]
+    assert abs(np.exp(-schedule.lam(last)) - 0.029) < 1e-12
 
 
 def test_options_of_names() -> None:

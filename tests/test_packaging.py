@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastdiff"
 # Floors of the house, from the ground up. A module may import from its own floor's names and from those below.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_version", "command_line", "interrupts", "names", "files", "values", "_triton"),
+    ("_version", "command_line", "interrupts", "lazy", "names", "files", "values", "_triton"),
     ("schedules",),
     ("plan", "prediction"),
     ("plot", "solvers"),

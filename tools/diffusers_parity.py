@@ -68,7 +68,10 @@ def wide(stack: ExitStack, name: str) -> None:
     # CogVideoXDPM draws twice in every step of second order, and uses the second.
     twice = name == "CogVideoXDPMScheduler"
     draws: Iterator[torch.Tensor] = (NOISE[(i + 1) // 2 if twice else i] for i in itertools.count())
-    for attribute, value in (("torch", Wide(torch)), ("np", Wide(np))):
+    doubled = Wide(torch)
+    # FlowMatchEuler's stochastic_sampling up to diffusers 0.36.
+    doubled.__dict__["randn_like"] = lambda *_, **__: next(draws)
+    for attribute, value in (("torch", doubled), ("np", Wide(np))):
         if hasattr(module, attribute):
             stack.enter_context(mock.patch.object(module, attribute, value))
     if hasattr(module, "randn_tensor"):
@@ -96,7 +99,10 @@ def run(scheduler: Any, times: dict[str, Any], step: dict[str, Any], begin: int)
         at = scheduler.timesteps[begin : begin + 1].repeat(len(START))
         x = noised(0.3 * START, NOISE[-1], at) if noised else scheduler.scale_noise(0.3 * START, at, NOISE[-1])
     old, before = None, None
-    for t in scheduler.timesteps[begin:]:
+    listed = [int(t) for t in scheduler.timesteps] if stands_for == "UnCLIPScheduler" else []
+    for i, t in enumerate(scheduler.timesteps[begin:]):
+        # Its pipelines say where a step leads.
+        more = {"prev_timestep": [*listed, None][begin + i + 1]} if listed else {}
         # The network's times are float32, as pipelines have them.
         time = t.float()
         given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -106,7 +112,7 @@ def run(scheduler: Any, times: dict[str, Any], step: dict[str, Any], begin: int)
         if type(scheduler).__name__ == "CogVideoXDPMScheduler":
             x, old = scheduler.step(out, old, t, before, x, **step, return_dict=False)
         else:
-            x = scheduler.step(out, t, x, **step, return_dict=False)[0]
+            x = scheduler.step(out, int(t) if listed else t, x, **step, **more, return_dict=False)[0]
         before = t
     return x
 

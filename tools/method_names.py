@@ -1,17 +1,20 @@
-"""Writes fastdiff/solvers/method_names.py: the names and options of all methods, for editors and type checkers.
+"""Writes fastdiff/solvers/method_names.py: the names and options of all methods, for editors and type checkers; and
+fastdiff/solvers/index.py: the file of each method, so that only those that are asked for are read.
 
-python tools/method_names.py          # writes the file
-python tools/method_names.py --check  # fails where it is not what would be written
+python tools/method_names.py          # writes the files
+python tools/method_names.py --check  # fails where one is not what would be written
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "fastdiff" / "solvers" / "method_names.py"
+SOLVERS = ROOT / "fastdiff" / "solvers"
 GRID_TYPES = {"steps_offset": "int", "original_steps": "int", "final": 'Literal["clean", "t_min"]'}
 """Other options of spacings are floats."""
 
@@ -40,12 +43,56 @@ def merged(types: list[str]) -> str:
     return " | ".join(plain)
 
 
-def content() -> str:
-    """The file."""
-    sys.path.insert(0, str(ROOT))
-    from fastdiff.solvers import GRID_OPTIONS, GUIDED, METHODS
+def found(families: Iterable[str]) -> dict[str, list[Any]]:
+    """The methods of each file."""
+    return {family: list(importlib.import_module(f"fastdiff.solvers.{family}").METHODS) for family in families}
 
-    every = {**METHODS, **GUIDED}
+
+def index() -> str:
+    """index.py.
+
+    Raises:
+        ValueError: a name or an alias that two methods have.
+    """
+    sys.path.insert(0, str(ROOT))
+    from fastdiff.solvers.registry import FAMILIES, GUIDED_FAMILIES, key_of
+
+    plain, guided = found(FAMILIES), found(GUIDED_FAMILIES)
+    owners: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    for method in (m for methods in (*plain.values(), *guided.values()) for m in methods):
+        for name in (method.name, *method.aliases):
+            if owners.setdefault(key_of(name), method.name) != method.name:
+                raise ValueError(f"{name!r} is a name of {method.name!r} and of {owners[key_of(name)]!r}")
+        if key_of(method.name) != method.name:
+            raise ValueError(f"a method's name is in small letters and underscores: {key_of(method.name)!r}")
+        aliases.update({key_of(name): method.name for name in method.aliases})
+
+    def table(name: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
+        return [f"{name}: dict[str, str] = {{", *(f'    "{key}": "{value}",' for key, value in pairs), "}"]
+
+    def files(families: dict[str, list[Any]]) -> list[tuple[str, str]]:
+        return [(method.name, family) for family, methods in families.items() for method in methods]
+
+    lines = [
+        '"""The file of every method, and the method of every alias. Written by tools/method_names.py."""',
+        "",
+        "from __future__ import annotations",
+        "",
+        *table("FAMILY_OF", files(plain)),
+        *table("GUIDED_FAMILY_OF", files(guided)),
+        *table("ALIASES_OF", aliases.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def content() -> str:
+    """method_names.py."""
+    sys.path.insert(0, str(ROOT))
+    from fastdiff.solvers.registry import FAMILIES, GRID_OPTIONS, GUIDED_FAMILIES
+
+    every = {m.name: m for methods in found((*FAMILIES, *GUIDED_FAMILIES)).values() for m in methods}
 
     options: dict[str, list[str]] = {}
     for method in every.values():
@@ -79,15 +126,22 @@ def content() -> str:
     return "\n".join(lines)
 
 
+FILES = {"index.py": index, "method_names.py": content}
+
+
 def main() -> int:
-    text = content()
+    old = [name for name, make in FILES.items() if not (SOLVERS / name).is_file() or _text(name) != make()]
     if "--check" in sys.argv[1:]:
-        if TARGET.read_text(encoding="utf-8") != text:
-            print(f"{TARGET.name} is out of date: python tools/method_names.py", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.write_text(text, encoding="utf-8")
+        for name in old:
+            print(f"{name} is out of date: python tools/method_names.py", file=sys.stderr)
+        return int(bool(old))
+    for name in old:
+        (SOLVERS / name).write_text(FILES[name](), encoding="utf-8")
     return 0
+
+
+def _text(name: str) -> str:
+    return (SOLVERS / name).read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

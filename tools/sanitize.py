@@ -16,7 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "sanitize"
-TESTS = ["tests/ops/test_cpu_op.py", "tests/ops/test_cpu_memory.py"]
+TESTS = [
+    f"tests/{name}.py" for name in ("ops/test_cpu_op", "ops/test_cpu_memory", "run/test_launches", "run/test_again")
+]
 # A process of their own, without the sanitizers' build.
 APART = "not small_stack and not impossible_level"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -39,8 +40,8 @@ class Move(NamedTuple):
     ends: bool
 
 
-Launched = tuple[StageSpec, int, int, int, int, int | None, int, bool, bool, bool]
-"""Of a move: (spec, row, x, u, u_to, x_to, copies, evaluate, keep, whether it is the last), unpacked at once."""
+Launched = tuple[StageSpec, int, int, int, int, int | None, bool, bool]
+"""Of a move: (spec, row, x, u, u_to, x_to, evaluate, keep), as csrc/walk.h reads it."""
 
 
 def moves(plan: Plan, specs: tuple[StageSpec, ...]) -> tuple[Move, ...]:
@@ -136,15 +137,23 @@ class Program:
     numbers: torch.Tensor | None = None
 
     @cached_property
+    def courses(self) -> dict[Callable[[StageSpec, tuple[Launched, ...]], bytes], bytes]:
+        return {}
+
+    @cached_property
     def launches(self) -> tuple[Launched, ...] | None:
         """The stages as `Launched`; None where one of them is more than a launch."""
         if any(m.langevin_norm for m in self.moves):
             return None
-        last = len(self.moves) - 1
-        return tuple(
-            (m.spec, m.row, m.x, m.u, m.u_to, m.x_to, m.spec.copies, m.evaluate, m.keep, k == last)
-            for k, m in enumerate(self.moves)
-        )
+        return tuple((m.spec, m.row, m.x, m.u, m.u_to, m.x_to, m.evaluate, m.keep) for m in self.moves)
+
+    def course(self, pack: Callable[[StageSpec, tuple[Launched, ...]], bytes]) -> bytes:
+        """`opening` and `launches`, packed by an extension for its `Walk`."""
+        found = self.courses.get(pack)
+        if found is None:
+            assert self.launches is not None
+            found = self.courses[pack] = pack(self.opening, self.launches)
+        return found
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:

@@ -29,20 +29,28 @@ class Driver:
     def __init__(self, engine: Ticking) -> None:
         self.engine = engine
         self.thread: ThreadPoolExecutor | None = None
-        self.task: asyncio.Task[None] | None = None
+        # Of each event loop that waits for requests, the task that ticks.
+        self.tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
 
     def wake(self) -> None:
         """See to it that ticks run until the engine is idle."""
         loop = asyncio.get_running_loop()
         if self.thread is None:
             self.thread = ThreadPoolExecutor(1, "fastdiff-engine")
-        if self.task is None or self.task.done() or self.task.get_loop() is not loop:
-            self.task = loop.create_task(self._drive())
+        task = self.tasks.get(loop)
+        if task is None or task.done():
+            task = self.tasks[loop] = loop.create_task(self._drive())
+            task.add_done_callback(self._forget)
 
     async def _drive(self) -> None:
         loop = asyncio.get_running_loop()
         while not self.engine.idle:
             await loop.run_in_executor(self.thread, self.engine.step)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        loop = task.get_loop()
+        if self.tasks.get(loop) is task:
+            del self.tasks[loop]
 
     async def generate(self, request: Request) -> torch.Tensor:
         """The sample; the request is cancelled with the task that waits for it."""
@@ -52,25 +60,30 @@ class Driver:
         try:
             await done.wait()
         except asyncio.CancelledError:
+            # The ticks go on until it has left; where they were cancelled too, the loop is ending.
             request.cancel()
-            self.wake()
             raise
         return _result(request)
 
-    async def follow(self, request: Request) -> AsyncGenerator[Preview, None]:
-        """Previews as they come; the last one is the sample."""
+    def listen(self, request: Request) -> asyncio.Queue[Preview | None]:
+        """Where previews come from now on, and None at the end."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Preview | None]()
         request.watch(lambda preview: loop.call_soon_threadsafe(arrived.put_nowait, preview))
         self._tell(request, lambda: arrived.put_nowait(None))
+        return arrived
+
+    async def follow(self, request: Request, arrived: asyncio.Queue[Preview | None]) -> AsyncGenerator[Preview, None]:
+        """Previews as they come; the last one is the sample."""
         self.wake()
+        last = 0
         try:
             while (preview := await arrived.get()) is not None:
-                if preview.done < preview.nfe:
+                if last < preview.done < preview.nfe:
+                    last = preview.done
                     yield preview
             yield Preview(request.nfe, request.nfe, request.ends, _result(request))
         finally:
-            if request.cancel():
-                self.wake()
+            request.cancel()
 
     def _tell(self, request: Request, call: Callable[[], object]) -> None:
         loop = asyncio.get_running_loop()

@@ -1,20 +1,23 @@
-"""The slots on the device: states, history, rows and times of all running requests, and one tick over them.
+"""The memory on the device: states, history, rows and times of all requests under way, and one tick over them.
 
-The occupied slots are the first ones. A tick gathers the network's input (the slots, then the unconditional halves,
-then copies of slot 0 that fill the bucket up), calls the network, and runs one stage, each slot with its own table row,
-seed and bounds. Rows and times advance on the device. Nothing here waits for it.
+The requests whose turn it is have the first slots, without a gap. Those that are parked lie behind all slots, where no
+launch reaches them. A tick gathers the network's input (the slots, then the unconditional halves, then copies of slot 0
+that fill the bucket up), calls the network, and runs one stage, each slot with its own table row, seed and bounds. Rows
+and times advance on the device. Nothing here waits for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from fastdiff.engine.table import Rows
+from fastdiff.engine.table import IDLE, Rows, put, sent
 from fastdiff.ops import Backend, Buffers, Coeffs, Launch
 from fastdiff.ops.layout import StageSpec
+from fastdiff.run.evaluate import clamped
 
 Call = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """The network with its conditions: (input, times) -> the output."""
@@ -47,7 +50,8 @@ class Batch:
     """The memory of all slots.
 
     Args:
-        slots: how many requests run at most.
+        slots: how many requests a tick takes at most.
+        parked: how many more have a place.
         shape: of one sample.
         dtype, network_dtype: of the state, and of the network's input.
         widest: the most rows that the network is called on.
@@ -59,6 +63,7 @@ class Batch:
     def __init__(
         self,
         slots: int,
+        parked: int,
         shape: tuple[int, ...],
         dtype: torch.dtype,
         network_dtype: torch.dtype,
@@ -70,18 +75,24 @@ class Batch:
     ) -> None:
         device = rows.values.device
         self.table, self.backend, self.ring = rows, backend, ring
-        # x, u, and the history; a request's move from slot to slot is one copy.
-        self.states = torch.zeros((2 + history, slots, *shape), dtype=dtype, device=device)
-        self.x, self.u = self.states[0], self.states[1]
-        self.values = list(self.states[2:])
-        self.fresh = None if ring else torch.zeros_like(self.x)
-        self.before = torch.zeros_like(self.x)
-        self.given = torch.zeros((slots, *shape), dtype=network_dtype, device=device)
+        places = slots + parked
+        # x, u, and the history.
+        self.states = torch.zeros((2 + history, places, *shape), dtype=dtype, device=device)
+        self.memory = list(self.states)
+        self.x, self.u = self.memory[:2]
+        # h1, h2, ... lie in memory[order[0]], memory[order[1]], ...
+        self.order = list(range(2, 2 + history))
+        # The slots that the last tick took; and of all other places, the order that held when they were left.
+        self.taken = 0
+        self.left = [tuple(self.order)] * places
+        self.fresh = None if ring else torch.zeros_like(self.x[:slots])
+        self.before = torch.zeros_like(self.x[:slots])
+        self.given = torch.zeros((places, *shape), dtype=network_dtype, device=device)
         self.own_memory = [t.untyped_storage().data_ptr() for t in (self.states, self.given)]
         # Of each slot: the row and the sample's index; its seed; lo, hi and scale of x0.
-        self.numbers = torch.zeros((2, slots), dtype=torch.int32, device=device)
-        self.seeds = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.bounds = torch.zeros((3, slots), dtype=dtype, device=device)
+        self.numbers = torch.zeros((2, places), dtype=torch.int32, device=device)
+        self.seeds = torch.zeros(places, dtype=torch.int64, device=device)
+        self.bounds = torch.zeros((3, places), dtype=dtype, device=device)
         # The slot of each row of the network's input; and of each slot, the row of its unconditional half.
         self.source = torch.zeros(widest, dtype=torch.int64, device=device)
         self.partner = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -114,25 +125,45 @@ class Batch:
     ) -> None:
         """A new request's start, (1, ...): the rest of the slot is zero, so that no NaN is left of another's."""
         self.states[2:, slot].zero_()
-        self.x[slot].copy_(x[0])
-        self.u[slot].copy_(x[0])
+        self.states[:2, slot].copy_(x)
+        self.given[slot].copy_(x[0])
         self.seeds[slot : slot + 1].copy_(seed)
         self.numbers[1, slot : slot + 1].copy_(index)
-        for i, value in enumerate((*bounds, 1.0)):
-            self.bounds[i, slot].fill_(value)
+        put(self.bounds[:, slot], torch.tensor((*bounds, 1.0), dtype=x.dtype))
 
-    def move(self, source: int, to: int) -> None:
-        """Everything of one slot into another."""
-        for memory in (self.states, self.numbers, self.bounds):
-            memory[:, to].copy_(memory[:, source])
-        self.given[to].copy_(self.given[source])
-        self.seeds[to].copy_(self.seeds[source])
+    def seat(self, moves: Sequence[tuple[int, int]], count: int) -> None:
+        """Everything of some places into others, all at once; then the first `count` slots are those of the next tick.
+
+        The others keep the history as it lies: the order goes on turning without them.
+        """
+        now = tuple(self.order)
+        self.left[: self.taken] = [now] * self.taken
+        if moves:
+            places = len(self.given)
+            sources = np.array([[k * places + source for k in (0, 1, *self.left[source])] for source, _ in moves])
+            ends = np.array([[k * places + to for k in (0, 1, *now)] for _, to in moves])
+            whole, alone = (
+                [sent(i, self.x.device) for i in at] for at in ((sources, ends), (sources[:, 0], ends[:, 0]))
+            )
+            for memory, dim, (source, to) in (
+                (self.states.flatten(0, 1), 0, whole),
+                (self.given, 0, alone),
+                (self.seeds, 0, alone),
+                (self.numbers, 1, alone),
+                (self.bounds, 1, alone),
+            ):
+                memory.index_copy_(dim, to, memory.index_select(dim, source))
+            for _, place in moves:
+                self.left[place] = now
+        if count < self.taken:
+            self.numbers[0, count : self.taken].fill_(IDLE)
+        self.taken = count
 
     def run(self, slot: int, row: int, spec: StageSpec) -> None:
         """One table row of one slot without a network: an opening, or noise between two evaluations."""
         at = slice(slot, slot + 1)
         x, u = self.x[at], self.u[at]
-        buf = Buffers(x=x, u=u, h=tuple(h[at] for h in self.values[: spec.history]))
+        buf = Buffers(x=x, u=u, h=tuple(self.memory[k][at] for k in self.order[: spec.history]))
         buf.u_out, buf.net_in = u, self.given[at]
         if spec.x_mask:
             buf.x_out = x
@@ -146,8 +177,9 @@ class Batch:
         buf = Buffers(u=self.before[at], first=out[at], u_out=x0)
         if spec.guided:
             buf.second = out[partner : partner + 1]
-        self.backend.stage(spec, row, self.own(slot), buf)
-        return x0
+        own = self.own(slot)
+        self.backend.stage(spec, row, own, buf)
+        return clamped(x0, own)
 
     def tick(self, shape: Shape, network: Call) -> torch.Tensor:
         """One evaluation of every occupied slot, and its stage. Returns the network's output, contiguous."""
@@ -215,7 +247,7 @@ class Batch:
 
     def _stage(self, n: int, out: torch.Tensor, spec: StageSpec, history: int) -> None:
         """The joint launch. The oldest value may be overwritten: every element is read before it is written."""
-        x, u, h = self.x, self.u, self.values[:history]
+        x, u, h = self.x, self.u, [self.memory[k] for k in self.order[:history]]
         kept = (h[-1] if self.fresh is None else self.fresh) if history else None
         second = out.index_select(0, self.partner[:n]) if spec.guided else None
         if self._launcher is None:
@@ -243,8 +275,8 @@ class Batch:
     def _turn(self, history: int, n: int) -> None:
         """What was just kept is now h1."""
         if self.fresh is None:
-            self.values.insert(0, self.values.pop(history - 1))
+            self.order.insert(0, self.order.pop(history - 1))
             return
-        for younger, older in zip(self.values[history - 2 :: -1], self.values[history - 1 : 0 : -1], strict=False):
-            older[:n].copy_(younger[:n])
-        self.values[0][:n].copy_(self.fresh[:n])
+        for younger, older in zip(self.order[history - 2 :: -1], self.order[history - 1 : 0 : -1], strict=False):
+            self.memory[older][:n].copy_(self.memory[younger][:n])
+        self.memory[self.order[0]][:n].copy_(self.fresh[:n])

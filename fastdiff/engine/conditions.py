@@ -36,7 +36,7 @@ def likeness(tree: Tree) -> tuple[Any, ...]:
 
 
 def checked(name: str, tree: Any, device: torch.device, alone: bool) -> dict[str, Any] | None:
-    """A request's condition on the engine's device.
+    """A request's condition on the engine's device, in memory of its own: the caller may write into its tensors again.
 
     Args:
         alone: whether tensors must have a first dimension of 1, as `stack` needs.
@@ -58,7 +58,11 @@ def checked(name: str, tree: Any, device: torch.device, alone: bool) -> dict[str
                     f"{name}[{key!r}] has shape {tuple(leaf.shape)}; expected the first dimension 1, one sample's: "
                     "value[None]; or give the engine a collate function of your own"
                 )
-    return tree_map(lambda v: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v, dict(tree))
+
+    def own(value: Any) -> Any:
+        return value.to(device, non_blocking=True, copy=True) if isinstance(value, torch.Tensor) else value
+
+    return tree_map(own, dict(tree))
 
 
 def unlike(name: str, got: Tree, others: Tree) -> str:

@@ -26,6 +26,23 @@ from fastdiff.sampler import Sampler
 from fastdiff.schedules import NoiseSchedule
 from fastdiff.values import flag, whole
 
+SHARED = ("shape", "schedule", "prediction", "dtype", "backend", "graph", "device", "model_kwargs", "check_finite")
+"""Arguments of `sample` that are the engine's."""
+
+ELSEWHERE = {
+    "guidance_scale": "give guidance=...",
+    "callback": "give on_preview=..., which is called with each predicted x0",
+    "progress": "look at request.progress, or give on_preview=...",
+    "return_trajectory": "give on_preview=..., and keep what it is called with",
+    "return_info": "request.nfe and request.progress say what it costs",
+    "out": "request.result() is memory of its own",
+    "output_dtype": "give Engine(..., dtype=...), or cast request.result()",
+    "frames": "its row for each frame needs a table of its own: use fastdiff.sample(model, frames=...)",
+    "classifier_grad": "give guidance=fastdiff.guidance.ClassifierScore(...) or another form of a classifier's",
+    "classifier_form": "give guidance=fastdiff.guidance.ClassifierScore(...) or another form of a classifier's",
+}
+"""What stands for arguments of `sample` that no request has."""
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -147,13 +164,16 @@ class Desk:
             x = x[None]
         if tuple(x.shape) != (1, *terms.shape):
             raise ValueError(f"x has shape {tuple(x.shape)}; expected {terms.shape}, the engine's")
-        return cast_x(x, terms.device, terms.dtype)
+        # Of its own: it is read when the request enters, and the caller may write into it before.
+        return cast_x(x.clone(), terms.device, terms.dtype)
 
     def _sampler(self, method: Any, steps: int | None, options: dict[str, Any]) -> Sampler:
         """A sampler of these arguments, kept for the next request with the same ones."""
-        for name in ("schedule", "prediction", "dtype", "backend", "graph", "device", "model_kwargs"):
-            if name in options:
+        for name in options:
+            if name in SHARED:
                 raise TypeError(f"{name} is the engine's, for all requests: Engine(..., {name}=...)")
+            if name in ELSEWHERE:
+                raise TypeError(f"a request of an Engine takes no {name}: {ELSEWHERE[name]}")
         if options.get("plan") is None:
             options = {**options, "schedule": self.terms.schedule}
         key = same({"method": method, "steps": steps, **options})

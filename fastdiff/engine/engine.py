@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from typing_extensions import Unpack
@@ -22,6 +23,7 @@ from fastdiff.engine.desk import Desk, Terms
 from fastdiff.engine.floor import Floor, Stats
 from fastdiff.engine.graphs import Graphs
 from fastdiff.engine.options import SUBMIT_DEFAULTS, SubmitOptions
+from fastdiff.engine.place import Place
 from fastdiff.engine.request import Closed, Preview, QueueFull, Request
 from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, Rows
@@ -41,6 +43,10 @@ from fastdiff.run.network import check_kwargs, placement, sample_shape, stated
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.values import flag, whole
 
+_PARKED = 64
+_MOST_BYTES = 256 << 20
+"""Parked requests and the memory for them, where the caller does not say how many."""
+
 
 class Engine:
     """Runs many requests together: one call of the network and one launch of the stage for all of them, tick by tick.
@@ -55,7 +61,10 @@ class Engine:
 
     Args:
         model: as of `fastdiff.sample`.
-        slots: requests that run at a time, at least 1.
+        slots: requests of which a tick takes each an evaluation further, at least 1.
+        parked: how many more may be under way. Where there are more than `slots`, a new one has its first evaluation at
+            the next tick, and then they take turns. Default: 64, or three times `slots` if that is more, as far as
+            their states fit in 256 MiB.
         shape: of one sample, without a batch. Default: the model's own.
         schedule, prediction, dtype, backend: as of `fastdiff.sample`, of all requests.
         device: where the states live; default: the model's.
@@ -83,6 +92,7 @@ class Engine:
         model: Callable[..., Any],
         *,
         slots: int = 32,
+        parked: int | None = None,
         shape: Sequence[int] | None = None,
         schedule: str | NoiseSchedule | None = None,
         prediction: Prediction | None = None,
@@ -122,16 +132,22 @@ class Engine:
         self.device = resolve_device(device, None, found)
         module = ops.select(backend, self.device, dtype, network_dtype or dtype)
         given = network_dtype or dtype
-        captured = self._captures(graph)
+        if parked is None:
+            parked = min(max(3 * slots, _PARKED), _MOST_BYTES // ((2 + history) * math.prod(size) * dtype.itemsize))
+        parked = whole("parked", parked, 0, 2**16, "parked=96")
+        captured, self._place = self._captures(graph), Place(self.device)
+        # Held through a tick; and for what other threads may change meanwhile.
+        self._turn, self._door = threading.Lock(), threading.RLock()
         sizes = _buckets(buckets, slots)
         with sampling_mode():
             table = Rows(whole("rows", rows, 2, 2**24, "rows=16384"), dtype, clock_dtype(given), self.device)
-            batch = Batch(slots, size, dtype, given, table, module, sizes[-1], history, ring=not captured)
+            batch = Batch(slots, parked, size, dtype, given, table, module, sizes[-1], history, ring=not captured)
         self._floor = Floor(
             model,
             model_kwargs or {},
             batch,
             slots,
+            parked,
             sizes,
             collate,
             Graphs(self.device) if captured else None,
@@ -139,6 +155,8 @@ class Engine:
             flag("learned_variance", learned_variance),
             graph is True,
             self._forget,
+            self._door,
+            self._place,
         )
         self._desk = Desk(
             Terms(
@@ -157,8 +175,6 @@ class Engine:
                 sizes[-1],
             )
         )
-        # Held through a tick; and for what other threads may change meanwhile.
-        self._turn, self._door = threading.Lock(), threading.RLock()
         self._ticking: int | None = None
         self._numbers = itertools.count()
         self._waiting: list[tuple[tuple[int, int], Run]] = []
@@ -177,8 +193,11 @@ class Engine:
             raise RuntimeError(f"graph=True: {why}; use graph='auto' or graph=False")
         return why is None
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Engine belongs to its process, and cannot be copied or pickled: make one there")
+
     def __repr__(self) -> str:
-        running, waiting = len(self._floor.running), len(self._waiting)
+        running, waiting = len(self._floor.residents), len(self._waiting)
         return f"Engine({self.slots} slots of {self.shape}, {running} running, {waiting} waiting)"
 
     @property
@@ -194,7 +213,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
-        return not (self._waiting or self._floor.running or self._floor.verdicts)
+        return not (self._waiting or self._floor.running or self._floor.parked or self._floor.verdicts)
 
     @shows(SUBMIT_DEFAULTS, "method_options")
     def submit(self, method: Any = "dpm3", steps: int | None = None, **options: Unpack[SubmitOptions]) -> Request:
@@ -217,7 +236,9 @@ class Engine:
             QueueFull: as many wait as the queue holds.
             Closed: the engine was closed.
         """
-        run = self._desk.run(self, method, steps, dict(options))
+        return self._queued(self._desk.run(self, method, steps, dict(options)))
+
+    def _queued(self, run: Run) -> Request:
         with self._door:
             if self._closed:
                 raise Closed("the engine is closed and takes no more requests: make a new one")
@@ -226,21 +247,22 @@ class Engine:
                     f"{len(self._waiting)} requests wait, as many as queue={self.queue} allows: try again when some "
                     "are done, or give Engine(..., queue=...) more"
                 )
-            run.since = self._floor.ticks
+            run.since, run.ready = self._floor.ticks, self._place.mark()
             heapq.heappush(self._waiting, (run.order, run))
             self._known[run.request] = run
         return run.request
 
     def rebind(self, request: Request, guidance: Any) -> None:
         """What `request.guidance = ...` calls."""
+        run = self._known.get(request)
+        # What takes long is done before the door is shut.
+        bound = None if run is None else self._desk.rebound(run, guidance)
         with self._door:
-            run = self._known.get(request)
-            if run is None:
+            if run is None or bound is None or request not in self._known:
                 raise ValueError(f"{request!r} is over: its guidance cannot change any more")
-            bound = self._desk.rebound(run, guidance)
-            width = 1 + bound.binding.guidance.batched
+            guided, floor = bound.binding.guidance.batched, self._floor
             # With a block it runs, or is about to enter in another thread.
-            if width > self._floor.buckets[-1] or (run.block != IDLE and width - run.width > self._floor.room):
+            if guided and (floor.buckets[-1] < 2 or (run.block != IDLE and not floor.holds(0, True))):
                 raise ValueError("there is no room for another unconditional half: Engine(..., buckets=...) with more")
             run.next = bound
 
@@ -257,27 +279,30 @@ class Engine:
         with self._door:
             self._known.pop(run.request, None)
 
-    def _following(self) -> Run | None:
-        """The next request, with a block of the table, or None where none waits or there is no room for it."""
+    def _following(self, bound: int | None, rows: int) -> Run | None:
+        """The next request, with a block of the table, or None where none may enter now: a `turns.Following`."""
         with self._door:
-            self._floor.coming = None
             if not self._waiting:
                 return None
             run = self._waiting[0][1]
             if run.next is not None:
                 run.joint, run.next = run.next, None
-            block = self._floor.batch.table.take(run.size) if run.width <= self._floor.room else None
+            if (bound is not None and run.order[0] > bound) or run.width > rows or not self._floor.holds(1, run.guided):
+                return None
+            block = self._floor.batch.table.take(run.size)
             if block is None:
                 return None
             heapq.heappop(self._waiting)
-            run.block, self._floor.coming = block, run
+            run.block = block
+            self._floor.coming.append(run)
             return run
 
     def step(self) -> int:
-        """One tick: requests enter and leave, the network is called once, every running request gets one evaluation
-        further. Returns how many rows of the network's input were requests'; 0 where there was nothing to do.
+        """One tick: requests enter and leave, the network is called once, and each running request, or where there are
+        more than slots each whose turn it is, gets one evaluation further. Returns how many rows of the network's input
+        were requests'; 0 where there was nothing to do.
 
-        An error of the network ends the requests that run, and not the engine.
+        An error of the network ends the requests of this tick, and not the engine.
         """
         if self._ticking == threading.get_ident():
             raise RuntimeError("a tick is under way in this thread, which one of its own functions asked to go on")
@@ -299,9 +324,14 @@ class Engine:
     def _tick(self) -> int:
         self._ticking = threading.get_ident()
         try:
-            needed = self._evaluated()
-            # Here callbacks of the caller's run, which must not wait for a tick either.
-            self._floor.collect(wait=not needed)
+            with self._place.here():
+                needed = self._evaluated()
+                # Here callbacks of the caller's run, which must not wait for a tick either.
+                self._floor.collect(wait=not needed)
+        except Exception as error:
+            # The device's own, after which nothing runs: nobody must wait for ever.
+            self._broken(error)
+            raise
         finally:
             self._ticking = None
         return needed
@@ -310,14 +340,28 @@ class Engine:
         floor = self._floor
         try:
             with sampling_mode():
-                floor.arrange(self._following)
-                return floor.evaluate() if floor.running else 0
+                floor.arrange(bool(self._waiting), self._following)
+                needed = floor.evaluate() if floor.running else 0
+                if floor.over and not self._waiting:
+                    # No tick may come, and they would keep their memory.
+                    floor.arrange(False, self._following)
+                return needed
         except Exception as error:
             floor.abandon(error)
             return 0
         except BaseException as error:
             floor.abandon(error)
             raise
+
+    def _broken(self, error: Exception) -> None:
+        """End every request, with the reason."""
+        with self._door:
+            known = list(self._known)
+            self._known.clear()
+            self._waiting.clear()
+        self._floor.forget()
+        for request in known:
+            request.fail(error)
 
     def run(self) -> None:
         """Tick until nothing runs and nothing waits."""
@@ -352,20 +396,22 @@ class Engine:
     async def stream(
         self, method: Any = "dpm3", steps: int | None = None, **options: Unpack[SubmitOptions]
     ) -> AsyncGenerator[Preview, None]:
-        """`submit` with previews, and `follow`."""
-        given: Any = {**options, "previews": True}
-        async with contextlib.aclosing(self.follow(self.submit(method, steps, **given))) as previews:
+        """`submit` with previews, and `follow`, from the first evaluation on."""
+        run = self._desk.run(self, method, steps, {**options, "previews": True})
+        arrived = self._driver.listen(run.request)
+        async with contextlib.aclosing(self._driver.follow(self._queued(run), arrived)) as previews:
             async for preview in previews:
                 yield preview
 
     async def follow(self, request: Request) -> AsyncGenerator[Preview, None]:
-        """The `Preview` of each evaluation of a request that was submitted with `previews=True`; the last one's x0 is
-        the sample, at the time where the run ends. Leaving the loop cancels the request.
+        """The `Preview` of each evaluation of a request that was submitted with `previews=True`, from the latest;
+        the last one's x0 is the sample, at the time where the run ends. Leaving the loop cancels the request.
 
         Raises:
             Exception: what ended the request; RuntimeError where it was cancelled.
         """
-        async with contextlib.aclosing(self._driver.follow(request)) as previews:
+        arrived = self._driver.listen(request)
+        async with contextlib.aclosing(self._driver.follow(request, arrived)) as previews:
             async for preview in previews:
                 yield preview
 

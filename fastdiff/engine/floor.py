@@ -5,17 +5,19 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from fastdiff.engine import conditions
+from fastdiff.engine import blame, conditions
 from fastdiff.engine.batch import Batch, Shape
 from fastdiff.engine.graphs import Graphs, Uncaptured
 from fastdiff.engine.joint import union, widest
+from fastdiff.engine.place import Place
 from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, put
+from fastdiff.engine.turns import Following, turns
 from fastdiff.names import warn
 from fastdiff.options import RUN_DEFAULTS
 from fastdiff.run.job import begin
@@ -54,6 +56,7 @@ class Floor:
     Args:
         model: the network.
         model_kwargs: given with every call.
+        slots, parked: as of `Batch`.
         buckets: sizes of the network's input, ascending.
         collate: one batch of keyword arguments from the conditions of its rows, or None for `conditions.stack`.
         graphs: ticks as CUDA graphs, or None.
@@ -61,6 +64,8 @@ class Floor:
         learned: whether the network gives twice the channels.
         strict: whether a tick that cannot be captured is an error.
         ended: told of each request that is over.
+        door: held while what other threads ask for changes.
+        place: the device.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Floor:
         model_kwargs: Mapping[str, Any],
         batch: Batch,
         slots: int,
+        parked: int,
         buckets: tuple[int, ...],
         collate: conditions.Collate | None,
         graphs: Graphs | None,
@@ -76,17 +82,23 @@ class Floor:
         learned: bool,
         strict: bool,
         ended: Callable[[Run], None],
+        door: AbstractContextManager[Any],
+        place: Place,
     ) -> None:
         self.model, self.model_kwargs, self.batch = model, dict(model_kwargs), batch
-        self.slots, self.buckets, self.collate = slots, buckets, collate
+        self.slots, self.places, self.buckets, self.collate = slots, slots + parked, buckets, collate
         self.graphs, self.finite, self.learned, self.strict, self.ended = graphs, finite, learned, strict, ended
+        self.door, self.place = door, place
         self.running: list[Run] = []
+        self.parked: list[Run] = []
+        # Requests that left the queue at this moment and have no slot yet.
+        self.coming: list[Run] = []
+        # Whether u is the network's input, as it was at the last tick.
+        self.direct = False
         self.verdicts: deque[Verdict] = deque()
         self.ticks = self.evaluations = self.padded = self.version = self.needed = 0
         self.network = Network(model, 1, learned=learned)
         self.shape: Shape | None = None
-        # The request that leaves the queue at this moment and has no slot yet.
-        self.coming: Run | None = None
 
     @property
     def stats(self) -> Stats:
@@ -94,75 +106,111 @@ class Floor:
         return Stats(self.ticks, self.evaluations, self.padded, captures)
 
     @property
-    def room(self) -> int:
-        """Rows of the network's input that are free."""
-        runs = self.running if self.coming is None else [*self.running, self.coming]
-        return self.buckets[-1] - sum(run.width for run in runs if not run.over)
+    def residents(self) -> list[Run]:
+        """All requests that have begun: those whose turn it is, and the parked ones."""
+        return [*self.running, *self.parked]
 
-    def arrange(self, following: Callable[[], Run | None]) -> None:
-        """Let those leave who are done, and those enter who wait; then what the next tick needs is known.
+    def holds(self, more: int, guided: bool) -> bool:
+        """Whether there is a place for all residents, for those that enter at this moment, and for `more`: some have
+        their turn, and the others lie behind. `guided`: whether one of them has, or will have, two halves."""
+        runs = [run for run in (*self.residents, *self.coming) if not run.over]
+        behind, count, rows = self.places - self.slots, len(runs) + more, self.buckets[-1]
+        if count <= behind + min(self.slots, rows // 2):
+            return True
+        guided = guided or any(run.width > 1 for run in runs)
+        return count <= behind + min(self.slots, rows // (1 + guided))
 
-        Args:
-            following: the next request that there is room for, its block taken, or None.
-        """
-        batch, holes = self.batch, []
+    def arrange(self, waits: bool, following: Following) -> None:
+        """Let those leave who are done, those enter who wait, and those pause whose turn it is not; then what the next
+        tick needs is known. `waits`: whether anybody does."""
         changed = self.shape is None
-        for slot, run in enumerate(self.running):
-            if run.next is not None:
-                run.rebind(batch, run.next)
-                run.next, changed = None, True
+        for run in self.residents:
             if run.result is not None or run.request.ended:
-                holes.append(slot)
                 self._release(run)
-        before = len(self.running)
-        for slot in [*holes, *range(before, self.slots)]:
-            entered = self._entered(slot, following)
-            if entered is None:
-                break
-            changed = True
-            if slot < before:
-                self.running[slot] = entered
-                holes.remove(slot)
-            else:
-                self.running.append(entered)
-        self.coming = None
-        for hole in reversed(holes):
-            changed = True
-            self._close(hole)
-        while changed and self.running:
-            blamed = self._compose()
-            changed = blamed is not None
-            if blamed is not None:
-                self._release(self.running[blamed])
-                self._close(blamed)
+                changed = True
+            elif run.next is not None:
+                with self.door:
+                    run.joint, run.next = run.next, None
+                run.rewrite(self.batch)
+                changed = True
+        here = [run for run in self.residents if run.block != IDLE] if changed else self.residents
+        if changed or waits or self.parked:
+            changed = self._seat(here, turns(here, self.slots, self.buckets[-1], following)) or changed
+        if changed:
+            self._settle()
 
-    def _entered(self, slot: int, following: Callable[[], Run | None]) -> Run | None:
-        """The next request, in this slot; those that fail here are over at once."""
-        while (run := following()) is not None:
-            run.request.began(self.ticks - run.since)
-            given = {**RUN_DEFAULTS, **run.arguments, "device": self.batch.x.device}
-            try:
-                run.place(self.batch)
-                size, dtypes = (1, *self.batch.x.shape[1:]), (self.batch.x.dtype, self.batch.backend.NAME)
-                start = begin(run.engine, run.arguments["x"], size, given, *dtypes, None, self.batch.given.dtype)
-                run.enter(self.batch, slot, start, self.model, self.batch.given.dtype)
-                return run
-            except BaseException as error:
-                self.batch.numbers[0, slot].fill_(IDLE)
-                run.request.fail(error)
-                self._release(run)
-                if not isinstance(error, Exception):
-                    raise
-        return None
+    def _settle(self) -> None:
+        """What the next tick needs, without those whose conditions do not go with the others'."""
+        while self.running and (blamed := self._compose()) is not None:
+            self._dismiss(*blamed)
+
+    def _dismiss(self, slot: int, error: Exception) -> None:
+        """End one of those that run."""
+        run = self.running[slot]
+        run.request.fail(error)
+        self._release(run)
+        self._close(slot)
+
+    def _bucket(self, rows: int) -> int:
+        return self.buckets[bisect.bisect_left(self.buckets, rows)]
+
+    def _seat(self, here: list[Run], going: list[Run]) -> bool:
+        """Give those who go on and those who enter the first slots, and the others a place behind. Returns whether
+        anything changed."""
+        count, chosen = len(going) + len(self.coming), set(map(id, going))
+        held = {run.slot for run in going if run.slot < count}
+        paused = [run for run in here if id(run) not in chosen]
+        if len(held) == count == len(self.running):
+            self.parked = paused
+            return False
+        seats = iter([slot for slot in range(count) if slot not in held])
+        places = iter(sorted(set(range(self.slots, self.places)) - {run.slot for run in paused}))
+        moves = []
+        for run, to in (*((r, seats) for r in going if r.slot >= count), *((r, places) for r in paused)):
+            if to is seats or run.slot < self.slots:
+                place = next(to)
+                moves.append((run.slot, place))
+                run.slot = place
+        self.batch.seat(moves, count)
+        with self.door:
+            self.running, self.parked = sorted(going, key=lambda run: run.slot), paused
+        holes = []
+        for slot in seats:
+            run = self.coming[0]
+            run.slot = slot
+            if not self._entered(run):
+                holes.append(slot)
+            with self.door:
+                self.running.insert(slot, run)
+                del self.coming[0]
+        for hole in reversed(holes):
+            self._close(hole)
+        return True
+
+    def _entered(self, run: Run) -> bool:
+        """Whether a request begins; one that fails here is over at once."""
+        run.request.began(self.ticks - run.since)
+        given = {**RUN_DEFAULTS, **run.arguments, "device": self.batch.x.device}
+        try:
+            self.place.wait(run.ready)
+            run.place(self.batch)
+            size, dtypes = (1, *self.batch.x.shape[1:]), (self.batch.x.dtype, self.batch.backend.NAME)
+            start = begin(run.engine, run.arguments["x"], size, given, *dtypes, None, self.batch.given.dtype)
+            run.enter(self.batch, run.slot, start, self.model, self.batch.given.dtype)
+            return True
+        except Exception as error:
+            run.request.fail(error)
+            self._release(run)
+            return False
 
     def _close(self, hole: int) -> None:
         """The slots in use are the first ones: the last one's request goes where another left."""
         last = len(self.running) - 1
-        moved = self.running.pop()
-        if hole != last:
-            self.batch.move(last, hole)
-            self.running[hole] = moved
-        self.batch.numbers[0, last].fill_(IDLE)
+        with self.door:
+            moved = self.running.pop()
+            if hole != last:
+                self.running[hole], moved.slot = moved, hole
+        self.batch.seat([(last, hole)] if hole != last else [], last)
 
     def _release(self, run: Run) -> None:
         if run.block != IDLE:
@@ -171,9 +219,9 @@ class Floor:
         run.state = None
         self.ended(run)
 
-    def _compose(self) -> int | None:
+    def _compose(self) -> blame.Blamed | None:
         """The rows of the network's input, their conditions and the union of the table's rows. Where the conditions do
-        not go together, the slot whose request failed for it."""
+        not go together, who is to blame."""
         n, batch = len(self.running), self.batch
         partners, source = list(range(n)), list(range(n))
         rows = [run.cond for run in self.running]
@@ -185,14 +233,16 @@ class Floor:
                 source.append(slot)
                 rows.append(run.uncond)
         self.needed = len(source)
-        size = self.buckets[bisect.bisect_left(self.buckets, self.needed)]
-        rows += [rows[0]] * (size - len(source))
+        size = self._bucket(self.needed)
+        if self.collate is None:
+            blamed = blame.unlike(self.running, self.residents, self._called_alone)
+            if blamed is not None:
+                return blamed
         try:
-            kwargs = self._collated(rows)
+            self.network = self._called_on(size, rows)
         except Exception as error:
-            return self._blame(error)
+            return blame.uncollated(self.running, self._collated, error)
         self.version += 1
-        self.network = Network(self.model, size, learned=self.learned).with_kwargs({**self.model_kwargs, **kwargs})
         joint = [run.joint for run in self.running if run.alone is None]
         before = any(run.shows for run in self.running)
         if self.graphs is None:
@@ -201,27 +251,28 @@ class Floor:
             direct = self._direct()
             if direct:
                 spec = spec._replace(copies=0)
-            elif self.shape is not None and self.shape.direct:
-                for slot, run in enumerate(self.running):
+            elif self.direct:
+                for run in self.residents:
                     # At the others' entrance it was written.
                     if run.at:
-                        batch.given[slot].copy_(batch.u[slot])
+                        batch.given[run.slot].copy_(batch.u[run.slot])
+            self.direct = direct
             self.shape = Shape(n, size, self._learned(spec), history, size == n, direct, before)
         else:
-            history = len(batch.values)
+            history = len(batch.order)
             self.shape = Shape(min(size, self.slots), size, self._learned(widest(history)), history, False, False, True)
         if not self.shape.whole:
-            put(batch.source[:size], np.array(source + [0] * (size - len(source))))
+            put(batch.source[:size], torch.tensor(source + [0] * (size - len(source))))
             # Idle slots read a row too, which must be there.
             partners += range(n, self.shape.stage)
-            put(batch.partner[: len(partners)], np.array(partners))
+            put(batch.partner[: len(partners)], torch.tensor(partners))
         return None
 
     def _direct(self) -> bool:
         """Whether u can be the network's input."""
         batch = self.batch
         return batch.given.dtype is batch.u.dtype and not any(
-            run.alone is not None or run.joint.scaled for run in self.running
+            run.alone is not None or run.joint.scaled for run in self.residents
         )
 
     def _learned(self, spec: Any) -> Any:
@@ -229,7 +280,6 @@ class Floor:
 
     def _collated(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
         if self.collate is None:
-            self._compare()
             return conditions.stack(rows)
         made = self.collate(rows)
         if not isinstance(made, Mapping):
@@ -242,31 +292,37 @@ class Floor:
                 )
         return made
 
-    def _compare(self) -> None:
-        """ValueError where two of the running requests have conditions that cannot be joined."""
-        first = self.running[0]
-        for run in self.running:
-            if run.likeness != first.likeness:
-                raise ValueError(conditions.unlike("cond", run.cond, first.cond))
+    def _called_on(self, size: int, rows: list[dict[str, Any]]) -> Network:
+        """The network on `size` rows with these conditions, repeated to fill it up."""
+        kwargs = self._collated(rows + [rows[0]] * (size - len(rows)))
+        return self.network.with_kwargs({**self.model_kwargs, **kwargs})
 
-    def _blame(self, error: Exception) -> int:
-        """Conditions do not go together: the request that cannot be collated by itself fails, or else the newest.
-        Returns its slot."""
-        blamed = max(range(len(self.running)), key=lambda slot: self.running[slot].order[1])
-        for slot, run in enumerate(self.running if self.collate is not None else ()):
-            try:
-                self._collated([run.cond, *([run.uncond] if run.guided and run.uncond is not None else [])])
-            except Exception as own:
-                blamed, error = slot, own
-                break
-        self.running[blamed].request.fail(error)
-        return blamed
+    def _isolated(self) -> bool:
+        """After an error of the network: whether it comes from the conditions of requests that just entered, which then
+        end alone. The others have lost nothing, since the stage comes after the network."""
+        found = blame.failing(self.running, self._called_alone)
+        for slot, error in reversed(found):
+            self._dismiss(slot, error)
+        return bool(found)
+
+    def _called_alone(self, slot: int, rows: list[dict[str, Any]]) -> None:
+        """Call the network with one slot's state and its conditions."""
+        batch, size = self.batch, self._bucket(len(rows))
+        given = (batch.u if self.direct else batch.given)[slot : slot + 1].repeat_interleave(size, 0)
+        clock = batch.table.clock.index_select(0, batch.numbers[0, slot : slot + 1]).repeat(size)
+        self._called_on(size, rows)(given, clock)
 
     def evaluate(self) -> int:
         """One tick. Returns how many rows of the network's input requests needed."""
         batch, shape = self.batch, self.shape
         assert shape is not None
-        batch.out = self._ticked(shape)
+        try:
+            batch.out = self._ticked(shape)
+        except Exception:
+            if not self._isolated():
+                raise
+            self._settle()
+            return self.evaluate() if self.running else 0
         self.ticks += 1
         self.evaluations += self.needed
         self.padded += shape.network
@@ -315,9 +371,9 @@ class Floor:
         good = sums.isfinite()
         event = None
         if good.device.type == "cuda":
-            event, seen = torch.cuda.Event(), torch.empty(good.shape, dtype=torch.bool, pin_memory=True)
+            seen = torch.empty(good.shape, dtype=torch.bool, pin_memory=True)
             good = seen.copy_(good, non_blocking=True)
-            event.record()
+            event = self.place.mark()
         self.verdicts.append(Verdict(runs, good, event))
 
     def collect(self, wait: bool) -> None:
@@ -341,12 +397,24 @@ class Floor:
                 elif fine and run.result is not None:
                     run.request.finish(run.result)
 
+    @property
+    def over(self) -> bool:
+        """Whether every resident is over."""
+        return all(run.over for run in self.running) and all(run.over for run in self.parked)
+
+    def forget(self) -> None:
+        """Let go of all requests, without the device, which may be broken."""
+        for runs in (self.running, self.parked, self.coming, self.verdicts):
+            runs.clear()
+        self.shape = None
+
     def abandon(self, error: BaseException) -> None:
-        """End all that run, for a reason that is none of theirs."""
-        for run in self.running:
+        """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing."""
+        for run in (*self.running, *self.coming):
             if run.result is None:
                 run.request.fail(error)
             self._release(run)
         self.running.clear()
-        self.batch.numbers[0].fill_(IDLE)
+        self.coming.clear()
+        self.batch.seat([], 0)
         self.shape = None

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 
 from fastdiff.bind import Binding, Table, bind, bind_stage_x0, clock_dtype, in_range, without_late
 from fastdiff.bind.program import check_growth
+from fastdiff.engine.table import Block, block
 from fastdiff.ops.layout import CG, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QX, RAW, StageSpec, mask_of
 from fastdiff.plan import H1, MAX_HISTORY, NREG, SECOND, Plan, U, X
 
@@ -34,8 +34,14 @@ class Joint:
         draws: (stages + 1, 3) int32.
         clock: (stages + 1,) float64: the model's time of the evaluation of each row; 0 where there is none.
         specs: of each row, u' and x' apart, the network's input written once.
+        block: values, draws and clock as the device's table has them; held: the same with rows that do nothing, for a
+            request whose stages run by themselves.
         observed: (stages + 1, WIDTH): the rows whose u' is the predicted x0, and their structures.
         history: how many evaluations ago the oldest value is that a row reads.
+        evaluated: the rows that evaluate the network.
+        spec: the union of these.
+        scaled: whether the network's input is ever other than u.
+        opens: whether row 0 changes anything: whether its u' or the network's input is other than x.
     """
 
     plan: Plan
@@ -44,23 +50,14 @@ class Joint:
     draws: np.ndarray
     clock: np.ndarray
     specs: tuple[StageSpec, ...]
-    observed: tuple[np.ndarray, tuple[StageSpec, ...]]
+    block: Block
+    held: Block
+    observed: tuple[torch.Tensor, tuple[StageSpec, ...]]
     history: int
-
-    @cached_property
-    def evaluated(self) -> tuple[int, ...]:
-        """The rows that evaluate the network."""
-        return tuple(k + 1 for k, s in enumerate(self.plan.stages) if s.evaluate)
-
-    @cached_property
-    def scaled(self) -> bool:
-        """Whether the network's input is ever other than u."""
-        return bool((self.values[:-1, IN_SCALE] != 1.0).any())
-
-    @cached_property
-    def spec(self) -> StageSpec:
-        """The union of the rows that evaluate the network."""
-        return union(self.specs[k] for k in self.evaluated)
+    evaluated: tuple[int, ...]
+    spec: StageSpec
+    scaled: bool
+    opens: bool
 
 
 def union(specs: Iterable[StageSpec]) -> StageSpec:
@@ -106,11 +103,33 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
     in_range(clock, clock_dtype(network_dtype), "the network's time")
     pairs = [bind_stage_x0(s, binding) for s in plan.stages if s.evaluate]
     seen, found = np.zeros_like(values), [table.specs[0]] * len(values)
-    evaluated = [k + 1 for k, s in enumerate(plan.stages) if s.evaluate]
+    evaluated = tuple(k + 1 for k, s in enumerate(plan.stages) if s.evaluate)
     for k, (row, spec) in zip(evaluated, pairs, strict=True):
         seen[k], found[k] = without_late(row[None])[0], spec
     in_range(seen, dtype)
-    return Joint(plan, binding, values, table.draws, clock, tuple(specs), (seen, tuple(found)), most)
+    dtypes = dtype, clock_dtype(network_dtype)
+    made, held = (block(v, table.draws, clock, evaluated, *dtypes) for v in (values, _hold(values)))
+    observed = torch.from_numpy(seen).to(dtype), tuple(found)
+    spec, scaled = union(specs[k] for k in evaluated), bool((values[:-1, IN_SCALE] != 1.0).any())
+    still = np.zeros(NREG)
+    still[X] = 1.0
+    opens = bool((values[0, NEXT_U : NEXT_U + NREG] != still).any() or values[0, IN_SCALE] != 1.0 or specs[0].convert)
+    return Joint(
+        plan=plan,
+        binding=binding,
+        values=values,
+        draws=table.draws,
+        clock=clock,
+        specs=tuple(specs),
+        block=made,
+        held=held,
+        observed=observed,
+        history=most,
+        evaluated=evaluated,
+        spec=spec,
+        scaled=scaled,
+        opens=opens,
+    )
 
 
 def _row(plan: Plan, table: Table, k: int, row: np.ndarray, ages: tuple[int, ...], apart: bool) -> np.ndarray:
@@ -160,8 +179,8 @@ def _ages(plan: Plan) -> tuple[list[tuple[int, ...]], int]:
     return ages, most
 
 
-def hold(joint: Joint) -> np.ndarray:
-    """Rows that do nothing in the joint launch: for a request whose stages run by themselves."""
-    values = np.zeros_like(joint.values)
+def _hold(rows: np.ndarray) -> np.ndarray:
+    """As many rows that do nothing in the joint launch."""
+    values = np.zeros_like(rows)
     values[:, [NEXT_U + U, NEXT_X + X, IN_SCALE]] = 1.0
     return values

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 
@@ -27,7 +27,8 @@ class Preview(NamedTuple):
     Attributes:
         done: evaluations so far, from 1; nfe: of the whole run.
         t: the schedule's time of the evaluation.
-        x0: the predicted x0 there, of a sample's shape, in the state's dtype: guided, neither corrected nor clipped.
+        x0: the predicted x0 there, of a sample's shape, in the state's dtype: guided, corrected and clipped, as the
+            callback of `fastdiff.sample` is given it.
     """
 
     done: int
@@ -56,8 +57,9 @@ class Owner(Protocol):
         """Other guidance from the next tick on."""
 
 
-class Request:
-    """One run in an `Engine`. Not made by hand: `Engine.submit` returns it.
+class Request(Future[torch.Tensor]):
+    """One run in an `Engine`, and a future of its sample: `concurrent.futures.wait`, `as_completed` and
+    `asyncio.wrap_future` take it where another thread advances the engine. Not made by hand: `Engine.submit` gives it.
 
     Attributes:
         method: the name of its method.
@@ -79,24 +81,29 @@ class Request:
         guidance: Any,
         watch: Callable[[Preview], object] | None,
     ) -> None:
+        super().__init__()
         self.method, self.nfe, self.ends, self.seed, self.waited = method, nfe, ends, seed, 0
         self.preview: Preview | None = None
         self._owner, self._guidance = owner, guidance
         self._watches = [] if watch is None else [watch]
         self.count, self.ended = 0, False
-        self._running = False
-        self._future: Future[torch.Tensor] = Future()
+        self._running, self._notified = False, threading.Lock()
 
     def __repr__(self) -> str:
         return f"Request({self.method!r}, {self.status}, {self.count} of {self.nfe} evaluations)"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Request belongs to its engine in this process and cannot be copied or pickled: send request.result()"
+        )
+
     @property
     def status(self) -> str:
         """'waiting', 'running', 'done', 'cancelled' or 'failed'."""
-        if self._future.cancelled():
+        if self.cancelled():
             return "cancelled"
-        if self._future.done():
-            return "done" if self._future.exception() is None else "failed"
+        if self.done():
+            return "done" if super().exception() is None else "failed"
         return "running" if self._running else "waiting"
 
     @property
@@ -123,43 +130,40 @@ class Request:
         """The sample, of the engine's shape. Where nobody else advances the engine, this does, for all requests.
 
         Raises:
-            TimeoutError: not done after `timeout` seconds.
+            concurrent.futures.TimeoutError: not done after `timeout` seconds.
             concurrent.futures.CancelledError: it was cancelled.
             FloatingPointError: the sample is not finite.
             Exception: what ended it.
         """
-        ends = threading.TIMEOUT_MAX if timeout is None else timeout
-        self._wait(ends)
-        return self._future.result(0)
+        self._wait(threading.TIMEOUT_MAX if timeout is None else timeout)
+        return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What ended it, or None; raises as `result` for one that was cancelled, or is not done in time."""
         self._wait(threading.TIMEOUT_MAX if timeout is None else timeout)
-        return self._future.exception(0)
+        return super().exception(0)
 
-    def done(self) -> bool:
-        """Whether it has a result, failed or was cancelled."""
-        return self._future.done()
-
-    def cancelled(self) -> bool:
-        return self._future.cancelled()
+    def running(self) -> bool:
+        """Whether it has a slot. It may be cancelled all the same."""
+        return self._running and not self.done()
 
     def cancel(self) -> bool:
-        """Give it up: False if it is done already. Its slot is free at the next tick."""
-        given_up = self._future.cancel()
+        """Give it up, also while it runs: False if it is done already. Its slot is free at the next tick."""
+        given_up = super().cancel()
         if given_up:
             self.ended = True
+            # Once, of all threads that cancel it: tells those that wait for several futures.
+            if self._notified.acquire(blocking=False):
+                self.set_running_or_notify_cancel()
             self._owner.recall(self)
         return given_up
 
     def watch(self, call: Callable[[Preview], object]) -> None:
-        """`call(preview)` with each from now on, in the thread of the tick; what it raises ends the request. Only where
-        previews were asked for."""
+        """`call(preview)` with the latest at once, where there is one, and with each from now on, in the thread of the
+        tick; what it raises there ends the request. It may be given one twice. Only where previews were asked for."""
         self._watches.append(call)
-
-    def add_done_callback(self, call: Callable[[Request], object]) -> None:
-        """`call(request)` when it is done, failed or cancelled, in the thread where that happens; at once if it is."""
-        self._future.add_done_callback(lambda future: call(self))
+        if self.preview is not None:
+            call(self.preview)
 
     # What follows is the engine's, in the thread of its tick.
 
@@ -175,21 +179,21 @@ class Request:
     def finish(self, x: torch.Tensor) -> None:
         # Cancelled at this moment: its owner was told so.
         with contextlib.suppress(InvalidStateError):
-            self._future.set_result(x)
+            self.set_result(x)
         self.ended = True
 
     def fail(self, error: BaseException) -> None:
         with contextlib.suppress(InvalidStateError):
-            self._future.set_exception(error)
+            self.set_exception(error)
         self.ended = True
 
     def _wait(self, seconds: float) -> None:
         ends = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
-        while not self._future.done():
-            if time.monotonic() > ends:
-                raise TimeoutError(f"{self!r} was not done in {seconds:g} s")
+        while not self.done():
+            if time.monotonic() >= ends:
+                raise FutureTimeout(f"{self!r} was not done in {seconds:g} s")
             if not self._owner.advance():
                 try:
-                    self._future.exception(min(0.05, max(0.0, ends - time.monotonic())))
+                    super().exception(min(0.05, max(0.0, ends - time.monotonic())))
                 except (FutureTimeout, CancelledError):
                     continue

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastdiff.engine.batch import Batch
-from fastdiff.engine.joint import Joint, hold
+from fastdiff.engine.joint import Joint
 from fastdiff.engine.request import Preview, Request
 from fastdiff.engine.table import IDLE
 from fastdiff.guidance import Guidance
@@ -53,9 +53,11 @@ class Run:
         alone: why its stages run by themselves, or None.
         cond, uncond: of the two halves.
         arguments: of `Engine.submit`.
+        slot: its place in the batch's memory.
         partner: the row of the network's input with its unconditional half.
         order: minus its priority, and its number.
         since: the engine's ticks when it was submitted.
+        ready: when what it was given is on the device.
         likeness: what its conditions must share with others'.
         block: its first row in the device's table.
         at: how many evaluations are done.
@@ -75,6 +77,8 @@ class Run:
     order: tuple[int, int]
     since: int
     likeness: object
+    slot: int = 0
+    ready: torch.cuda.Event | None = None
     partner: int = 0
     block: int = IDLE
     at: int = 0
@@ -114,15 +118,14 @@ class Run:
     def place(self, batch: Batch) -> None:
         """Write its rows into its block."""
         joint, table = self.joint, batch.table
-        values = joint.values if self.alone is None else hold(joint)
-        table.place(self.block, values, joint.draws, joint.clock, joint.evaluated)
+        table.place(self.block, joint.block if self.alone is None else joint.held)
         if self.shows:
-            table.write(self.block + len(values), joint.observed[0])
+            table.write(self.block + len(joint.values), joint.observed[0])
 
-    def rebind(self, batch: Batch, joint: Joint) -> None:
+    def rewrite(self, batch: Batch) -> None:
         """Other guidance: the same rows with other coefficients."""
-        self.joint = joint
-        batch.table.write(self.block, joint.values)
+        joint = self.joint
+        batch.table.write(self.block, joint.block.values)
         if self.shows:
             batch.table.write(self.block + len(joint.values), joint.observed[0])
 
@@ -133,7 +136,8 @@ class Run:
         batch.enter(slot, start.x, start.seeds, start.index, bounds)
         batch.numbers[0, slot].fill_(self.block + joint.evaluated[0])
         if self.alone is None:
-            batch.run(slot, self.block, joint.specs[0])
+            if joint.opens:
+                batch.run(slot, self.block, joint.specs[0])
             self._settle(batch, slot, 0)
             return
         network = Network(model, 1, learned=joint.plan.learned_variance)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -56,26 +58,57 @@ class Rows:
                 joined.append((at, length))
         self.free = joined
 
-    def write(self, first: int, values: np.ndarray) -> None:
+    def write(self, first: int, values: torch.Tensor) -> None:
         """Coefficients (n, WIDTH), from row `first` on."""
         put(self.values[first : first + len(values)], values)
 
-    def place(
-        self, first: int, values: np.ndarray, draws: np.ndarray, clock: np.ndarray, order: tuple[int, ...]
-    ) -> None:
-        """A block: its coefficients, draws and times, and `order`, in which its rows evaluate, counted from `first`."""
-        follow = np.full(len(values), IDLE, dtype=np.int32)
-        follow[list(order[:-1])] = np.array(order[1:], dtype=np.int32) + first
-        end = first + len(values)
-        self.write(first, values)
-        put(self.draws[first:end], draws)
-        put(self.clock[first:end], clock)
-        put(self.follow[first:end], follow)
+    def place(self, first: int, block: Block) -> None:
+        """A block's rows, from row `first` on."""
+        end = first + len(block.values)
+        follow = np.where(block.follow > 0, block.follow + np.int32(first), np.int32(IDLE))
+        self.write(first, block.values)
+        put(self.draws[first:end], block.draws)
+        put(self.clock[first:end], block.clock)
+        put(self.follow[first:end], torch.from_numpy(follow))
 
 
-def put(to: torch.Tensor, numbers: np.ndarray) -> None:
+class Block(NamedTuple):
+    """Rows on the host, in the dtypes of the table.
+
+    Attributes:
+        values, draws, clock: as of `Rows`.
+        follow: as of `Rows`, counted from the block's first row, which follows none.
+    """
+
+    values: torch.Tensor
+    draws: torch.Tensor
+    clock: torch.Tensor
+    follow: np.ndarray
+
+
+def block(
+    values: np.ndarray,
+    draws: np.ndarray,
+    clock: np.ndarray,
+    order: tuple[int, ...],
+    dtype: torch.dtype,
+    clock_dtype: torch.dtype,
+) -> Block:
+    """Coefficients, draws and times, and `order`, in which the rows evaluate."""
+    follow = np.full(len(values), IDLE, dtype=np.int32)
+    follow[list(order[:-1])] = order[1:]
+    rows, numbers, times = (torch.from_numpy(made) for made in (values, draws, clock))
+    return Block(rows.to(dtype), numbers.to(torch.int32), times.to(clock_dtype), follow)
+
+
+def put(to: torch.Tensor, source: torch.Tensor) -> None:
     """Write numbers from the host, without waiting for the device."""
-    source = torch.from_numpy(numbers).to(to.dtype)
     if to.device.type == "cuda":
-        source = source.pin_memory()
+        source = source.to(to.dtype).pin_memory()
     to.copy_(source, non_blocking=True)
+
+
+def sent(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Indices from the host, flat, without waiting for the device."""
+    made = torch.from_numpy(numbers.ravel())
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made

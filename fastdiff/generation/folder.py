@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,12 +26,12 @@ class Folder:
     """Where a generation's files lie.
 
     `manifest.json` says what is generated, and is written first. Each shard ends with `shards/00012.json`, which names
-    its files and their SHA-256: a shard without it is made again. `index.json` joins them once all are there. No file
-    says when or by whom it was made, so that any workers give the same bytes.
+    the manifest's SHA-256 (its first 16 digits), its files and theirs: a shard without it is made again. `index.json`
+    joins them once all are there. No file says when or by whom it was made, so that any workers give the same bytes.
 
     Args:
         path: made if it does not exist.
-        manifest: what is generated; a folder that holds anything else is refused.
+        manifest: what is generated; a folder that holds anything else is refused. Real numbers may differ by 1%.
 
     Raises:
         ValueError: the folder belongs to another generation.
@@ -46,8 +47,9 @@ class Folder:
             if not known.exists():
                 write_whole(known, _json(self.manifest))
             found = _read(known)
+            self.key = _sha256(known)[:16]
             names = [*self.manifest, *(name for name in found if name not in self.manifest)]
-            wrong = [name for name in names if found.get(name) != self.manifest.get(name)]
+            wrong = [name for name in names if not _alike(found.get(name), self.manifest.get(name))]
         if wrong:
             told = ", ".join(f"{name}={found.get(name)!r} (now {self.manifest.get(name)!r})" for name in wrong)
             raise ValueError(
@@ -89,7 +91,7 @@ class Folder:
             self._write(name, content)
             sums[name] = hashlib.sha256(content).hexdigest()
         numbers = self.range(shard)
-        mark = {"first": numbers.start, "stop": numbers.stop, "files": sums}
+        mark = {"of": self.key, "first": numbers.start, "stop": numbers.stop, "files": sums}
         self._write(f"{MARKS}/{shard:05d}.json", _json(mark))
 
     def _write(self, name: str, content: bytes) -> None:
@@ -108,13 +110,22 @@ class Folder:
             ) from None
 
     def complete(self) -> bool:
-        """Whether every shard is done; the files that join them are then there."""
+        """Whether every shard is done; the files that join them are then there.
+
+        Raises:
+            ValueError: a shard of another generation.
+        """
         if len(self.finished()) < self.shards:
             return False
         with self._alone() as locked:
             if (self.path / INDEX).exists():
                 return True
             marks = [_read(self.path / MARKS / f"{k:05d}.json") for k in range(self.shards)]
+            for k, mark in enumerate(marks):
+                if mark.get("of") != self.key:
+                    raise ValueError(
+                        f"{self.path / MARKS / f'{k:05d}.json'} is of another generation: delete it, and run again"
+                    )
             files = {name: total for mark in marks for name, total in mark["files"].items()}
             whole = FORMATS[self.manifest["samples"]].whole
             if locked:
@@ -163,33 +174,55 @@ def verify(path: str | Path) -> Checked:
         n, size, kind = int(manifest["n"]), int(manifest["shard"]), FORMATS[manifest["samples"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / MANIFEST} is damaged ({error}): expected n, shard and samples") from None
-    problems, found = [], 0
-    known = set()
+    problems: list[str] = []
+    found, key, sums = 0, _sha256(folder / MANIFEST)[:16], dict[str, str]()
     for shard in range(-(-n // size)):
         first, stop = shard * size, min((shard + 1) * size, n)
         mark = folder / MARKS / f"{shard:05d}.json"
         if not mark.is_file():
             problems.append(f"samples {first} to {stop - 1} are missing: run the generation again, it goes on")
             continue
-        told = _read(mark)
+        try:
+            told = _read(mark)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
         wrong = _wrong(folder, told.get("files", {}))
+        if told.get("of") != key:
+            wrong.append(f"{mark.name} is of another generation")
         if (told.get("first"), told.get("stop")) != (first, stop):
             wrong.append(f"{mark.name} says samples {told.get('first')} to {told.get('stop')}")
         problems += [f"samples {first} to {stop - 1}: {line}; delete {mark} and run again" for line in wrong]
-        known |= set(told.get("files", {}))
+        sums.update(told.get("files", {}))
         found += 0 if wrong else stop - first
     if not problems:
         if not (folder / INDEX).is_file():
             problems.append(f"{INDEX} is missing: run the generation again, it goes on")
         else:
-            whole = {kind.whole: _read(folder / INDEX)["files"].get(kind.whole, "")} if kind.whole else {}
-            problems += [f"{line}; delete {INDEX} and run again" for line in _wrong(folder, whole)]
+            told = _read(folder / INDEX).get("files", {})
+            wrong = _wrong(folder, {kind.whole: told.get(kind.whole, "")} if kind.whole else {})
+            if {name: total for name, total in told.items() if name != kind.whole} != sums:
+                wrong.append(f"{INDEX} lists other files than the shards")
+            problems += [f"{line}; delete {INDEX} and run again" for line in wrong]
     # A reader of the folder would take a file too many for a sample.
-    places = {(folder / name).parent for name in known}
+    places = {(folder / name).parent for name in sums}
     beside = {str(file.relative_to(folder)) for place in places if place.is_dir() for file in place.iterdir()}
-    strange = beside - known - {MANIFEST, INDEX, LOCK, kind.whole, MARKS, *(str(p.relative_to(folder)) for p in places)}
+    strange = (
+        beside - set(sums) - {MANIFEST, INDEX, LOCK, kind.whole, MARKS, *(str(p.relative_to(folder)) for p in places)}
+    )
     problems += [f"{name} is no file of this generation" for name in sorted(strange)]
     return Checked(n, found, problems)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal, but for the last digits of real numbers, which another device may compute otherwise."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=0.01, abs_tol=1e-3) or (one != one and other != other)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(value, other[name]) for name, value in one.items())
+    return bool(one == other)
 
 
 def _wrong(folder: Path, files: Mapping[str, str]) -> list[str]:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from fastdiff.generation.folder import Folder
 from fastdiff.generation.formats import FORMATS, check_images, check_samples, to_images
 from fastdiff.generation.workers import Worker, checked, this_worker
+from fastdiff.guidance import Guidance
 from fastdiff.names import short, unknown
 from fastdiff.options import RUN_DEFAULTS
 from fastdiff.run.arguments import check_shape
+from fastdiff.run.controlled import AdaptiveEngine
 from fastdiff.run.network import placement, sample_shape, stated
 from fastdiff.run.planned import PlanEngine
 from fastdiff.run.weights import fingerprint
@@ -34,6 +38,10 @@ OWN = ("x", "noise", "first_sample", "out", "return_trajectory", "return_info", 
 """Arguments of `sample` that have no meaning for many batches."""
 _LOOK = 2.0
 """Seconds between two looks at what the other workers have done."""
+_ADDRESS = re.compile(" at 0x[0-9a-f]+")
+"""In the text of an object that has none of its own: another in every process."""
+_SOME = 64
+"""Numbers of a tensor that the manifest names."""
 
 
 def generate(
@@ -122,16 +130,19 @@ def generate(
             "samples": format,
             "decode": _name(decode),
             "sampler": _sampler_name(sampler),
-            "conditions": {name: _name(given) for name, given in conditions.items()},
-            "run": {name: _name(value) for name, value in sorted(run.items()) if name != "device"},
+            "conditions": {
+                name: None if given is None else _values(name, given, n, shape[0]) for name, given in conditions.items()
+            },
+            "run": {name: _name(value, sampler) for name, value in sorted(run.items()) if name != "device"},
             "network": fingerprint(model),
         },
     )
 
     def made(first: int, stop: int) -> torch.Tensor:
         """Samples first to stop − 1, on the CPU, as they are written."""
-        numbers = torch.arange(first, first + shape[0]).clamp(max=n - 1)
-        own = {name: _moved(given(numbers), where) for name, given in conditions.items() if given is not None}
+        numbers = _numbers(first, n, shape[0])
+        known = {name: given for name, given in conditions.items() if given is not None}
+        own = {name: _moved(_called(name, given, numbers), where) for name, given in known.items()}
         x: torch.Tensor = sampler(model, **{**run, **own, "shape": shape, "seed": seed, "first_sample": first})
         bad = (~torch.isfinite(x[: stop - first])).flatten(1).any(1)
         if bool(bad.any()):
@@ -223,22 +234,77 @@ def _batch(batch: Any) -> int:
     return whole("batch", batch, 1, 2**31 - 1, "64")
 
 
+def _numbers(first: int, n: int, batch: int) -> torch.Tensor:
+    """Of the samples of a batch: the last one is filled up with the last sample's."""
+    return torch.arange(first, first + batch).clamp(max=n - 1)
+
+
+def _called(name: str, condition: Condition, numbers: torch.Tensor) -> Mapping[str, Any]:
+    """The conditions of the samples with these numbers."""
+    try:
+        given = condition(numbers)
+    except Exception as error:
+        raise TypeError(
+            f"{name} failed [{type(error).__name__}: {short(str(error))}]: it is called with the numbers of a whole "
+            f"batch, an int64 tensor ({len(numbers)},), and returns tensors with that first dimension, such as "
+            f"{name}=lambda i: {{'y': i % 10}}, or of a function of one number, "
+            f"{name}=lambda i: {{'y': torch.tensor([label(int(k)) for k in i])}}"
+        ) from error
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} returned {short(given)}: expected a dict of the network's arguments, {{'y': i % 10}}")
+    return given
+
+
 def _moved(conditions: Mapping[str, Any], where: Any) -> dict[str, Any]:
-    return {name: value.to(where) if isinstance(value, torch.Tensor) else value for name, value in conditions.items()}
+    return tree_map(lambda v: v.to(where) if isinstance(v, torch.Tensor) else v, dict(conditions))
 
 
 def _sampler_name(sampler: Sampler) -> str:
-    """What the sampler is, to the last coefficient of its plan."""
-    if not isinstance(sampler.engine, PlanEngine):
-        return repr(sampler)
-    return f"{sampler!r}, clip={sampler.clip!r}, plan {sampler.plan.fingerprint()[:16]}"
+    """What the sampler is, to the last coefficient of its plan, or of its adaptive method."""
+    if isinstance(sampler.engine, AdaptiveEngine):
+        told = _ADDRESS.sub("", repr(sampler.engine.method))
+        content = f"method {hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    else:
+        content = f"plan {sampler.plan.fingerprint()[:16]}"
+    return f"{sampler!r}, clip={sampler.clip!r}, {content}"
 
 
-def _name(value: Any) -> str:
-    """A word for an argument that is the same in every process."""
-    if isinstance(value, torch.Tensor):
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        return f"tensor {tuple(value.shape)} {hashlib.sha256(content).hexdigest()[:16]}"
+def _values(name: str, condition: Condition, n: int, batch: int) -> list[Any]:
+    """What tells a function of the samples' numbers from another: what it gives for the first batch and the last."""
+    firsts = 0, (n - 1) // batch * batch
+    return [_content(_called(name, condition, _numbers(first, n, batch))) for first in firsts]
+
+
+def _content(value: Any) -> Any:
+    """A value of JSON that stands for tensors: whole numbers by their hash, of real ones some."""
     if isinstance(value, Mapping):
-        return str({name: _name(one) for name, one in sorted(value.items())})
-    return getattr(value, "__qualname__", None) or (type(value).__qualname__ if callable(value) else repr(value))
+        return {str(name): _content(one) for name, one in sorted(value.items())}
+    if isinstance(value, (list, tuple)):
+        return [_content(one) for one in value]
+    if not isinstance(value, torch.Tensor):
+        return _name(value)
+    flat = value.detach().flatten().cpu()
+    if value.is_floating_point():
+        some = flat[:: max(1, len(flat) // _SOME)][:_SOME].double()
+        return [f"{value.dtype} {tuple(value.shape)}", *(float(f"{number:.4g}") for number in some.tolist())]
+    content = flat.contiguous().view(torch.uint8).numpy().tobytes()
+    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _name(value: Any, sampler: Sampler | None = None) -> Any:
+    """What stands for an argument, the same in every process: a function of time by its values in the plan, another one
+    by its name, a network by its weights, a form of guidance by its fields."""
+    if isinstance(value, (torch.Tensor, Mapping)):
+        return _content(value)
+    kind = type(value).__qualname__
+    if isinstance(value, torch.nn.Module):
+        return [kind, fingerprint(value)]
+    if isinstance(value, Guidance):
+        return {kind: {name: _name(one, sampler) for name, one in sorted(vars(value).items())}}
+    if not callable(value):
+        return _ADDRESS.sub("", repr(value))
+    name = getattr(value, "__qualname__", kind)
+    if sampler is not None and isinstance(sampler.engine, PlanEngine):
+        with contextlib.suppress(Exception):
+            return [name, *(float(f"{float(value(t)):.4g}") for t in sampler.plan.times)]
+    return name

@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastdiff.guidance.base import UNGUIDED, Guidance, settled_scale
-from fastdiff.guidance.cfg_pp import CFGPlusPlus, ShiftedCFGPlusPlus
-from fastdiff.guidance.classifier import ClassifierGuidance, ClassifierMean, ClassifierScore, ScoreAfterClip
 from fastdiff.guidance.classifier_free import ClassifierFree
 from fastdiff.names import one_of
 from fastdiff.plan import Plan
-
-FORMS: dict[str, type[ClassifierGuidance]] = {
-    "score": ClassifierScore,
-    "mean": ClassifierMean,
-    "score_after_clip": ScoreAfterClip,
-}
 
 
 def choose(arguments: Mapping[str, Any], method: str, plan: Plan | None = None) -> Guidance:
@@ -34,6 +26,8 @@ def choose(arguments: Mapping[str, Any], method: str, plan: Plan | None = None) 
 
 
 def _of_method(chosen: Guidance, method: str) -> Guidance:
+    from fastdiff.guidance.cfg_pp import CFGPlusPlus, ShiftedCFGPlusPlus
+
     if isinstance(chosen, CFGPlusPlus):
         return ShiftedCFGPlusPlus(chosen.scale)
     if type(chosen) is ClassifierFree:
@@ -52,12 +46,15 @@ def _chosen(arguments: Mapping[str, Any], method: str) -> Guidance:
         raise ValueError(
             f"guidance={guidance!r} and guidance_scale={scale!r} are two words for one thing: give guidance alone"
         )
+    if gradient is None and form is None:
+        return _classifier_free("guidance_scale" if guidance is None else "guidance", scale, guidance)
+    # Read where it is needed: most runs have no classifier.
+    from fastdiff.guidance.classifier import FORMS
+
     if form is not None:
         one_of("classifier_form", form, FORMS)
     if gradient is None:
-        if form is not None:
-            raise ValueError(f"classifier_form={form!r} without a classifier: give classifier_grad=(x, t) -> grad too")
-        return _classifier_free("guidance_scale" if guidance is None else "guidance", scale, guidance)
+        raise ValueError(f"classifier_form={form!r} without a classifier: give classifier_grad=(x, t) -> grad too")
     if guidance is not None or scale is not None:
         raise ValueError(
             "classifier_grad and classifier-free guidance (guidance_scale, cond, uncond) do not go together: use one"

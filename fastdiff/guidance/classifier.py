@@ -82,3 +82,11 @@ class ScoreAfterClip(ClassifierGuidance):
         changed = row.copy()
         changed[SECOND] += score_shift("x0" if at.space == "data" else "eps", s.alpha, s.sigma) * row[M]
         return changed
+
+
+FORMS: dict[str, type[ClassifierGuidance]] = {
+    "score": ClassifierScore,
+    "mean": ClassifierMean,
+    "score_after_clip": ScoreAfterClip,
+}
+"""By option `classifier_form`."""

@@ -19,6 +19,9 @@ Launch = Callable[..., None]
 """One stage of a run by addresses: (spec, k, x, u, first, second, h, u_out, x_out, m_out, net_in), `h` a list, 0 for
 what is not given. Shapes and dtypes are as the stages of the run share them; all noise is drawn by the kernel."""
 
+Kinds = tuple[torch.dtype, torch.dtype, torch.dtype]
+"""Dtypes that the stages of a run share: of the network's output, of the history, and of the network's input."""
+
 
 @dataclass(slots=True)
 class Coeffs:

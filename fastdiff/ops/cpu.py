@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from fastdiff.ops.buffers import Buffers, Coeffs, Launch, per_sample
+from fastdiff.ops.buffers import Buffers, Coeffs, Kinds, Launch, per_sample
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.rank import rank
 
@@ -108,18 +109,43 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     )
 
 
+def _packed(coeffs: Coeffs, batch: int, n: int, kinds: Kinds) -> bytes:
+    c = coeffs
+    network, history, given = (_CODES[kind] for kind in kinds)
+    assert _ext is not None, _reason
+    made: bytes = _ext.pack(
+        batch, n, _CODES[c.table.dtype], network, history, given, c.table, c.draws, c.rows, c.seeds, c.index, c.lo,
+        c.hi, c.scale, 0,
+    )  # fmt: skip
+    return made
+
+
 def launcher(
     coeffs: Coeffs, batch: int, n: int, network: torch.dtype, history: torch.dtype, given: torch.dtype
 ) -> Launch:
     """Stages of a run by addresses, their common arguments packed once: `n` elements in a sample, the dtypes of the
     network's output, of the history and of the network's input. The coefficients must outlive it."""
-    c = coeffs
-    assert _ext is not None, _reason
-    packed = _ext.pack(
-        batch, n, _CODES[c.table.dtype], _CODES[network], _CODES[history], _CODES[given], c.table, c.draws, c.rows,
-        c.seeds, c.index, c.lo, c.hi, c.scale, 0,
-    )  # fmt: skip
-    return functools.partial(_ext.launch, packed, _threads())
+    return functools.partial(_ext.launch, _packed(coeffs, batch, n, (network, history, given)), _threads())
+
+
+def walks(coeffs: Coeffs, batch: int, n: int, kinds: Kinds, program: Any, *like: Any) -> Callable[..., Any]:
+    """What makes a `Walk` of csrc/walk.h, launches one after the other, from the arguments after `last` there; `like`
+    are those before it. The coefficients must outlive it."""
+    make, packed, course = _ext.Walk, _packed(coeffs, batch, n, kinds), program.course(_ext.course)
+    return lambda *more: make(packed, course, *like, _threads(), *more)
+
+
+def start(x: torch.Tensor, elements: int) -> int:
+    """Where `x` lies, a tensor of a state's dtype and of so many elements: 0 where a run cannot begin with it as it is,
+    since it is not contiguous, wants a gradient, or has values that are not finite."""
+    at: int = _ext.start(x, elements, _CODES[x.dtype], _threads())
+    return at
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two contiguous tensors of one size hold the same bytes."""
+    found: bool = _ext.same(a.data_ptr(), b.data_ptr(), a.nbytes)
+    return found
 
 
 def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:

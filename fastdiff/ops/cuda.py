@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from fastdiff.ops.buffers import Buffers, Coeffs, Launch, per_sample
+from fastdiff.ops.buffers import Buffers, Coeffs, Kinds, Launch, per_sample
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.rank import rank
 
@@ -109,19 +110,29 @@ def _stream(device: torch.device) -> int:
     return handle
 
 
+def _packed(coeffs: Coeffs, batch: int, n: int, kinds: Kinds) -> bytes:
+    c = coeffs
+    network, history, given = (_CODES[kind] for kind in kinds)
+    assert _ext is not None, _missing
+    made: bytes = _ext.pack(
+        batch, n, _CODES[c.table.dtype], network, history, given, c.table, c.draws, c.rows, c.seeds, c.index, c.lo,
+        c.hi, c.scale, c.table.device.index or 0,
+    )  # fmt: skip
+    return made
+
+
 def launcher(
     coeffs: Coeffs, batch: int, n: int, network: torch.dtype, history: torch.dtype, given: torch.dtype
 ) -> Launch:
-    """Stages of a run by addresses, their common arguments packed once: `n` elements in a sample, the dtypes of the
-    network's output, of the history and of the network's input. The coefficients must outlive it. A launch goes to the
-    stream that is current then."""
-    c = coeffs
-    assert _ext is not None, _missing
-    packed = _ext.pack(
-        batch, n, _CODES[c.table.dtype], _CODES[network], _CODES[history], _CODES[given], c.table, c.draws, c.rows,
-        c.seeds, c.index, c.lo, c.hi, c.scale, c.table.device.index or 0,
-    )  # fmt: skip
+    """As that of `fastdiff.ops.cpu`. A launch goes to the stream that is current then."""
+    packed = _packed(coeffs, batch, n, (network, history, given))
     return functools.partial(_ext.launch, packed, torch._C._cuda_getCurrentRawStream)
+
+
+def walks(coeffs: Coeffs, batch: int, n: int, kinds: Kinds, program: Any, *like: Any) -> Callable[..., Any]:
+    """As those of `fastdiff.ops.cpu`. A launch goes to the stream that is current then."""
+    packed, course = _packed(coeffs, batch, n, kinds), program.course(_ext.course)
+    return functools.partial(_ext.Walk, packed, course, *like, torch._C._cuda_getCurrentRawStream)
 
 
 def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:

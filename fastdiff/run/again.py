@@ -7,6 +7,7 @@ the same.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import weakref
 from collections.abc import Callable
@@ -14,15 +15,21 @@ from typing import Any
 
 import torch
 
+from fastdiff.ops import cpu
 from fastdiff.ops.philox import PRIOR
-from fastdiff.run.arguments import check_x, finite, resolve_seeds
+from fastdiff.run.arguments import resolve_seeds
 from fastdiff.run.history import Recycled, recycles, remember
 from fastdiff.run.job import sampling_mode
 from fastdiff.run.loop import Run, State, walked
 from fastdiff.run.network import placement
-from fastdiff.run.recall import MAX_RECALLS, Options, key_of, owner_of, seed_of
+from fastdiff.run.recall import MAX_RECALLS, NO_SEED, Options, key_of, owner_of, seed_of
 
 _TAKEN = frozenset(("seed", "first_sample", "shape", "model_kwargs"))
+
+
+Clock = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
+_SPARE = 4
+"""How many clocks are kept between runs: as many runs of a call may be under way at once and make none anew."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -35,6 +42,7 @@ class Prepared:
         seed: (seed, first_sample) whose tensors `state.r.coeffs` holds.
         prior_std: of x at the start, rounded to its dtype.
         said: keeps alive what the key names by identity.
+        clocks: the times of the network, and each stage's part of them, of runs that are over.
     """
 
     owner: weakref.ref[Any]
@@ -45,6 +53,17 @@ class Prepared:
     dtype: torch.dtype
     prior_std: float
     said: tuple[Any, Any]
+    clocks: list[Clock]
+
+    def clock(self) -> Clock:
+        """Of one run: some networks scale their times in place, so that they are looked at before they serve again."""
+        made = self.state.r.program.clock
+        with contextlib.suppress(IndexError):
+            kept = self.clocks.pop()
+            if cpu.same(kept[0], made):
+                return kept
+        own = made.clone()
+        return own, own.unbind(0)
 
 
 class Again:
@@ -70,9 +89,11 @@ class Again:
             if key is None or seed is None:
                 return
             own = owner_of(model)
+            if x is not None and x.dtype is not state.x.dtype:
+                return
             try:
                 like = state.x.shape, state.x.dtype, prior_std, said
-                self.known[key] = Prepared(weakref.ref(own), state.bare(), placement(model), seed, *like)
+                self.known[key] = Prepared(weakref.ref(own), state.bare(), placement(model), seed, *like, [])
             except TypeError:
                 # A model without weak references, or an argument that cannot be hashed.
                 return
@@ -96,41 +117,59 @@ class Again:
         if known.owner() is not owner_of(model):
             self.known.pop(key, None)
             return None
-        seed = seed_of(options, known.state.batch)
+        seed = seed_of(options, known.state.batch) if options else NO_SEED
         placed = placement(model) if isinstance(model, torch.nn.Module) else known.placed
         if seed is None or placed != known.placed or recycles(model):
             return None
-        start = x
+        at = 0
         if x is not None:
-            start = check_x(x)
-            if start.dtype is not known.dtype or not start.is_contiguous() or not finite(start):
+            at = cpu.start(x, known.shape.numel())
+            if not at:
                 return None
-        with sampling_mode() if torch.is_inference_mode_enabled() else torch.no_grad():
-            try:
-                return walked(self._fresh(known, model, options.get("model_kwargs"), start, seed)).x
-            except Recycled:
-                remember(model)
-                return None
+        kwargs = options.get("model_kwargs") or {}
+        with sampling_mode():
+            return self._walked(known, model, kwargs, at, seed)
 
     @staticmethod
-    def _fresh(
-        known: Prepared,
-        model: Any,
-        kwargs: dict[str, Any] | None,
-        start: torch.Tensor | None,
-        seed: tuple[Any, int],
-    ) -> State:
-        """A run of its own: with its own buffers, seeds and evaluator."""
-        template = known.state
-        r, c = template.r, template.r.coeffs
-        if seed != known.seed and (start is None or r.program.plan.stochastic):
-            seeds, index = resolve_seeds(*seed, template.batch, c.seeds.device)
+    def _walked(
+        known: Prepared, model: Any, kwargs: dict[str, Any], at: int, seed: tuple[Any, int]
+    ) -> torch.Tensor | None:
+        """A run of its own from the state at `at`, or from the prior's noise where that is 0."""
+        state, shape, dtype = known.state, known.shape, known.dtype
+        r, walks = state.r, state.walks
+        c = r.coeffs
+        if seed != known.seed and (not at or r.program.plan.stochastic):
+            seeds, index = resolve_seeds(*seed, state.batch, c.seeds.device)
             c = dataclasses.replace(c, seeds=seeds, index=index)
-        if start is None:
-            start = torch.empty(known.shape, dtype=known.dtype, device=c.seeds.device)
+            walks = state.walks_of(c, shape.numel() // state.batch)
+        start = None
+        if not at:
+            start = torch.empty(shape, dtype=dtype)
             r.backend.normal_(start, c.seeds, c.index, 0, PRIOR)
             if known.prior_std != 1.0:
                 start *= known.prior_std
-        return template.fresh(
-            Run(r.program, c, r.evaluator.of(model, dict(kwargs or {})), r.network_dtype, r.direct), start
-        )
+            at = start.data_ptr()
+        slots = [torch.empty(shape, dtype=dtype) for _ in state.slots]
+        shared = None if state.shared is None else torch.empty(shape, dtype=r.network_dtype)
+        copied = 0 if r.program.raw else r.program.history
+        ring = [torch.empty(shape, dtype=dtype) for _ in range(copied)]
+        clock, times = known.clock()
+        network = r.network.of(model, kwargs)
+        assert walks is not None
+        walk = walks((slots[0], slots[-1], slots[0], slots[-1], shared), ring, times, None)
+        walk.open(at)
+        out = walk.run(network.raw)
+        if walk.k == len(times):
+            if len(known.clocks) < _SPARE:
+                known.clocks.append((clock, times))
+            result: torch.Tensor = walk.x
+            return result
+        evaluator = r.evaluator.of(model, kwargs)
+        run = Run(r.program, c, evaluator, r.network_dtype, r.direct)
+        rest = state.around(walk, run, slots, shared, times, ring)
+        try:
+            rest.look_at(network.check(out, rest.input))
+            return walked(rest).x
+        except Recycled:
+            remember(model)
+            return None

@@ -14,26 +14,34 @@ import torch
 
 class Turn:
     """Uses of something on a device, from any thread and stream, one after another: one lock, and one event between
-    streams."""
+    streams. As a context: waits for the last use, on whichever stream it was, and lets the next one wait for this."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.lock = threading.RLock()
         self.event: torch.cuda.Event | None = None
+        # Of the uses within each other, of the thread that has the lock.
+        self.streams: list[Any] = []
 
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """Wait for the last use, on whichever stream it was, and let the next one wait for this."""
-        with self.lock:
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        try:
             stream = torch.cuda.current_stream(self.device)
             if self.event is None:
                 self.event = torch.cuda.Event()
             else:
                 stream.wait_event(self.event)
-            try:
-                yield
-            finally:
-                self.event.record(stream)
+        except BaseException:
+            self.lock.release()
+            raise
+        self.streams.append(stream)
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            assert self.event is not None
+            self.event.record(self.streams.pop())
+        finally:
+            self.lock.release()
 
 
 # Of the workspaces that libraries keep for the captures' stream of a device.
@@ -63,18 +71,21 @@ class Pool:
         """Take other memory for the next graph."""
         self._handle = None
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> contextlib.AbstractContextManager[Any]:
         """The use of this memory, and of the workspaces where these are shared."""
-        with self.own.taken(), self.workspaces():
+        return self._both() if self.shared else self.own
+
+    @contextlib.contextmanager
+    def _both(self) -> Iterator[None]:
+        with self.own, self.workspaces():
             yield
 
-    def workspaces(self) -> contextlib.AbstractContextManager[None]:
+    def workspaces(self) -> contextlib.AbstractContextManager[Any]:
         """The turn at the workspaces of the captures' stream, where graphs share them."""
         if not self.shared:
             return contextlib.nullcontext()
         with _CAPTURING:
-            return _WORKSPACES.setdefault(self.device, Turn(self.device)).taken()
+            return _WORKSPACES.setdefault(self.device, Turn(self.device))
 
 
 # The start of a capture synchronises the device and empties the allocator's cache, which would break another capture.

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fastdiff.bind import Binding, Site
 from fastdiff.guidance import Blend, Outputs
@@ -176,25 +175,6 @@ class Evaluator:
             require_finite(out, site, self.network.batch, self.state_dtype, halves=self.binding.guidance.halves)
         return out
 
-    def known(self, out: Any, given: torch.Tensor) -> int:
-        """Where an output lies that is like the last one admitted, contiguous, and fills its storage; 0 for any other,
-        and where something is to be reported, which `admit` sees to."""
-        if type(out) is not Tensor or out.dtype is not self.admitted or self.copy is not None:
-            return 0
-        if self.keeps_input and given._version != self.version:
-            return 0
-        try:
-            storage = out.untyped_storage()
-            if storage.nbytes() != self.nbytes or out.shape != self.shape or not out.is_contiguous():
-                return 0
-            if out.is_neg() or out.device != self.device:
-                return 0
-            begin: int = storage.data_ptr()
-            return begin
-        except (RuntimeError, NotImplementedError):
-            # It has no memory of its own.
-            return 0
-
     def quick(self, blended: bool) -> bool:
         """Whether nothing but the stage looks at the outputs, which lie as the network's halves do."""
         hooks = self.hooks
@@ -241,7 +221,7 @@ class Evaluator:
         if self.threshold is not None:
             self.threshold(x0, coeffs)
         if watch:
-            x0 = _clamped(x0, coeffs)
+            x0 = clamped(x0, coeffs)
         return Seen(blend, x0)
 
     def _blend(self, outputs: tuple[torch.Tensor, ...], u: torch.Tensor, site: Site, buf: Buffers) -> Blend:
@@ -343,7 +323,8 @@ def _instead(
     return joined, second.to(x0.dtype) if second is not None and reads else None
 
 
-def _clamped(x0: torch.Tensor, c: Coeffs) -> torch.Tensor:
+def clamped(x0: torch.Tensor, c: Coeffs) -> torch.Tensor:
+    """A predicted x0 within the bounds of its samples, as the stage takes it."""
     if c.lo is None or c.hi is None or c.scale is None:
         return x0
     column = (-1,) + (1,) * (x0.ndim - 1)

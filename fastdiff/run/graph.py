@@ -136,7 +136,9 @@ def _has_own_graphs(model: Any) -> bool:
 
 
 def _forget(dead: Any) -> None:
-    CACHE.drop(lambda key: key[0][0] is dead or key[0][0] == dead)
+    # None while the interpreter ends.
+    if CACHE is not None:
+        CACHE.drop(lambda key: key[0][0] is dead or key[0][0] == dead)
 
 
 def signature(r: Run, start: torch.Tensor) -> Hashable | Refusal:

@@ -201,9 +201,8 @@ class History:
         self.ring.append(torch.empty(like.shape, dtype=dtype, device=like.device))
         return self.ring[-1]
 
-    def keep(self, first: torch.Tensor | None, m_out: torch.Tensor | None, address: int = 0) -> None:
-        """The stage has run: its m, in `m_out` or the network's output itself, is now h1; `address`: where it lies, if
-        that is known."""
+    def keep(self, first: torch.Tensor | None, m_out: torch.Tensor | None) -> None:
+        """The stage has run: its m, in `m_out` or the network's output itself, is now h1."""
         value, length = first if m_out is None else m_out, self.length
         if not length or value is None:
             return
@@ -217,17 +216,32 @@ class History:
             marks.insert(0, (value, *self._mark(value)))
         else:
             marks.insert(0, (value, -1, None))
-        # A new list: a launch may have been given the old one.
-        self.where = [address, *self.where[: length - 1]]
+        self.where = [0, *self.where[: length - 1]]
         if self.watch and not self.reused and first is not None:
             self.beside.insert(0, (first, self._mark(first)))
             del self.beside[length:]
 
-    def addresses(self) -> list[int]:
-        """Of the values, newest first."""
+    def kept(self) -> list[tuple[torch.Tensor, int, int, int | None]]:
+        """(value, its address, storage and version) of all, newest first; the storage is -1 where it is the loop's."""
         if 0 in self.where:
             self.where = [value.data_ptr() for value in self.values]
-        return self.where
+        return [(value, at, storage, v) for (value, storage, v), at in zip(self.marks, self.where, strict=True)]
+
+    def restore(self, kept: list[tuple[torch.Tensor, int, int, int | None]]) -> None:
+        """Go on from what `kept` returned, or a `Walk` did; it holds no other value afterwards."""
+        self.latest, self.storage = None, 0
+        self.values = [value for value, *_ in kept]
+        self.marks = [(value, storage, version) for value, _, storage, version in kept]
+        self.where = [at for _, at, _, _ in kept]
+        self.lent = any(storage != -1 for _, _, storage, _ in kept)
+
+    def buffers(self, like: torch.Tensor, network: torch.dtype) -> list[torch.Tensor]:
+        """All that `slot` chooses from: none where the outputs themselves are kept."""
+        if self.copies:
+            dtype = network if self.raw else like.dtype
+            more = range(self.length - len(self.ring))
+            self.ring += [torch.empty(like.shape, dtype=dtype, device=like.device) for _ in more]
+        return self.ring
 
     def kind(self, network: torch.dtype) -> torch.dtype:
         """The dtype of all values, where the network's output has `network`."""

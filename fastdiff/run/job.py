@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -110,9 +111,6 @@ class Engine(Protocol):
     def prior_std(self) -> float:
         """Of x there, when it is drawn from the prior."""
 
-    def traits(self, guided: bool, network: torch.dtype, size: tuple[int, ...]) -> ops.Traits:
-        """What the stages of a run are like."""
-
     def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
         """Raise for arguments of a run that do not go with it."""
 
@@ -144,10 +142,7 @@ def begin(
         x = check_x(x)
     where = resolve_device(arguments["device"], x, model_device)
     seeds, index = resolve_seeds(arguments["seed"], arguments["first_sample"], size[0], where)
-    guided = arguments.get("cond") is not None
-    module = ops.select(
-        backend, where, dtype, network_dtype or dtype, lambda: engine.traits(guided, network_dtype or dtype, size)
-    )
+    module = ops.select(backend, where, dtype, network_dtype or dtype, math.prod(size))
     if x is not None:
         return Start(module, cast_x(x, where, dtype), seeds, index, noise, path)
     first = engine.first
@@ -171,11 +166,29 @@ def begin(
     return Start(module, start, seeds, index, noise, path)
 
 
-@contextlib.contextmanager
-def sampling_mode() -> Iterator[None]:
+def sampling_mode() -> contextlib.AbstractContextManager[None]:
     """No gradients, and ordinary tensors even in a caller's inference mode, whose tensors have no version counter."""
-    # In this order: leaving inference mode switches gradients on.
     # A compiler cannot ask which mode it is.
-    leaves = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
-    with torch.inference_mode(False) if leaves else contextlib.nullcontext(), torch.no_grad():
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return _ordinary()
+    return _WithoutGradients()
+
+
+@contextlib.contextmanager
+def _ordinary() -> Iterator[None]:
+    # In this order: leaving inference mode switches gradients on.
+    with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+class _WithoutGradients:
+    """As torch.no_grad, which takes longer to make and to enter than a small stage."""
+
+    __slots__ = ("before",)
+
+    def __enter__(self) -> None:
+        self.before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *exception: object) -> None:
+        torch._C._set_grad_enabled(self.before)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from fastdiff.bind import Move, Program
 from fastdiff.guidance import Blend
-from fastdiff.ops import Backend, Buffers, Coeffs, Launch
+from fastdiff.ops import Backend, Buffers, Coeffs, Kinds
 from fastdiff.ops.layout import StageSpec
 from fastdiff.run.corrections import corrected
 from fastdiff.run.evaluate import Evaluator, Hooks, placed
@@ -80,7 +81,6 @@ class State:
         r.evaluator.memory = {}
         self.evaluator, self.hooks, self.backend = r.evaluator, r.hooks, r.backend
         self.moves, self.sites, self.watches = r.program.moves, r.program.sites, r.hooks.watches
-        self.launches = r.program.launches or ()
         self.batch, guided, program = x.shape[0], r.network.guided, r.program
         both = (2 * self.batch, *x.shape[1:]) if guided else x.shape
         apart = any(m.x != m.u or m.u_to != m.u or m.x_to is not None for m in program.moves)
@@ -107,10 +107,10 @@ class State:
             and r.evaluator.quick(program.numbers is not None)
             and program.launches is not None
         )
-        self.launcher = getattr(r.backend, "launcher", None) if quick else None
-        self.launch: Launch | None = None
-        self.kinds: tuple[torch.dtype, torch.dtype] | None = None
-        self.places = addresses
+        self.walker = getattr(r.backend, "walks", None) if quick else None
+        self.walks: Callable[..., Any] | None = None
+        self.kinds: Kinds | None = None
+        self.walk: Any = None
         self.past = History(program.history, program.raw, own_copies, addresses, x.dtype, watch)
         self.draws = None if r.noise is None else Draws(r.noise, (m.draws for m in program.moves), r.hooks.finite)
         self._write(Buffers(x=x), program.opening, 0, r.coeffs, 0)
@@ -124,9 +124,9 @@ class State:
         )
 
     def bare(self) -> State:
-        """What `fresh` makes runs like this one from: without buffers, and without the model."""
+        """What `around` makes runs like this one from: without buffers, and without the model."""
         made: State = State.__new__(State)
-        made.__dict__.update(self.__dict__, slots=[None] * len(self.slots), halves=[], times=(), places=(), launch=None)
+        made.__dict__.update(self.__dict__, slots=[None] * len(self.slots), halves=[], times=(), walk=None)
         for name in ("past", "x", "input", "time"):
             made.__dict__.pop(name, None)
         made.shared = None if self.shared is None else self.shared.new_empty(0)
@@ -134,27 +134,24 @@ class State:
         made.evaluator = made.r.evaluator
         return made
 
-    def fresh(self, r: Run, x: torch.Tensor) -> State:
-        """A run from `x` like the one that this was made of by `bare`, launched by addresses from its first stage on;
-        `r` is its own."""
+    def around(
+        self,
+        walk: Any,
+        r: Run,
+        slots: list[torch.Tensor],
+        shared: torch.Tensor | None,
+        times: tuple[torch.Tensor, ...],
+        ring: list[torch.Tensor],
+    ) -> State:
+        """The run of which `walk` did the beginning, from `bare` of another one like it."""
         made: State = State.__new__(State)
-        made.__dict__.update(self.__dict__, r=r, evaluator=r.evaluator)
-        made.slots = made.halves = [torch.empty_like(x) for _ in self.slots]
-        own = made.slots
-        if self.shared is not None:
-            made.shared = torch.empty_like(x, dtype=r.network_dtype)
-            own = [*own, made.shared]
-        made.places = tuple([buffer.data_ptr() for buffer in own])
-        made.times = r.program.clock.clone().unbind(0)
-        made.past = History(r.program.history, r.program.raw, False, made.places, x.dtype)
-        assert self.launcher is not None and self.kinds is not None
-        made.launch = self.launcher(r.coeffs, self.batch, x.numel() // self.batch, *self.kinds, r.network_dtype)
-        made.k = 0
-        opening, to = r.program.opening, made.places[0]
-        net_in = made.places[-1] if opening.copies else 0
-        made.launch(opening, 0, x.data_ptr(), 0, 0, 0, [], 0 if net_in == to else to, 0, 0, net_in)
-        made.x = made.halves[0]
-        made._settle()
+        made.__dict__.update(self.__dict__, r=r, evaluator=r.evaluator, walk=walk, shared=shared, times=times)
+        made.slots = made.halves = slots
+        own = slots if shared is None else [*slots, shared]
+        places = tuple([buffer.data_ptr() for buffer in own])
+        made.past = History(r.program.history, r.program.raw, False, places, slots[0].dtype)
+        made.past.ring = ring
+        made.caught_up()
         return made
 
     @property
@@ -186,66 +183,60 @@ class State:
 
         Raises TypeError or ValueError for an output that is no tensor of the input's shape and device.
         """
-        if self.launch is not None:
-            at = self.evaluator.known(out, self.input)
-            if at:
-                self._launched(self.launch, out, at)
-                return
-        out = self.r.network.check(out, self.input)
-        self._looked_at(out)
-        if self.launcher is not None and self.evaluator.admitted is not None:
-            kinds = self.evaluator.admitted, self.past.kind(self.evaluator.admitted)
-            if kinds != self.kinds:
-                r, n = self.r, self.halves[0].numel() // self.batch
-                self.kinds, self.launch = kinds, self.launcher(r.coeffs, self.batch, n, *kinds, r.network_dtype)
+        if self.walk is not None and self.walk.take(out):
+            self.caught_up()
+        else:
+            self.look_at(self.r.network.check(out, self.input))
 
-    def _launched(self, launch: Launch, out: torch.Tensor, at: int) -> None:
-        """A step that is one launch: `out`, at the address `at`, is like the one before it."""
-        k, places, past, evaluator = self.k, self.places, self.past, self.evaluator
-        spec, row, x, u, u_to, x_to, copies, _, keep, last = self.launches[k]
-        past.look(at, k)
-        past.latest, past.storage = out, at
-        m_out, m_at, second = None, 0, 0
-        if evaluator.guided:
-            second = at + evaluator.nbytes // 2
-        if keep:
-            m_out = past.slot(out, self.halves[u])
-            if m_out is not None:
-                m_at = m_out.data_ptr()
-        result, u_out, net_in = self.halves[u_to], places[u_to], 0
-        if copies:
-            net_in = places[-1]
-            if self.shared is None:
-                net_in, u_out = u_out, 0
-        elif last and evaluator.guided and self.shared is None:
-            # A fresh tensor, rather than half of a buffer that would stay alive with it.
-            result = torch.empty_like(result)
-            u_out = result.data_ptr()
-        x_out = 0 if x_to is None else places[x_to]
-        launch(spec, row, places[x], places[u], at, second, past.addresses(), u_out, x_out, m_at, net_in)
-        if keep:
-            past.keep(out, m_out, m_at or at)
-        self.x = result
-        self.k = k = k + 1
-        if last:
+    def _set_out(self) -> None:
+        """From here on, stages are launched by addresses, as long as the outputs are like the last one."""
+        evaluator, past = self.evaluator, self.past
+        network = evaluator.admitted
+        if self.walker is None or network is None or past.watch or evaluator.copy is not None:
+            self.walk = None
             return
-        following = self.launches[k]
-        if not following[7]:
-            self._settle()
+        kinds = network, past.kind(network), self.r.network_dtype
+        if kinds != self.kinds:
+            self.kinds, self.walk = kinds, None
+            self.walks = self.walks_of(self.r.coeffs, self.halves[0].numel() // self.batch)
+        if self.done:
             return
-        # What _settle does, without its loop.
-        self.time = self.times[k]
-        if self.shared is None:
-            self.input = given = self.slots[following[3]]
-            if evaluator.compared:
-                evaluator.give(given)
-            elif evaluator.keeps_input:
-                evaluator.version = given._version
+        if self.walk is None:
+            assert self.walks is not None
+            state = self.halves[0]
+            # One slot stands for both where x and u never differ.
+            tensors = state, self.halves[-1], self.slots[0], self.slots[-1], self.shared
+            # A fresh result, rather than half of a buffer that would stay alive with it.
+            fresh = partial(torch.empty_like, state) if self.r.direct and evaluator.guided else None
+            self.walk = self.walks(tensors, past.buffers(state, network), self.times, fresh)
+        self.walk.resume(self.k, self.x, past.kept())
+        past.restore([])
 
-    def _looked_at(self, out: torch.Tensor) -> None:
+    def walks_of(self, coeffs: Coeffs, n: int) -> Callable[..., Any]:
+        """What makes this run's walk, with these coefficients; `n`: elements of a sample."""
+        e, program = self.evaluator, self.r.program
+        like = torch.Tensor, e.admitted, e.shape, e.device, e.nbytes
+        assert self.walker is not None
+        made: Callable[..., Any] = self.walker(
+            coeffs, self.batch, n, self.kinds, program, like, program.history, e.guided, e.keeps_input
+        )
+        return made
+
+    def caught_up(self) -> None:
+        """Where the walk is now."""
+        walk = self.walk
+        self.k, self.x = walk.k, walk.x
+        if not self.done:
+            move = self.moves[self.k]
+            self.input, self.time = self.slots[move.u] if self.shared is None else self.shared, self.times[self.k]
+
+    def look_at(self, out: torch.Tensor) -> None:
         """A step whose output may be unlike the last, or is watched, corrected or changed on its way to the stage."""
         k, r = self.k, self.r
         move, site, evaluator, hooks = self.moves[k], self.sites[k], self.evaluator, self.hooks
+        if self.walk is not None:
+            evaluator.version = self.walk.version
+            self.past.restore(self.walk.history())
         loud = k >= self.quiet
         out = evaluator.admit(out, self.input, site, loud)
         out = self.past.arrived(out, evaluator.storage, k)
@@ -263,6 +254,7 @@ class State:
             buf.m_out = self.past.slot(buf.first, buf.u)
         self._finish(move, buf, blend)
         self._settle()
+        self._set_out()
 
     def _finish(self, move: Move, buf: Buffers, blend: Blend | None) -> None:
         """Run the stage itself, and take it into account."""
@@ -334,7 +326,7 @@ def run(r: Run, x: torch.Tensor) -> torch.Tensor:
         elif state.past.lasting:
             trust(model, length)
     known = not (state.past.watch or r.evaluator.compared or copies)
-    if r.again is not None and known and state.launch is not None and x.device.type == "cpu":
+    if r.again is not None and known and state.walks is not None and x.device.type == "cpu":
         r.again(state)
     r.evaluator.complete()
     return state.x
@@ -347,7 +339,16 @@ def _run(r: Run, x: torch.Tensor, copies: bool, quiet: int) -> torch.Tensor:
 
 def walked(state: State) -> State:
     """The state after all its stages."""
-    call, lends, last = state.r.network.call, state.evaluator.lends, len(state.moves)
-    while state.k < last:
-        state.step(call(state.input if lends else state.input.clone(), state.time))
+    network, lends = state.r.network, state.evaluator.lends
+    call = network.raw
+    while not state.done:
+        if state.walk is None:
+            state.look_at(network.check(call(state.input if lends else state.input.clone(), state.time), state.input))
+            continue
+        out = state.walk.run(call)
+        state.caught_up()
+        if not state.done:
+            state.look_at(network.check(out, state.input))
+        # Else it would outlive its place in the history.
+        del out
     return state

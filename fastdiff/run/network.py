@@ -4,8 +4,9 @@ here."""
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,20 @@ def stated(model: Any, name: str) -> Any:
     return stated(inner, name) if value is None and isinstance(inner, torch.nn.Module) else value
 
 
+def _parameters(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """`module.parameters()`, of which the first is here at once. One that is shared may come twice."""
+    kind = type(module)
+    if any(getattr(kind, name) is not getattr(torch.nn.Module, name) for name in ("parameters", "named_parameters")):
+        yield from module.parameters()
+        return
+    for p in module._parameters.values():
+        if p is not None:
+            yield p
+    for child in module._modules.values():
+        if child is not None:
+            yield from _parameters(child)
+
+
 def sample_shape(model: Any) -> tuple[int, ...] | None:
     """The shape of one sample (no batch dimension): `model.sample_shape`, or a diffusers model's config."""
     shape = stated(model, "sample_shape")
@@ -58,7 +73,7 @@ def sample_shape(model: Any) -> tuple[int, ...] | None:
 def placement(model: Any) -> tuple[torch.device | None, torch.dtype | None]:
     """Device and dtype of a module's parameters, as far as they are known; (None, None) for a plain function."""
     if isinstance(model, torch.nn.Module):
-        for p in model.parameters():
+        for p in _parameters(model):
             # Quantised weights say nothing about the input, offloaded ones (on "meta") nothing about the device.
             if p.dtype in DTYPES:
                 return None if p.device.type == "meta" else p.device, p.dtype
@@ -276,6 +291,13 @@ class Network:
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.check(self.call(x, t), x)
+
+    @property
+    def raw(self) -> Callable[[torch.Tensor, torch.Tensor], Any]:
+        """(x, t) -> what the model returns, which `check` looks at; by as few calls as can be."""
+        if self.two_times or self.named or self.outputs > 1:
+            return self.call
+        return functools.partial(self.model, **self.kwargs) if self.kwargs else self.model
 
     def call(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The tensor in the model's output, not checked yet."""

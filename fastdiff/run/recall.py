@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 
+from fastdiff.guidance import Guidance
 from fastdiff.ops import Backend, admitted
 from fastdiff.ops.layout import NEXT_U
 from fastdiff.ops.philox import PRIOR
@@ -27,11 +28,15 @@ from fastdiff.run.loop import Run
 MAX_RECALLS = 16
 """How many calls a sampler remembers, the oldest going first."""
 
+NO_SEED = (0, 0)
+"""`seed_of` a call without options."""
 _FREE = frozenset(("seed", "first_sample", "out"))
 _TREES = frozenset(("cond", "uncond", "model_kwargs"))
 _PLAIN = frozenset((int, float, bool, str, bytes, type(None), torch.dtype, torch.device))
 
 Options = Mapping[str, Any]
+Path = tuple[Any, ...]
+"""The keys that lead to a value within dicts, lists and tuples."""
 
 
 def owner_of(model: Any) -> Any:
@@ -40,21 +45,40 @@ def owner_of(model: Any) -> Any:
 
 
 def _tree(tree: Any) -> list[Any] | None:
-    """A flat dict of tensors and plain values by what a graph's structure depends on; None for any other."""
+    """Dicts, lists and tuples of tensors and plain values by what a graph's structure depends on; None for others."""
     if tree is None:
         return []
-    if type(tree) is not dict:
+    if type(tree) not in (dict, list, tuple):
         return None
-    parts: list[Any] = []
-    for name, value in tree.items():
+    parts: list[Any] = [type(tree), len(tree)]
+    for name, value in tree.items() if type(tree) is dict else enumerate(tree):
         kind = type(value)
         if kind is torch.Tensor:
             parts += (name, value.shape, value.dtype, value.device)
         elif kind in _PLAIN:
             parts += (name, kind, value)
         else:
-            return None
+            inner = _tree(value)
+            if inner is None:
+                return None
+            parts += (name, *inner)
     return parts
+
+
+def _tensors(tree: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
+    """The tensors of such a tree, as torch's pytrees order them, and the keys that lead to each."""
+    for name, value in tree.items() if type(tree) is dict else enumerate(tree):
+        if type(value) is torch.Tensor:
+            yield (*path, name), value
+        elif type(value) in (dict, list, tuple):
+            yield from _tensors(value, (*path, name))
+
+
+def _at(tree: Any, path: Path) -> torch.Tensor:
+    for key in path:
+        tree = tree[key]
+    found: torch.Tensor = tree
+    return found
 
 
 def key_of(model: Any, x: Any, options: Options, said: tuple[Any, Any]) -> tuple[Any, ...] | None:
@@ -85,9 +109,11 @@ def key_of(model: Any, x: Any, options: Options, said: tuple[Any, Any]) -> tuple
                 return None
             parts += tree
         elif name == "device":
-            # "cuda" is whichever device is current.
-            if value is not None:
+            where = str(value)
+            if value is not None and where != "cpu" and ":" not in where:
+                # "cuda" is whichever device is current.
                 return None
+            parts.append(where)
         elif type(value) in _PLAIN:
             parts += (type(value), value)
         else:
@@ -106,7 +132,14 @@ def _named(value: Any) -> tuple[Any, ...] | None:
     if isinstance(value, torch.Tensor):
         return None
     held = () if isinstance(value, FunctionType) else getattr(value, "__dict__", {"": value}).values()
-    return (value,) if all(type(v) in _PLAIN or isinstance(v, FunctionType) for v in held) else None
+    return (value,) if all(_fixed(v) for v in held) else None
+
+
+def _fixed(value: Any) -> bool:
+    """A plain value, a function, or a form of guidance within another, which are all frozen."""
+    if type(value) in _PLAIN or isinstance(value, FunctionType):
+        return True
+    return isinstance(value, Guidance) and all(_fixed(v) for v in vars(value).values())
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -116,7 +149,7 @@ class Recall:
     Attributes:
         entry: the graph, which may be gone.
         sources: of its coefficients, times and bounds; where the start is drawn, row 0 holds the prior's deviation.
-        leaves: where each static tensor of the model's arguments comes from: (tree, name, how), how "once", "twice" or
+        leaves: where each static tensor of the model's arguments comes from: (tree, path, how), how "once", "twice" or
             "halves".
         said: keeps alive what the key names by identity.
     """
@@ -124,7 +157,7 @@ class Recall:
     owner: weakref.ref[Any]
     entry: weakref.ref[Entry]
     sources: Sources
-    leaves: tuple[tuple[str, str, str], ...]
+    leaves: tuple[tuple[str, Path, str], ...]
     backend: Backend
     said: tuple[Any, Any]
 
@@ -154,13 +187,10 @@ class Recalls:
             table[0, NEXT_U + X] = prior_std
             sources = sources._replace(table=table)
         batch, leaves = len(entry.start), []
-        for name, value in (options.get("model_kwargs") or {}).items():
-            if type(value) is torch.Tensor:
-                twice = r.network.guided and value.ndim > 0 and value.shape[0] == batch
-                leaves.append(("model_kwargs", name, "twice" if twice else "once"))
-        for name, value in (options.get("cond") or {}).items():
-            if type(value) is torch.Tensor:
-                leaves.append(("cond", name, "halves"))
+        for path, value in _tensors(options.get("model_kwargs") or {}):
+            twice = r.network.guided and value.ndim > 0 and value.shape[0] == batch
+            leaves.append(("model_kwargs", path, "twice" if twice else "once"))
+        leaves += [("cond", path, "halves") for path, _ in _tensors(options.get("cond") or {})]
         if len(leaves) != len(entry.leaves.tensors):
             return
         try:
@@ -205,16 +235,34 @@ class Recalls:
                 known.backend.normal_(entry.start, entry.coeffs.seeds, entry.coeffs.index, 0, PRIOR)
             else:
                 entry.start.copy_(x)
-            for static, (tree, name, how) in zip(entry.leaves.tensors, known.leaves, strict=True):
-                given = options[tree][name]
-                if how == "halves":
-                    torch.cat([given, options["uncond"][name]], out=static)
-                elif how == "twice":
-                    torch.cat([given, given], out=static)
-                else:
+            if len(known.leaves) > 1:
+                _fill(entry.leaves.tensors, known.leaves, options)
+            elif known.leaves:
+                static, (tree, path, how) = entry.leaves.tensors[0], known.leaves[0]
+                given = _at(options[tree], path)
+                if how == "once":
                     static.copy_(given)
+                else:
+                    second = given if how == "twice" else _at(options["uncond"], path)
+                    torch.cat([given, second], out=static)
             entry.graph.replay()
             return entry.result.clone() if out is None else out.copy_(entry.result)
+
+
+def _fill(statics: list[torch.Tensor], leaves: tuple[tuple[str, Path, str], ...], options: Options) -> None:
+    """Several tensors at once: one operation for those of a dtype."""
+    groups: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for static, (tree, path, how) in zip(statics, leaves, strict=True):
+        to, given = groups.setdefault(static.dtype, ([], []))
+        first = _at(options[tree], path)
+        if how == "once":
+            to.append(static)
+            given.append(first)
+        else:
+            to += static.chunk(2)
+            given += (first, first if how == "twice" else _at(options["uncond"], path))
+    for to, given in groups.values():
+        torch._foreach_copy_(to, given)
 
 
 def seed_of(options: Options, batch: int) -> tuple[int | list[int], int] | None:

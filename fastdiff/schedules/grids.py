@@ -34,8 +34,17 @@ SPACINGS: dict[str, str] = {
     "sde_uniform": "as linspace; for VE and EDM as exponential, for VE to the SDE's time 1e-5; then clean (score_sde)",
     **{name: named.doc for name, named in peers.NAMED.items()},
 }
-ALIASES = {"ays": "ays_sd15", "align_your_steps": "ays_sd15"}
-"""Names of user interfaces; their "Align Your Steps" is the list of the network at hand, by default the first one."""
+ALIASES = {
+    "ays": "ays_sd15",
+    "align_your_steps_11": "align_your_steps",
+    "ddim": "ddim_uniform",
+    "turbo": "trailing",
+}
+"""Names of user interfaces; their lists are those of the network at hand, by default of Stable Diffusion 1.5."""
+LABELS = {"Uniform": "normal"}
+"""Labels of a menu, letter by letter, which say another thing than the same name here: DDIM's "uniform"."""
+AUTOMATIC = "automatic"
+"""The grid that the web UI has for a sampler where none is chosen; only a method with its name can say which."""
 MAX_STEPS = 100_000
 """A table has one row a step, or several, in memory: no run needs more."""
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -88,6 +97,11 @@ def grid(
     if not isinstance(spacing, str):
         return _own(spacing, schedule, steps, t_start, t_end, final, options)
     spacing = spacing_key(spacing)
+    if spacing == AUTOMATIC:
+        raise ValueError(
+            "spacing='Automatic' is a sampler's own grid in the web UI, which a method says that is named as there: "
+            "fastdiff.sample(..., method='DPM++ 2M', spacing='Automatic')"
+        )
     counts = None if spacing in SPACINGS else _parse_respacing(spacing)
     name = spacing if counts is None else "respacing"
     for option in options:
@@ -123,8 +137,8 @@ def grid(
 def spacing_key(spacing: str) -> str:
     """The name in `SPACINGS` that a menu's name means, as "SGM Uniform" or "KL Optimal"; any other as it is."""
     key = spacing.lower().replace("-", "_").replace(" ", "_")
-    key = ALIASES.get(key, key)
-    return key if key in SPACINGS else spacing
+    key = LABELS.get(spacing) or ALIASES.get(key, key)
+    return key if key in SPACINGS or key == AUTOMATIC else spacing
 
 
 def _steps(steps: object) -> int:

@@ -24,6 +24,25 @@ AYS: Mapping[str, tuple[float, ...]] = {
     "ays_svd": (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
 """The 10-step lists of Sabour et al. 2024, arXiv 2404.14507, as the authors publish them beside the paper."""
+MENU: Mapping[str, tuple[float, ...]] = {
+    "align_your_steps": AYS["ays_sd15"],
+    "align_your_steps_sdxl": AYS["ays_sdxl"],
+    "align_your_steps_gits": (14.615, 4.617, 2.507, 1.236, 0.702, 0.402, 0.240, 0.156, 0.104, 0.094, 0.029),
+    "align_your_steps_gits_sdxl": (14.615, 4.734, 2.567, 1.529, 0.987, 0.652, 0.418, 0.268, 0.179, 0.127, 0.029),
+    "align_your_steps_32": (
+        *(14.615, 11.23951352, 8.64363081, 6.64729424, 5.57250862, 4.71648546, 3.99196065, 3.5195609),
+        *(3.13490466, 2.79228788, 2.48773628, 2.21663865, 1.97508351, 1.7793172, 1.61475335, 1.46540953),
+        *(1.314849, 1.16642497, 1.03475547, 0.91573744, 0.80748169, 0.71202361, 0.621739, 0.53065202),
+        *(0.4529096, 0.37491455, 0.27461819, 0.2011529, 0.14105873, 0.06682881, 0.03166121, 0.015),
+    ),
+    "align_your_steps_32_sdxl": (
+        *(14.615, 11.1491618, 8.50522127, 6.48827151, 5.43707402, 4.60398619, 3.89854704, 3.27407457),
+        *(2.74396527, 2.29968659, 1.95448514, 1.67108715, 1.42878152, 1.23181009, 1.06789649, 0.92579443),
+        *(0.80290886, 0.69660121, 0.60436903, 0.52852552, 0.46773344, 0.41393379, 0.36258186, 0.31008517),
+        *(0.26518925, 0.22326461, 0.17653877, 0.13959192, 0.10587381, 0.05519369, 0.02877334, 0.015),
+    ),
+}
+"""The lists of the web UI's and Forge's menus: all of their levels have noise."""
 PUBLISHED = 1e-3
 """Relative rounding of those lists. A first level so little above the schedule's is the schedule's."""
 
@@ -237,7 +256,17 @@ def ays(request: GridCall) -> Array:
     return own_levels(request, levels)
 
 
+def menu(request: GridCall) -> Array:
+    """`steps` levels along a list, by straight lines in log sigma from its first to its last, then clean."""
+    listed = np.log(MENU[request.name])
+    clean = request.final != "t_min"
+    at = np.linspace(0.0, listed.size - 1.0, request.steps if clean else request.steps + 1)
+    levels = np.exp(np.interp(at, np.arange(listed.size), listed))
+    return own_levels(request, np.append(levels, 0.0) if clean else levels)
+
+
 _AYS = partial(Named, make=ays, own_start=True)
+_MENU = partial(Named, make=menu, own_start=True)
 
 NAMED: dict[str, Named] = {
     "polyexponential": Named(
@@ -267,5 +296,11 @@ NAMED: dict[str, Named] = {
     "ays_sd15": _AYS("Align Your Steps' list for Stable Diffusion 1.5 (Sabour et al. 2024)"),
     "ays_sdxl": _AYS("Align Your Steps' list for SDXL (Sabour et al. 2024)"),
     "ays_svd": _AYS("Align Your Steps' list for Stable Video Diffusion (Sabour et al. 2024)"),
+    "align_your_steps": _MENU("the list of ays_sd15, all of it with noise, then clean (the web UI)"),
+    "align_your_steps_sdxl": _MENU("the list of ays_sdxl, all of it with noise, then clean (the web UI)"),
+    "align_your_steps_gits": _MENU("a list by GITS for Stable Diffusion 1.5, then clean (Forge)"),
+    "align_your_steps_gits_sdxl": _MENU("a list by GITS for SDXL, then clean (Forge)"),
+    "align_your_steps_32": _MENU("32 levels for Stable Diffusion 1.5, then clean (Forge)"),
+    "align_your_steps_32_sdxl": _MENU("32 levels for SDXL, then clean (Forge)"),
 }
 """Every grid of this file by name. beta: arXiv 2407.12173; kl_optimal and ays: arXiv 2404.14507."""

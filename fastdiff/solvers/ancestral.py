@@ -17,7 +17,7 @@ from fastdiff.plan.phi import phi
 from fastdiff.schedules import Point
 from fastdiff.solvers.base import ROW, Draw, Method, Option, Recorder, Request
 from fastdiff.solvers.ddim import check_downward
-from fastdiff.solvers.reverse import DOWN, S_NOISE, Ancestral, at_lambda, check_start, rule_of
+from fastdiff.solvers.reverse import DOWN, S_NOISE, Ancestral, at_lambda, at_sigma, check_start, rule_of
 
 Step = Callable[[Recorder, Request, Ancestral, float, Draw, int], None]
 
@@ -37,6 +37,20 @@ def dpm_2(rows: Recorder, request: Request, step: Ancestral, std: float, draw: D
     width = mid.sigma / mid.alpha - s.sigma / s.alpha
     rows.add(s, mid, mid.alpha * (ROW["x"] / s.alpha + width * ROW["m"]), ROW["x"], step=i)
     rows.add(mid, t, step.noise(ROW["x"], ROW["m"]) + std * ROW["za"], step=i, noise=(draw,))
+
+
+def dpm_2_flow(rows: Recorder, request: Request, step: Ancestral, std: float, draw: Draw, i: int) -> None:
+    """As `dpm_2`, in sigma itself, where dx/dsigma = (x - x0)/sigma on flow schedules: it may begin at alpha = 0."""
+    s, t = step.s, step.t
+    if step.ratio == 0:
+        euler(rows, request, step, std, draw, i)
+        return
+    low = step.ratio / (1.0 + step.ratio)
+    mid = at_sigma(request.schedule, math.sqrt(s.sigma * low))
+    half, slope = mid.sigma / s.sigma, (ROW["u"] - ROW["m"]) / mid.sigma
+    rows.add(s, mid, half * ROW["x"] + (1.0 - half) * ROW["m"], ROW["x"], step=i)
+    up = t.alpha / (1.0 - low) if low < 1.0 else 1.0
+    rows.add(mid, t, up * (ROW["x"] + (low - s.sigma) * slope) + std * ROW["za"], step=i, noise=(draw,))
 
 
 def dpmpp_2s(rows: Recorder, request: Request, step: Ancestral, std: float, draw: Draw, i: int) -> None:
@@ -64,6 +78,12 @@ def build(
         step = Ancestral(s, t, eta, rule)
         add(rows, request, step, s_noise * step.std, Draw(s, t), i)
     return rows.plan(name, space, order, request, points, {"eta": eta, "s_noise": s_noise, "down": down})
+
+
+def build_dpm_2(request: Request, *, eta: float, s_noise: float, down: str) -> Plan:
+    flow = rule_of(request.schedule, down) == "flow"
+    space, add = ("data", dpm_2_flow) if flow else ("noise", dpm_2)
+    return build("dpm_2_ancestral", space, 2, add, request, eta=eta, s_noise=s_noise, down=down)
 
 
 def build_res(request: Request, *, eta: float, s_noise: float, down: str) -> Plan:
@@ -113,7 +133,7 @@ METHODS = (
         summary="DPM-Solver-2's step to a level below the next, then noise",
         paper=f"Lu et al. 2022, arXiv 2206.00927; {SONG}",
         order=2,
-        build=partial(build, "dpm_2_ancestral", "noise", 2, dpm_2),
+        build=build_dpm_2,
         space="noise",
         spacing="karras",
         nfe_per_step=2,

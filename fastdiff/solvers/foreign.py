@@ -17,6 +17,20 @@ OTHER = {"dpm2_karras": "dpm_2_karras", "dpm2_a_karras": "dpm_2_ancestral_karras
 """What a menu's name means, where it is not what it says here: its DPM2 is k-diffusion's dpm_2, and not our dpm2."""
 
 
+_TIMES = dict.fromkeys(("ddim", "ddim_cfgpp", "plms", "pndm", "unipc", "uni_pc"), "ddim_uniform")
+_KARRAS = ("dpmpp_2m", "dpmpp_sde", "dpmpp_2s_a", "dpmpp_2s_ancestral", "dpm2", "dpm2_a", "dpm_2", "dpm_2_ancestral")
+_EXPONENTIAL = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde")
+_UNIFORM = ("euler", "euler_a", "euler_ancestral", "lms", "heun")
+AUTOMATIC: dict[str, str | None] = {
+    **_TIMES,
+    **dict.fromkeys((*_KARRAS, "restart"), "karras"),
+    **dict.fromkeys(_EXPONENTIAL, "exponential"),
+    **dict.fromkeys(_UNIFORM, "normal"),
+    **dict.fromkeys(("lcm", "dpm_fast", "dpm_adaptive")),
+}
+"""The grid of the web UI's schedule type "Automatic", by the key of a sampler's name there; None: the method's own."""
+
+
 def parted(key: str, known: Container[str]) -> tuple[str, dict[str, Any]]:
     """The key of a method, and the options and the spacing that the name brings.
 

@@ -22,7 +22,8 @@ from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.solvers.base import HISTORY, ROW, Method, Option, Request, Row
 from fastdiff.solvers.control import Controller
 from fastdiff.solvers.embedded import CONTROL, MAX_NFE, Embedded, last_point, stage
-from fastdiff.solvers.predictor_corrector import Step
+from fastdiff.solvers.score_sde import published_denoising
+from fastdiff.solvers.sde import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +154,9 @@ class LastStep(Option):
         return False, True, *LAST_STEPS
 
 
-LAST_STEPS: dict[str, Callable[[NoiseSchedule, Point, int], Step]] = {}
-"""Last steps other than the predicted x0, by the name of option `denoise_to_zero`: from the schedule, the point and N;
-`fastdiff.integrations` adds published ones."""
+LAST_STEPS: dict[str, Callable[[NoiseSchedule, Point, int], Step]] = {"score_sde": published_denoising}
+"""Last steps other than the predicted x0, by the name of option `denoise_to_zero`: from the schedule, the point and
+N."""
 
 
 def build(

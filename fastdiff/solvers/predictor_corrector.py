@@ -15,7 +15,6 @@ and the probability flow has half of V and no noise.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -24,49 +23,15 @@ import numpy as np
 
 from fastdiff.names import short
 from fastdiff.plan import Plan
-from fastdiff.schedules import VE, NoiseSchedule, Point, SubVP, VPLinear
+from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.schedules.grids import MAX_STEPS
 from fastdiff.solvers.base import ROW, Draw, Method, Option, Recorder, Request, Row
 from fastdiff.solvers.ddim import check_downward, fresh, posterior_std
+from fastdiff.solvers.score_sde import published_steps
+from fastdiff.solvers.sde import Step, diffusion, sde_time
 
 PREDICTORS = ("reverse_diffusion", "euler_maruyama", "ancestral", "none")
 CORRECTORS = ("langevin", "ald", "none")
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """What one step does to x without the corrector: x' = keep·x + score·m + std·z; and the corrector's alpha."""
-
-    keep: float
-    score: float
-    std: float
-    alpha: float
-
-
-def sde_time(schedule: NoiseSchedule, p: Point) -> float:
-    """The SDE's own time: for VE, sigma = sigma_min·(sigma_max/sigma_min)^time, and its clean end counts as 0."""
-    if isinstance(schedule, VE):
-        return math.log(p.t / schedule.sigma_min) / log_ratio(schedule) if p.t else 0.0
-    return p.t
-
-
-def log_ratio(schedule: VE) -> float:
-    return math.log(schedule.sigma_max / schedule.sigma_min)
-
-
-def beta_at(schedule: VPLinear, time: float) -> float:
-    return schedule.beta_min + time * (schedule.beta_max - schedule.beta_min)
-
-
-def diffusion(schedule: NoiseSchedule, s: Point, dt: float) -> tuple[float, float] | None:
-    """(beta·dt, g²·dt) at s for the three SDEs of the paper (eqs. 30 to 32), else None."""
-    if isinstance(schedule, VE):
-        return 0.0, 2.0 * s.sigma**2 * log_ratio(schedule) * dt
-    if isinstance(schedule, VPLinear):
-        b = beta_at(schedule, s.t) * dt
-        # 1 − exp(−2·integral of beta) is 1 − alpha⁴.
-        return b, b * (1.0 - s.alpha**4) if isinstance(schedule, SubVP) else b
-    return None
 
 
 def transition(s: Point, t: Point) -> tuple[float, float]:
@@ -101,9 +66,8 @@ def exact_steps(request: Request, predictor: str, corrector: str, points: Sequen
 
 
 Discretization = Callable[[Request, str, str, Sequence[Point]], list[Step]]
-DISCRETIZATIONS: dict[str, Discretization] = {"exact": exact_steps}
-"""How the steps of a grid are made, by the name of option `discretization`; `fastdiff.integrations` adds published
-ones."""
+DISCRETIZATIONS: dict[str, Discretization] = {"exact": exact_steps, "score_sde": published_steps}
+"""How the steps of a grid are made, by the name of option `discretization`."""
 
 
 def _check(

@@ -4,52 +4,81 @@ from __future__ import annotations
 
 import copyreg
 import dataclasses
+import importlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastdiff.names import short, unknown, warn
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.schedules.grids import GRID_OPTIONS, SPACINGS, end_time, grid, spacing_key
-from fastdiff.solvers import (
-    adams,
-    analytic,
-    ancestral,
-    cfg_pp,
-    ddim,
-    deis,
-    distilled,
-    dpm_adaptive,
-    dpm_multistep,
-    dpm_sde,
-    dpm_singlestep,
-    er_sde,
-    grpo,
-    heun,
-    mean_flow,
-    ode,
-    pndm,
-    predictor_corrector,
-    res,
-    restart,
-    sa_solver,
-    seeds,
-    unipc,
-    velocity,
-)
+from fastdiff.schedules.grids import AUTOMATIC, GRID_OPTIONS, SPACINGS, end_time, grid, spacing_key
 from fastdiff.solvers.base import DrawsNoise, Method, Request
-from fastdiff.solvers.embedded import Embedded
+from fastdiff.solvers.foreign import AUTOMATIC as AUTOMATIC_OF
 from fastdiff.solvers.foreign import parted
+from fastdiff.solvers.index import ALIASES_OF, FAMILY_OF, GUIDED_FAMILY_OF
 from fastdiff.values import flag
 
-METHODS: dict[str, Method] = {}
+if TYPE_CHECKING:
+    from fastdiff.solvers.embedded import Embedded
+
+FAMILIES = (
+    *("ddim", "analytic", "dpm_multistep", "dpm_singlestep", "grpo", "ancestral", "dpm_sde", "seeds", "er_sde"),
+    *("sa_solver", "unipc", "heun", "adams", "pndm", "deis", "res", "velocity", "restart", "predictor_corrector"),
+    *("distilled", "mean_flow", "ode", "dpm_adaptive"),
+)
+"""The files of this folder that have methods, in the order in which these are listed."""
+GUIDED_FAMILIES = ("cfg_pp",)
+
+
+class Methods(MutableMapping[str, Method]):
+    """Methods by canonical name. The file of a method is read when the method is first asked for; names alone read
+    none.
+
+    Args:
+        files: the file of each name, as tools/method_names.py writes it.
+    """
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._made: dict[str, Method | None] = dict.fromkeys(files)
+        self._files = files
+
+    def __getitem__(self, name: str) -> Method:
+        made = self._made[name]
+        if made is not None:
+            return made
+        for one in importlib.import_module(f"fastdiff.solvers.{self._files[name]}").METHODS:
+            # What a caller deleted stays away, and what one put in its place stays.
+            if one.name in self._made and self._made[one.name] is None:
+                self._made[one.name] = one
+        made = self._made[name]
+        if made is None:
+            raise LookupError(f"{name!r} is not in {self._files[name]}.py: python tools/method_names.py")
+        return made
+
+    def __setitem__(self, name: str, method: Method) -> None:
+        self._made[name] = method
+
+    def __delitem__(self, name: str) -> None:
+        del self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
+METHODS = Methods(FAMILY_OF)
 """Every method by its canonical name."""
-GUIDED: dict[str, Method] = {}
+GUIDED = Methods(GUIDED_FAMILY_OF)
 """Those that run with guidance alone: their rows say what becomes of it (`Plan.shifted`)."""
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = dict(ALIASES_OF)
 """Canonical names by alias, as `key_of` writes it."""
 DEFAULT_STEPS = 10
 FEW_STEPS = 10
@@ -66,6 +95,7 @@ def key_of(name: str) -> str:
 
 
 ABSENT = {
+    "cfgpp_ud10_ab": "euler_cfg_pp, whose step it extrapolates by weights that were tuned on one network",
     "edmdpmsolvermultistep": "dpmpp2m, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
 }
 """Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""
@@ -194,15 +224,33 @@ def chosen(name: str | Method | None, asked: Mapping[str, Any]) -> tuple[Method,
         brought = {} if isinstance(name, Method) else parted(key_of(name), known())[1]
         grid_of, given = brought.get("spacing"), asked.get("spacing")
         if grid_of is not None and given is not None:
-            if not isinstance(given, str) or spacing_key(given) != grid_of:
+            if not isinstance(given, str) or spacing_key(given) not in (grid_of, AUTOMATIC):
                 raise ValueError(
                     f"method {name!r} names the spacing {grid_of!r}, and spacing={short(given)} another: "
                     f"method={method.name!r}, spacing={short(given)}"
                 )
-            del brought["spacing"]
+        elif isinstance(given, str) and spacing_key(given) == AUTOMATIC:
+            brought["spacing"] = automatic(name)
+            # The web UI's, which is not our multistep dpm2.
+            method = METHODS["dpm_2"] if method.name == "dpm2" else method
         return method, brought
     schedule = resolve("ddpm" if asked.get("schedule") is None else asked["schedule"])
     return default(asked.get("steps"), schedule, asked.get("spacing"), asked.get("t_start"), asked.get("t_end"))
+
+
+def automatic(name: str | Method) -> str | None:
+    """The grid of the web UI's schedule type "Automatic" for the sampler of that name, None for the method's own.
+
+    Raises:
+        ValueError: a name that its menu does not have.
+    """
+    key = name.name if isinstance(name, Method) else key_of(name)
+    if key not in AUTOMATIC_OF:
+        raise ValueError(
+            f"spacing='Automatic' is the web UI's own grid for each sampler of its menu, and method {key!r} is none of "
+            f"these names: {', '.join(AUTOMATIC_OF)}; leave spacing out for the method's own"
+        )
+    return AUTOMATIC_OF[key]
 
 
 def implied(name: Any, schedule: Any, prediction: str | None) -> str | None:
@@ -403,33 +451,3 @@ def plan(
     if up.stochastic:
         raise DrawsNoise(own.name)
     return up
-
-
-for family in (
-    ddim,
-    analytic,
-    dpm_multistep,
-    dpm_singlestep,
-    grpo,
-    ancestral,
-    dpm_sde,
-    seeds,
-    er_sde,
-    sa_solver,
-    unipc,
-    heun,
-    adams,
-    pndm,
-    deis,
-    res,
-    velocity,
-    restart,
-    predictor_corrector,
-    distilled,
-    mean_flow,
-    ode,
-    dpm_adaptive,
-):
-    for one in family.METHODS:
-        register(one)
-GUIDED.update({one.name: one for one in cfg_pp.METHODS})

@@ -182,6 +182,11 @@ def at_lambda(schedule: NoiseSchedule, lam: float) -> Point:
     return schedule.at(float(schedule.inverse_lambda(lam)))
 
 
+def at_sigma(schedule: NoiseSchedule, sigma: float) -> Point:
+    """A flow schedule where sigma is that, 0 < sigma <= 1, and alpha = 1 - sigma."""
+    return at_lambda(schedule, math.log1p(-sigma) - math.log(sigma) if sigma < 1.0 else -math.inf)
+
+
 def path(nodes: Sequence[Point], t: Point) -> tuple[Draw, ...]:
     """One draw for each interval between the nodes and t."""
     return tuple(Draw(a, b) for a, b in zip(nodes, [*nodes[1:], t], strict=True))

@@ -256,6 +256,8 @@ def test_previews_are_the_predicted_x0() -> None:
         ("dpm3", {**GUIDED, "guidance": 2.0}),
         ("pc", plain),
         ("ddim", {"clip": "dynamic", **plain}),
+        ("ddpm", {"clip": (-0.5, 0.25), **plain}),
+        ("dpm1", {"correct_x0": lambda x0, t: x0 * 0.5, **plain}),
     ]
     seen: dict[str, list[fastdiff.engine.Preview]] = {name: [] for name, _ in cases}
     requests = [engine.submit(name, 3, on_preview=seen[name].append, **given) for name, given in cases]

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fastdiff
+from fastdiff import guidance
 from fastdiff.generation import verify
 from fastdiff.generation.workers import this_worker
 
@@ -228,6 +230,43 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
     assert not verify(folder).problems
 
 
+HALVES: dict[str, Any] = {"model_kwargs": None, "cond": lambda i: {"y": i % 10}, "uncond": lambda i: {"y": 0 * i}}
+
+
+def forms(scale: float, weight: float) -> dict[str, Any]:
+    """Functions and networks that are made anew in every process, as names of its memory are."""
+
+    class Weak(Network):
+        pass
+
+    weak = Weak().eval()
+    torch.nn.init.constant_(weak.scale, weight)
+    return {
+        "number": guidance.ClassifierFree(lambda t: scale + 0.001 * t),
+        "classifier": guidance.ClassifierScore(lambda x, t: x * scale),
+        "another network": guidance.Autoguidance(scale, weak),
+    }
+
+
+@pytest.mark.parametrize("name", ["number", "classifier", "another network"])
+def test_guidance_with_functions_is_known_again(tmp_path: Path, name: str) -> None:
+    """By the values that a function of time has in the plan, and by a network's weights."""
+    given: dict[str, Any] = {"number": HALVES, "classifier": dict.fromkeys(HALVES), "another network": {}}[name]
+    for _ in range(2):
+        assert make(tmp_path, n=16, **{**given, "guidance": forms(1.5, 0.2)[name]})
+    if name != "classifier":
+        with pytest.raises(ValueError, match="run="):
+            make(tmp_path, n=16, **{**given, "guidance": forms(1.6, 0.25)[name]})
+
+
+def test_conditions_that_another_device_rounds_otherwise(tmp_path: Path) -> None:
+    def embedded(error: float) -> Any:
+        return lambda i: {"y": (i % 10 + error).to(torch.float32)}
+
+    assert make(tmp_path, model_kwargs=embedded(0.0))
+    assert make(tmp_path, model_kwargs=embedded(1e-5))
+
+
 def _damage_file(folder: Path) -> str:
     file = folder / "samples-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
@@ -260,7 +299,53 @@ def _shift_mark(folder: Path) -> str:
     return r"00001.json says samples 0 to 32"
 
 
-@pytest.mark.parametrize("harm", [_damage_file, _lose_file, _lose_mark, _lose_index, _add_file, _shift_mark])
+def _break_mark(folder: Path) -> str:
+    (folder / "shards" / "00001.json").write_text("{")
+    return r"00001.json is damaged .*: delete it and run the generation again"
+
+
+def _exchange_shard(folder: Path) -> str:
+    other = folder / "other"
+    make(other, seed=6)
+    for name in ("samples-00001.safetensors", "shards/00001.json"):
+        (folder / name).write_bytes((other / name).read_bytes())
+    shutil.rmtree(other)
+    return r"samples 16 to 31: 00001.json is of another generation; delete .*00001.json and run again"
+
+
+def _exchange_index(folder: Path) -> str:
+    index = folder / "index.json"
+    told = json.loads(index.read_text())
+    told["files"]["samples-00001.safetensors"] = "0" * 64
+    index.write_text(json.dumps(told))
+    return r"index.json lists other files than the shards; delete index.json and run again"
+
+
+HARMS = [
+    _damage_file,
+    _lose_file,
+    _lose_mark,
+    _lose_index,
+    _add_file,
+    _shift_mark,
+    _break_mark,
+    _exchange_shard,
+    _exchange_index,
+]
+
+
+def test_a_shard_of_another_generation_is_not_taken(tmp_path: Path) -> None:
+    assert make(tmp_path)
+    _exchange_shard(tmp_path)
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(ValueError, match=r"00001.json is of another generation: delete it, and run again"):
+        make(tmp_path)
+    (tmp_path / "shards" / "00001.json").unlink()
+    assert make(tmp_path)
+    assert not verify(tmp_path).problems
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_verify_sees_what_is_wrong(tmp_path: Path, harm: Callable[[Path], str]) -> None:
     assert make(tmp_path)
     told = harm(tmp_path)
@@ -291,12 +376,23 @@ def test_verify_refuses_what_is_no_generation(tmp_path: Path) -> None:
         ({"format": "npz"}, r"samples='safetensors' \(now 'npz'\)"),
         ({"n": 46}, r"n=45 \(now 46\)"),
         ({"check_finite": True}, "run="),
+        ({"model_kwargs": lambda i: {"y": i % 5}}, "conditions="),
+        ({"model_kwargs": lambda i: {"y": (i % 10).float()}}, "conditions="),
+        ({"guidance": lambda t: 1.0 + 0.01 * t, **HALVES}, "conditions=.*run="),
     ],
 )
 def test_a_folder_of_another_generation_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     assert make(tmp_path)
     with pytest.raises(ValueError, match="holds another generation.*" + told):
         make(tmp_path, **change)
+
+
+def test_an_adaptive_method_with_other_options_is_refused(tmp_path: Path) -> None:
+    adaptive = {"method": "ode", "steps": None, "n": 8}
+    for _ in range(2):
+        assert make(tmp_path, **adaptive)
+    with pytest.raises(ValueError, match=r"holds another generation.*sampler="):
+        make(tmp_path, t_start=900.0, **adaptive)
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
@@ -324,6 +420,12 @@ def test_a_sample_that_is_not_finite_is_named(tmp_path: Path) -> None:
         ({"format": "jpeg"}, ValueError, "format"),
         ({"noise": lambda draw, like: like}, TypeError, "generate takes no noise"),
         ({"cond": {"y": 1}}, TypeError, "expected a function of the samples' numbers"),
+        (
+            {"model_kwargs": lambda i: {"y": [1.0, 2.0][i]}},
+            TypeError,
+            r"model_kwargs failed \[TypeError: .*\]: it is called with the numbers of a whole batch, an int64 tensor",
+        ),
+        ({"model_kwargs": lambda i: i}, TypeError, "model_kwargs returned tensor.*expected a dict"),
         ({"shard": 0}, ValueError, "shard=0"),
         ({"batch": 0}, ValueError, "batch=0"),
         ({"worker": (3, 3)}, ValueError, "worker 3 of 3: expected a number from 0 to 2"),
@@ -352,6 +454,10 @@ def test_an_unknown_shape(tmp_path: Path) -> None:
         fastdiff.generate(lambda x, t: x, 4, tmp_path, schedule="ddpm", progress=False)
 
 
+def slurm_array(task: int, count: int, **more: str) -> dict[str, str]:
+    return {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": str(count), **more}
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
@@ -359,11 +465,16 @@ def test_an_unknown_shape(tmp_path: Path) -> None:
         ({"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1"}, (9, 16, 1)),
         ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3"}, (2, 4, 0)),
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "3"}, (3, 8, 3)),
-        # A task of an array that srun starts has both: the array divides the work.
-        (
-            {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
-            (1, 2, 0),
-        ),
+        # --array=3-9:2
+        (slurm_array(7, 4, SLURM_ARRAY_TASK_MIN="3", SLURM_ARRAY_TASK_STEP="2"), (2, 4, 0)),
+        # Both divide the work where srun or torchrun starts several in each task of an array,
+        (slurm_array(1, 2, SLURM_PROCID="3", SLURM_STEP_NUM_TASKS="4", SLURM_LOCALID="3"), (7, 8, 3)),
+        (slurm_array(1, 2, RANK="0", WORLD_SIZE="4", LOCAL_RANK="0", SLURM_PROCID="0"), (4, 8, 0)),
+        # and not where its script asked for tasks and starts none.
+        (slurm_array(1, 2, SLURM_PROCID="0", SLURM_NTASKS="4"), (1, 2, 0)),
+        # torchrun beside srun, which started it.
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (1, 2, 0)),
+        ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}, (2, 3, 0)),
     ],
 )
 def test_launchers(environment: dict[str, str], expected: tuple[int, int, int]) -> None:
@@ -373,6 +484,9 @@ def test_launchers(environment: dict[str, str], expected: tuple[int, int, int]) 
 def test_a_launcher_that_says_no_number() -> None:
     with pytest.raises(ValueError, match=r"RANK='x'.*expected whole numbers"):
         this_worker({"RANK": "x", "WORLD_SIZE": "2"})
+    # --array=1,3,7: which of the three is the last?
+    with pytest.raises(ValueError, match=r"SLURM_ARRAY_TASK_ID=7.*expected an array without gaps.*--worker 0/8"):
+        this_worker(slurm_array(7, 3, SLURM_ARRAY_TASK_MIN="1"))
 
 
 def test_two_processes_that_are_the_same_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

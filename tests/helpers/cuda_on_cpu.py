@@ -218,6 +218,7 @@ def install() -> None:
     for module in (cpu, cuda):
         # Launches by address keep nothing alive for a recorder.
         module.launcher = None  # type: ignore[assignment]
+        module.walks = None  # type: ignore[assignment]
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     for module in (cpu, triton) if interpreted else (cpu,):
         for name in KERNELS:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import of_diffusers
 from helpers.double import in_float64
 
 import fastdiff
@@ -58,7 +59,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def theirs(name: str, step: dict[str, Any], model: Any = network, **config: Any) -> tuple[Any, torch.Tensor]:
-    scheduler = getattr(diffusers, name)(**config)
+    scheduler = of_diffusers.scheduler(name, **config)
     scheduler.set_timesteps(STEPS)
     x = START
     scaled = name.removesuffix("Scheduler") in IN_SIGMA

@@ -17,29 +17,17 @@ import pytest
 import torch
 
 diffusers = pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
+from helpers import of_diffusers  # noqa: E402
+from helpers.pipelines import agree, both, rand, texts, vae, weights  # noqa: E402
+
 from fastdiff.integrations.diffusers import Scheduler, accelerate  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# float32 tables of 1000 products, 6e-8 each and random: 2e-6; some network calls and a guidance scale of 5 on top.
-TOLERANCE = 1e-4
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD = {**LATENT, "steps_offset": 1}
 IMAGE = torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
-
-
-def weights(module: Any) -> Any:
-    """The module with the weights of one seed, in evaluation mode."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.15)
-    return module.eval()
-
-
-def rand(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @functools.cache
@@ -71,23 +59,6 @@ def unet(xl: bool = False, channels: int = 4) -> Any:
     )
 
 
-@functools.cache
-def vae(latents: int = 4) -> Any:
-    return weights(
-        diffusers.AutoencoderKL(
-            block_out_channels=[4, 8],
-            norm_num_groups=2,
-            down_block_types=["DownEncoderBlock2D"] * 2,
-            up_block_types=["UpDecoderBlock2D"] * 2,
-            latent_channels=latents,
-            scaling_factor=1.0,
-            shift_factor=0.0,
-            use_quant_conv=latents == 4,
-            use_post_quant_conv=latents == 4,
-        )
-    )
-
-
 def stable(kind: str, scheduler: Any, **more: Any) -> Any:
     return getattr(diffusers, kind)(
         vae=vae(),
@@ -99,38 +70,6 @@ def stable(kind: str, scheduler: Any, **more: Any) -> Any:
         requires_safety_checker=False,
         **{"unet": unet(), **more},
     )
-
-
-def texts(**more: Any) -> dict[str, Any]:
-    return {
-        "prompt_embeds": rand(1, 5, 8),
-        "negative_prompt_embeds": rand(1, 5, 8, seed=2),
-        "guidance_scale": 5.0,
-        "output_type": "latent",
-        "num_inference_steps": 4,
-        **more,
-    }
-
-
-def both(pipe: Any, call: dict[str, Any], scheduler: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the pipeline makes with its own scheduler, and with ours."""
-    if scheduler is not None:
-        pipe.scheduler = scheduler
-    pipe.set_progress_bar_config(disable=True)
-    made = []
-    for ours in (False, True):
-        if ours:
-            assert accelerate(pipe, noise="diffusers") is pipe
-            assert type(pipe.scheduler) is Scheduler
-        result = pipe(**call, generator=torch.Generator().manual_seed(3))
-        made.append(torch.as_tensor(result[0] if isinstance(result, tuple) else next(iter(result.values()))))
-    return made[0], made[1]
-
-
-def agree(pair: tuple[torch.Tensor, torch.Tensor], tolerance: float = TOLERANCE) -> None:
-    want, got = pair
-    assert got.dtype == want.dtype and bool(torch.isfinite(got).all())
-    assert float((got - want).abs().max()) <= tolerance * float(want.abs().max())
 
 
 @functools.cache
@@ -185,7 +124,7 @@ CLASSES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "config"), [c for c in CLASSES if c[0] in Scheduler._compatibles])
 def test_stable_diffusion(name: str, config: dict[str, Any]) -> None:
-    agree(both(stable("StableDiffusionPipeline", getattr(diffusers, name)(**config)), texts(height=16, width=16)))
+    agree(both(stable("StableDiffusionPipeline", of_diffusers.scheduler(name, **config)), texts(height=16, width=16)))
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
@@ -199,14 +138,14 @@ def test_stable_diffusion(name: str, config: dict[str, Any]) -> None:
     ],
 )
 def test_image_to_image(name: str, config: dict[str, Any], strength: float) -> None:
-    pipe = stable("StableDiffusionImg2ImgPipeline", getattr(diffusers, name)(**config))
+    pipe = stable("StableDiffusionImg2ImgPipeline", of_diffusers.scheduler(name, **config))
     agree(both(pipe, texts(image=IMAGE, strength=strength)))
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])
 def test_inpainting(name: str, strength: float) -> None:
-    pipe = stable("StableDiffusionInpaintPipeline", getattr(diffusers, name)(**LATENT))
+    pipe = stable("StableDiffusionInpaintPipeline", of_diffusers.scheduler(name, **LATENT))
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., :8] = 1.0
     agree(both(pipe, texts(image=IMAGE, mask_image=mask, height=16, width=16, strength=strength)))
@@ -309,7 +248,7 @@ def flux(scheduler: Any) -> tuple[Any, dict[str, Any]]:
 
 def wan(scheduler: Any) -> tuple[Any, dict[str, Any]]:
     net = weights(
-        diffusers.WanTransformer3DModel(
+        of_diffusers.named("WanTransformer3DModel")(
             patch_size=(1, 2, 2),
             num_attention_heads=2,
             attention_head_dim=12,
@@ -323,11 +262,13 @@ def wan(scheduler: Any) -> tuple[Any, dict[str, Any]]:
         )
     )
     video = weights(
-        diffusers.AutoencoderKLWan(
+        of_diffusers.named("AutoencoderKLWan")(
             base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
         )
     )
-    pipe = diffusers.WanPipeline(tokenizer=None, text_encoder=None, vae=video, scheduler=scheduler, transformer=net)
+    pipe = of_diffusers.named("WanPipeline")(
+        tokenizer=None, text_encoder=None, vae=video, scheduler=scheduler, transformer=net
+    )
     return pipe, texts(height=16, width=16, num_frames=5)
 
 
@@ -348,7 +289,7 @@ WAN = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shif
     ],
 )
 def test_flow_matching(make: Callable[[Any], tuple[Any, dict[str, Any]]], name: str, config: dict[str, Any]) -> None:
-    pipe, call = make(getattr(diffusers, name)(**config))
+    pipe, call = make(of_diffusers.scheduler(name, **config))
     agree(both(pipe, call))
 
 
@@ -373,6 +314,38 @@ def test_dit() -> None:
     agree(both(pipe, {"class_labels": [1], "num_inference_steps": 4, "output_type": "np"}))
 
 
+class Words:
+    """A tokenizer whose every text is six words."""
+
+    model_max_length = 6
+
+    def __call__(self, text: Any, **_: Any) -> Any:
+        ids = torch.arange(1, 7).repeat(len(text) if isinstance(text, list) else 1, 1)
+        return transformers.BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def test_kandinskys_prior_with_unclips_scheduler() -> None:
+    prior = diffusers.PriorTransformer(
+        num_attention_heads=2, attention_head_dim=4, embedding_dim=8, num_layers=1, num_embeddings=6
+    )
+    small = {"hidden_size": 8, "projection_dim": 8, "intermediate_size": 16}
+    small |= {"num_attention_heads": 2, "num_hidden_layers": 1}
+    images = transformers.CLIPVisionConfig(**small, image_size=32, patch_size=16)
+    words = transformers.CLIPTextConfig(
+        **small, vocab_size=16, max_position_embeddings=8, bos_token_id=0, eos_token_id=6
+    )
+    pipe = diffusers.KandinskyV22PriorPipeline(
+        prior=weights(prior),
+        image_encoder=weights(transformers.CLIPVisionModelWithProjection(images)),
+        text_encoder=weights(transformers.CLIPTextModelWithProjection(words)),
+        tokenizer=Words(),
+        scheduler=diffusers.UnCLIPScheduler(prediction_type="sample", clip_sample_range=5.0),
+        image_processor=None,
+    )
+    # alpha-bar at the first time is 2.4e-9 there, a product of 1000 in float32, and 1 - alpha-bar of others cancels.
+    agree(both(pipe, {"prompt": "x", "num_inference_steps": 5, "guidance_scale": 2.0, "output_type": "pt"}), 1e-3)
+
+
 def test_the_example_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     example = str(Path(__file__).resolve().parents[2] / "examples" / "diffusers_pipeline.py")
     monkeypatch.setattr("sys.argv", [example])
@@ -389,7 +362,8 @@ def test_a_saved_pipeline_loads_again(tmp_path: Any) -> None:
     pipe.scheduler.save_pretrained(tmp_path)
     again = Scheduler.from_pretrained(str(tmp_path))
     assert again.replaces == "DDIMScheduler" and again.config.beta_schedule == "scaled_linear"
-    # The class that it stands for reads the same folder.
+    # The class that it stands for reads the same folder, which has no key that it does not know.
+    assert "fastdiff" not in again.config and "fastdiff" not in (tmp_path / "scheduler_config.json").read_text()
     with warnings.catch_warnings():
         theirs = diffusers.DDIMScheduler.from_pretrained(str(tmp_path))
     assert theirs.config.beta_schedule == "scaled_linear"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import math
 import pickle
 import sys
@@ -17,7 +18,10 @@ import pytest
 import torch
 
 diffusers = pytest.importorskip("diffusers")
+from helpers import of_diffusers  # noqa: E402
+
 from fastdiff.integrations.diffusers import Scheduler, accelerate  # noqa: E402
+from fastdiff.schedules.configs import DEFAULTS, LATER  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "diffusers_parity.py"
@@ -41,6 +45,17 @@ TEN = {"num_inference_steps": 10}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("DDIMScheduler", {"thresholding": True, "sample_max_value": 1.5}, {}),
     ("DDIMScheduler", {}, {"step": {"eta": 0.5}}),
+    # A last step of length 0 that clips, on times that end at 0.
+    ("DDIMScheduler", {"set_alpha_to_one": False}, {"times": TEN}),
+    (
+        "DDIMScheduler",
+        {"set_alpha_to_one": False},
+        {"times": TEN, "step": {"eta": 0.5, "use_clipped_model_output": True}},
+    ),
+    ("UnCLIPScheduler", {"prediction_type": "sample", "clip_sample_range": 0.5}, {"times": TEN}),
+    ("UnCLIPScheduler", {"variance_type": "learned_range"}, {}),
+    # The last entry, 2^-24, lies below those before it.
+    ("EulerDiscreteScheduler", {"rescale_betas_zero_snr": True, "use_exponential_sigmas": True}, {}),
     ("DDPMScheduler", {"variance_type": "learned_range"}, {}),
     ("DDIMInverseScheduler", {"clip_sample": False, "set_alpha_to_one": False}, {}),
     ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "prediction_type": "v_prediction"}, {}),
@@ -96,6 +111,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "config", "more"), [c for c in CASES if c[0] in Scheduler._compatibles])
 def test_as_theirs_in_float64(tool: ModuleType, name: str, config: dict[str, Any], more: dict[str, Any]) -> None:
+    of_diffusers.scheduler(name, **config)
     # A dozen steps of a few ulp, amplified by sigma_max = 157 where x/alpha is the sample.
     assert tool.error(name, config, **more) < 1e-11
 
@@ -104,17 +120,23 @@ def net(x: torch.Tensor, t: Any) -> torch.Tensor:
     return torch.tanh(x) * (0.5 + torch.as_tensor(t, dtype=x.dtype) / 1000)
 
 
+def next_of(scheduler: Any, i: int) -> dict[str, Any]:
+    """What pipelines with UnCLIP's scheduler say besides."""
+    times = scheduler.timesteps.tolist()
+    return {"prev_timestep": [*times, None][i + 1]} if scheduler.replaces == "UnCLIPScheduler" else {}
+
+
 def run(scheduler: Any, n: int | None = 6, x: torch.Tensor = X, generator: Any = None, **times: Any) -> torch.Tensor:
     scheduler.set_timesteps(n, **times)
     x = x * float(scheduler.init_noise_sigma)
-    for t in scheduler.timesteps:
+    for i, t in enumerate(scheduler.timesteps):
         out = net(scheduler.scale_model_input(x, t), t)
-        x = scheduler.step(out, t, x, generator=generator, return_dict=False)[0]
+        x = scheduler.step(out, t, x, generator=generator, return_dict=False, **next_of(scheduler, i))[0]
     return x
 
 
 def ours(name: str, **config: Any) -> Any:
-    return Scheduler.from_config(getattr(diffusers, name)(**config))
+    return Scheduler.from_config({**config, "_class_name": name})
 
 
 # Faults that diffusers has.
@@ -312,7 +334,7 @@ def test_x0_is_refused_once_its_inputs_have_changed() -> None:
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler", MATCH])
 def test_noise_for_a_start_is_theirs(name: str) -> None:
-    theirs, mine = getattr(diffusers, name)(), ours(name)
+    theirs, mine = of_diffusers.scheduler(name), ours(name)
     noise, results = torch.randn_like(X), []
     for s in (theirs, mine):
         s.set_timesteps(8)
@@ -321,33 +343,55 @@ def test_noise_for_a_start_is_theirs(name: str) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_noise_for_a_start_is_added_to_data_of_its_own_size(name: str) -> None:
+    s = ours(name, sigma_data=0.5)
+    s.set_timesteps(8)
+    noise = torch.randn_like(X)
+    got = s.add_noise(X, noise, s.timesteps[5:6].repeat(2))
+    sigma = float(s.sigmas[5])
+    torch.testing.assert_close(got, X + sigma * noise, rtol=1e-6, atol=1e-6)
+
+
+def test_training_tables_can_be_read() -> None:
+    for name in ("DDIMScheduler", "UnCLIPScheduler", "DPMSolverMultistepScheduler"):
+        theirs, mine = of_diffusers.scheduler(name), ours(name)
+        for table in ("betas", "alphas", "alphas_cumprod"):
+            want = getattr(theirs, table)
+            assert getattr(mine, table).dtype == want.dtype == torch.float32
+            # A float32 product of 1000.
+            torch.testing.assert_close(getattr(mine, table), want, rtol=1e-4, atol=1e-6)
+    assert not hasattr(ours(MATCH), "alphas_cumprod") and not hasattr(ours("DDIMScheduler"), "warp")
+
+
 def test_velocity_is_theirs() -> None:
     noise, at = torch.randn_like(X), torch.tensor([3, 700])
     want = diffusers.DDPMScheduler().get_velocity(X, noise, at)
     torch.testing.assert_close(ours("DDPMScheduler").get_velocity(X, noise, at), want, rtol=2e-6, atol=2e-6)
 
 
-def test_times_of_every_class_are_theirs() -> None:
-    for name in Scheduler._compatibles:
-        # Times within a step come from a level: their float32 table is 8e-5 off in log sigma, of 8 over 1000 times.
-        atol = 1e-4 if name not in ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", SDE) else 1e-2
-        config = {"clip_sample": False} if "Inverse" in name and "DDIM" in name else {}
-        if name == "PNDMScheduler":
-            # Its Runge-Kutta start fails with less than four steps.
-            config = {"skip_prk_steps": True}
-        theirs, mine = getattr(diffusers, name)(**config), ours(name, **config)
-        # With one step Cosine's exponential grid is sigma_min alone; IPNDM's result is 0.
-        for n in (1, 3, 10, 37) if name not in ("CosineDPMSolverMultistepScheduler", "IPNDMScheduler") else (3, 10, 37):
-            theirs.set_timesteps(n)
-            mine.set_timesteps(n)
-            want = theirs.timesteps
-            if name != "DPMSolverMultistepInverseScheduler" or n > 1:
-                assert mine.timesteps.dtype == (torch.float32 if want.dtype.is_floating_point else want.dtype), name
-                torch.testing.assert_close(mine.timesteps.double(), want.double(), rtol=1e-6, atol=atol, msg=name)
-            assert mine.num_inference_steps == n and mine.order == theirs.order
-            # Their table is a float32 product of betas: 8e-5 at time 0, where all of it is rounding.
-            if hasattr(theirs, "init_noise_sigma"):
-                assert math.isclose(float(theirs.init_noise_sigma), mine.init_noise_sigma, rel_tol=1e-3), name
+@pytest.mark.parametrize("name", sorted(Scheduler._compatibles))
+def test_times_of_every_class_are_theirs(name: str) -> None:
+    # Times within a step come from a level: their float32 table is 8e-5 off in log sigma, of 8 over 1000 times.
+    atol = 1e-4 if name not in ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", SDE) else 1e-2
+    config = {"clip_sample": False} if "Inverse" in name and "DDIM" in name else {}
+    if name == "PNDMScheduler":
+        # Its Runge-Kutta start fails with less than four steps.
+        config = {"skip_prk_steps": True}
+    theirs, mine = of_diffusers.scheduler(name, **config), ours(name, **config)
+    # With one step Cosine's exponential grid is sigma_min alone, IPNDM's result is 0, and the others fail.
+    fails = ("CosineDPMSolverMultistepScheduler", "IPNDMScheduler", "UnCLIPScheduler", "DPMSolverSinglestepScheduler")
+    for n in (3, 10, 37) if name in fails else (1, 3, 10, 37):
+        theirs.set_timesteps(n)
+        mine.set_timesteps(n)
+        want = theirs.timesteps
+        if name != "DPMSolverMultistepInverseScheduler" or n > 1:
+            assert mine.timesteps.dtype == (torch.float32 if want.dtype.is_floating_point else want.dtype), name
+            torch.testing.assert_close(mine.timesteps.double(), want.double(), rtol=1e-6, atol=atol, msg=name)
+        assert mine.num_inference_steps == n and mine.order == getattr(theirs, "order", 1)
+        # Their table is a float32 product of betas: 8e-5 at time 0, where all of it is rounding.
+        if hasattr(theirs, "init_noise_sigma"):
+            assert math.isclose(float(theirs.init_noise_sigma), mine.init_noise_sigma, rel_tol=1e-3), name
 
 
 def test_copies_and_pickles_have_no_runs() -> None:
@@ -366,6 +410,34 @@ def test_a_config_of_an_older_version_has_the_defaults_of_what_it_lacks() -> Non
     old = {k: v for k, v in config.items() if k not in (*new, "time_shift_type", "rescale_betas_zero_snr")}
     s = Scheduler.from_config({**old, "_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.30.0"})
     assert torch.equal(run(s), run(ours("DPMSolverMultistepScheduler", solver_order=3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "later"),
+    [
+        ("UniPCMultistepScheduler", ["sigma_min", "sigma_max", "shift_terminal"]),
+        ("FlowMatchEulerDiscreteScheduler", ["stochastic_sampling", "time_shift_type", "use_karras_sigmas"]),
+        ("EDMEulerScheduler", ["final_sigmas_type"]),
+        ("EulerDiscreteScheduler", ["use_beta_sigmas", "use_exponential_sigmas"]),
+    ],
+)
+def test_a_config_of_an_older_version_that_does_not_say_its_class(name: str, later: list[str]) -> None:
+    config = {k: v for k, v in DEFAULTS[name].items() if k not in later}
+    assert Scheduler.from_config(config).replaces == name
+    del config["num_train_timesteps"]
+    with pytest.raises(ValueError, match="keys are those of none"):
+        Scheduler.from_config(config)
+
+
+def test_the_keys_of_every_class_are_those_of_the_installed_version() -> None:
+    for name, defaults in DEFAULTS.items():
+        theirs = getattr(diffusers, name, None)
+        if theirs is not None:
+            found = inspect.signature(theirs.__init__).parameters
+            keys = {k: p.default for k, p in found.items() if k not in ("self", "kwargs")}
+            assert set(keys) <= set(defaults) and set(defaults) - set(keys) <= LATER, name
+            changed = {k: v for k, v in keys.items() if v != defaults[k] and (v or defaults[k])}
+            assert not changed, (name, changed)
 
 
 def test_a_config_without_a_class_is_known_by_its_keys_or_refused() -> None:
@@ -393,27 +465,45 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("DDPMScheduler", {"variance_type": "learned"}, "variance_type='learned'"),
     ("DDIMScheduler", {"beta_schedule": "warp"}, "unknown beta_schedule 'warp'"),
     ("DDIMScheduler", {"prediction_type": "warp"}, "unknown prediction_type 'warp'"),
-    ("DDIMScheduler", {"timestep_spacing": "warp"}, "timestep_spacing='warp'"),
+    ("DDIMScheduler", {"timestep_spacing": "warp"}, "unknown timestep_spacing 'warp'"),
     ("DDIMInverseScheduler", {"clip_sample": True}, "clip_sample=True"),
     ("DDIMInverseScheduler", {"clip_sample": False, "timestep_spacing": "linspace"}, "timestep_spacing='linspace'"),
     ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}, "interpolation_type='log_linear'"),
     ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "use_karras_sigmas=True and"),
     ("DPMSolverMultistepScheduler", {"solver_order": 4}, "solver_order=4"),
-    ("DPMSolverMultistepScheduler", {"algorithm_type": "warp"}, "algorithm_type='warp'"),
-    ("DPMSolverMultistepScheduler", {"solver_type": "warp"}, "solver_type='warp'"),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "warp"}, "unknown algorithm_type 'warp'"),
+    ("DPMSolverMultistepScheduler", {"solver_type": "warp"}, "unknown solver_type 'warp'"),
     ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "use_karras_sigmas": True}, "use_flow_sigmas=True"),
     ("DPMSolverMultistepInverseScheduler", {"use_karras_sigmas": True}, "use_karras_sigmas=True of"),
     ("DPMSolverSinglestepScheduler", {"solver_order": 4}, "solver_order=4"),
     ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver"}, "algorithm_type='sde-dpmsolver'"),
     ("UniPCMultistepScheduler", {"solver_order": 9}, "solver_order=9"),
-    ("UniPCMultistepScheduler", {"solver_type": "warp"}, "solver_type='warp'"),
+    ("UniPCMultistepScheduler", {"solver_type": "warp"}, "unknown solver_type 'warp'"),
     ("UniPCMultistepScheduler", {"solver_p": 1}, "solver_p"),
     ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "use_beta_sigmas": True}, "use_flow_sigmas=True"),
-    (MATCH, {"use_dynamic_shifting": True, "time_shift_type": "warp"}, "time_shift_type='warp'"),
-    ("EDMEulerScheduler", {"sigma_schedule": "warp"}, "sigma_schedule='warp'"),
+    (MATCH, {"use_dynamic_shifting": True, "time_shift_type": "warp"}, "unknown time_shift_type 'warp'"),
+    ("EDMEulerScheduler", {"sigma_schedule": "warp"}, "unknown sigma_schedule 'warp'"),
     ("FlowMatchLCMScheduler", {"scale_factors": [2.0]}, "scale_factors"),
     ("IPNDMScheduler", {"trained_betas": [0.9, 0.5, 0.1]}, "trained_betas of IPNDMScheduler are the levels"),
     ("CosineDPMSolverMultistepScheduler", {"solver_order": 3}, "solver_order=3 of Cosine"),
+    ("DEISMultistepScheduler", {"solver_order": 4}, "solver_order=4 of DEIS"),
+    (
+        "DPMSolverMultistepInverseScheduler",
+        {"algorithm_type": "sde-dpmsolver++"},
+        "algorithm_type='sde-dpmsolver\\+\\+'",
+    ),
+    (
+        "DDIMInverseScheduler",
+        {"clip_sample": False, "prediction_type": "sample"},
+        "prediction_type='sample' of DDIMInv",
+    ),
+    ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction"}, "flow_prediction' without use_flow_sigmas"),
+    ("DDIMScheduler", {"trained_betas": [0.1, 0.2]}, "trained_betas has 2 entries, and num_train_timesteps=1000"),
+    ("FlowMatchLCMScheduler", {"invert_sigmas": True}, "invert_sigmas=True of FlowMatchLCMScheduler with noise"),
+    (MATCH, {"invert_sigmas": True, "stochastic_sampling": True}, "invert_sigmas=True of FlowMatchEuler"),
+    ("UnCLIPScheduler", {"variance_type": "fixed_large"}, "unknown variance_type 'fixed_large'"),
+    ("SASolverScheduler", {"algorithm_type": "dpmsolver"}, "unknown algorithm_type 'dpmsolver'"),
+    ("EulerDiscreteScheduler", {"final_sigmas_type": "warp"}, "unknown final_sigmas_type 'warp'"),
     ("EDMDPMSolverMultistepScheduler", {"thresholding": True}, "thresholding=True"),
 ]
 
@@ -482,8 +572,18 @@ def test_arguments_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="noise='warp'"):
         Scheduler.from_config(diffusers.DDIMScheduler(), noise="warp")
     dpm = ours("DPMSolverSinglestepScheduler", **WAN)
-    with pytest.raises(ValueError, match="UnCLIPScheduler"):
-        Scheduler.from_config({"_class_name": "UnCLIPScheduler"})
+    for name in ("RePaintScheduler", "SCMScheduler", "VQDiffusionScheduler"):
+        with pytest.raises(ValueError, match=f"{name} of diffusers is not here: it"):
+            Scheduler.from_config({"_class_name": name})
+    unclip = ours("UnCLIPScheduler")
+    unclip.set_timesteps(4)
+    with pytest.raises(ValueError, match="prev_timestep=5: the step at timesteps\\[0\\] leads to 666"):
+        unclip.step(X, unclip.timesteps[0], X, prev_timestep=5)
+    with pytest.raises(ValueError, match="prev_timestep=None: the step at timesteps\\[1\\] leads to 333"):
+        unclip.step(X, unclip.timesteps[1], X)
+    zero = ours("LCMScheduler", rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr=True and a time at which alpha = 0"):
+        zero.set_timesteps(4)
     with pytest.raises(ValueError, match="num_inference_steps=1 of IPNDMScheduler returns zeros"):
         ours("IPNDMScheduler").set_timesteps(1)
     assert dpm.order == 1
@@ -495,6 +595,9 @@ def test_accelerate_says_what_it_cannot_do() -> None:
 
     class StableDiffusionLatentUpscalePipeline(Pipe): ...
 
+    class CogVideoXPipeline(Pipe): ...
+
+    assert type(accelerate(CogVideoXPipeline()).scheduler) is Scheduler
     pipe = accelerate(Pipe(), "UniPCMultistep", solver_order=3)
     assert pipe.scheduler.replaces == "UniPCMultistepScheduler" and pipe.scheduler.config.solver_order == 3
     with pytest.raises(TypeError, match="a pipeline of diffusers, with a scheduler; got int"):

@@ -153,7 +153,5 @@ def test_errors() -> None:
         sampling.sample_dpm_adaptive(denoiser, X, 10.0, 0.1)
     with pytest.raises(AttributeError, match=r"unknown sampler 'sample_dpmpp2m'; did you mean 'sample_dpmpp_2m'\?"):
         getattr(sampling, "sample_dpmpp2m")  # noqa: B009
-    with pytest.raises(AttributeError, match=r"fastdiff.sample\(..., method='euler_cfg_pp', guidance=0.6\)"):
-        getattr(sampling, "sample_euler_cfg_pp")  # noqa: B009
     with pytest.raises(AttributeError, match="has no attribute 'DPMSolver'"):
         getattr(sampling, "DPMSolver")  # noqa: B009

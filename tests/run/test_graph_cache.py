@@ -110,10 +110,6 @@ def test_a_look_in_c() -> None:
         look(address, [], [gone])
 
 
-def test_a_function_has_no_weights() -> None:
-    assert not Weights(lambda x, t: x).moved()
-
-
 def test_inside_the_callers_capture_the_loop_runs_eagerly(fake, net, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake, "under_way", staticmethod(lambda: True))
     got = fastdiff.Sampler("dpm3", 4, graph=True)(net, shape=SHAPE)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,22 +20,40 @@ Y = {"y": torch.linspace(0.5, 1.5, 2)}
 GUIDED = {"guidance": 3.0, "cond": Y, "uncond": {"y": -Y["y"]}}
 
 
+class Counted:
+    """A walk, and how many stages it did."""
+
+    def __init__(self, walk: Any, done: list[int]) -> None:
+        self.walk, self.done = walk, done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.walk, name)
+
+    def _counting(self, step: Callable[[Any], Any], given: Any) -> Any:
+        before = self.walk.k
+        try:
+            return step(given)
+        finally:
+            self.done[0] += self.walk.k - before
+
+    def run(self, call: Any) -> Any:
+        return self._counting(self.walk.run, call)
+
+    def take(self, out: Any) -> Any:
+        return self._counting(self.walk.take, out)
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many stages were launched by addresses."""
-    made, launches = cpu.launcher, [0]
+    made, done = cpu.walks, [0]
 
-    def launcher(*given: Any) -> Callable[..., None]:
-        launch = made(*given)
+    def walks(*given: Any) -> Callable[..., Counted]:
+        make = made(*given)
+        return lambda *more: Counted(make(*more), done)
 
-        def run(*stage: Any) -> None:
-            launches[0] += 1
-            launch(*stage)
-
-        return run
-
-    monkeypatch.setattr(cpu, "launcher", launcher)
-    return launches
+    monkeypatch.setattr(cpu, "walks", walks)
+    return done
 
 
 def network(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
@@ -44,7 +65,7 @@ def both(sampler: fastdiff.Sampler, model: Any, **call: Any) -> tuple[torch.Tens
     """By addresses, and with tensors."""
     call = {"shape": SHAPE, "seed": 4, **call}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "launcher", None)
+        patch.setattr(cpu, "walks", None)
         # In the first run of a model its inputs are compared with copies.
         other = sampler(model, **call)
     return sampler(model, **call), other
@@ -181,3 +202,134 @@ def test_launches_are_checked() -> None:
         cpu._ext.launch(b"12", 1, spec, 0, *full)
     with pytest.raises(TypeError, match="pack takes 15 arguments, got 1"):
         cpu._ext.pack(1)
+
+
+def walk_of(method: str = "dpm3", **call: Any) -> tuple[Any, Any]:
+    """A run of the caller's that is under way, and its walk."""
+    sampler = fastdiff.Sampler(method, 6, schedule="ddpm", **call)
+    state = sampler.begin(shape=SHAPE, seed=1)
+    while state.walk is None:
+        state.step(network(state.input, state.time))
+    return state, state.walk
+
+
+def test_a_loop_of_the_caller_s_own_goes_by_addresses_too(counted: list[int]) -> None:
+    for method in ("dpm3", "unipc", "heun", "dpmpp2m_sde"):
+        sampler = fastdiff.Sampler(method, 9, schedule="ddpm")
+        state = sampler.begin(shape=SHAPE, seed=1)
+        seen = []
+        while not state.done:
+            seen.append((state.k, float(state.time[0])))
+            state.step(network(state.input, state.time))
+        assert torch.equal(state.x, sampler(network, shape=SHAPE, seed=1)), method
+        assert [k for k, _ in seen] == sorted({k for k, _ in seen})
+        assert counted[0] >= len(seen) // 2, method
+
+
+def test_values_that_a_walk_kept_live_as_long_as_it_needs_them() -> None:
+    """And no longer: neither outputs nor buffers stay behind."""
+    outputs: list[weakref.ref[torch.Tensor]] = []
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out = network(x, t)
+        outputs.append(weakref.ref(out))
+        alive = sum(one() is not None for one in outputs)
+        # Two that dpm3 keeps, and this one.
+        assert alive <= 3 or len(outputs) <= 7
+        return out
+
+    sampler = fastdiff.Sampler("dpm3", 7, schedule="ddpm")
+    for _ in range(4):
+        sampler(model, shape=SHAPE)
+    gc.collect()
+    assert not any(one() is not None for one in outputs)
+
+
+def test_an_exception_of_the_network_leaves_nothing_behind() -> None:
+    calls, held = [0], []
+
+    class Stop(Exception):
+        pass
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] > 14 and calls[0] % 7 == 4:
+            raise Stop
+        held.append(weakref.ref(x))
+        return network(x, t)
+
+    sampler = fastdiff.Sampler("dpm3", 7, schedule="ddpm")
+    for _ in range(2):
+        sampler(model, shape=SHAPE)
+    with pytest.raises(Stop):
+        sampler(model, shape=SHAPE)
+    gc.collect()
+    assert not any(one() is not None for one in held)
+
+
+def test_arguments_of_a_walk_are_checked() -> None:
+    state, walk = walk_of()
+    with pytest.raises(TypeError, match="resume takes 3 arguments, got 1"):
+        walk.resume(1)
+    for k, kept in ((-1, []), (7, []), (1, [0] * 7)):
+        with pytest.raises(ValueError, match="no such stage, or more values than the stages read"):
+            walk.resume(k, state.x, kept)
+    for kept, error, message in (
+        ([1], TypeError, r"a value is \(tensor, address, storage, version\)"),
+        ([(state.x, "1", -1, None)], AttributeError, "data_ptr"),
+        ([(state.x, 1, "1", None)], TypeError, "integer"),
+    ):
+        with pytest.raises(error, match=message):
+            walk.resume(1, state.x, kept)
+    with pytest.raises(TypeError, match="course takes 2 arguments"):
+        cpu._ext.course(1)
+    opening = state.r.program.opening
+    for bad in (1, (1,), ((opening, 0, 0, 0, 5, None, True, True),)):
+        with pytest.raises(TypeError, match="expected the opening and a tuple of stages"):
+            cpu._ext.course(opening, bad)
+    course, like = cpu._ext.course(opening, state.r.program.launches), (torch.Tensor, 1, 2, 3, 4)
+    tensors, times = (state.x,) * 4 + (None,), state.times
+    with pytest.raises(TypeError, match="expected what `pack` and `course` returned"):
+        cpu._ext.Walk(b"12", course, like, 2, False, False, 1, tensors, [], times, None)
+    packed = cpu._packed(state.r.coeffs, 2, 60, (torch.float32,) * 3)
+    for length, few, clock in ((9, tensors, times), (2, tensors[:4], times), (2, tensors, times[1:])):
+        with pytest.raises(ValueError, match="a number of values, tensors or times is out of range"):
+            cpu._ext.Walk(packed, course, like, length, False, False, 1, few, [], clock, None)
+    while not state.done:
+        state.step(network(state.input, state.time))
+    with pytest.raises(ValueError, match="the walk is complete"):
+        walk.take(state.x)
+
+
+def test_where_a_run_can_begin_with_a_tensor_as_it_is() -> None:
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(40_000, dtype=dtype)
+        assert cpu.start(x, x.numel()) == x.data_ptr()
+        part = x[7:1007]
+        assert cpu.start(part, 1000) == part.data_ptr()
+        bad = {
+            "strided": x[::2],
+            "negative": torch._neg_view(x),
+            "gradient": x.clone().requires_grad_(),
+            "freed": x.clone(),
+            "shrunk": x.clone(),
+            **{
+                f"{v} at {i}": x.clone().index_fill_(0, torch.tensor([i]), v)
+                for v in (math.nan, math.inf)
+                for i in (0, 39_999)
+            },
+        }
+        bad["freed"].untyped_storage().resize_(0)
+        bad["shrunk"].untyped_storage().resize_(64)
+        for name, value in bad.items():
+            assert cpu.start(value, value.numel()) == 0, name
+    with pytest.raises(TypeError, match="start takes 4 arguments, got 1"):
+        cpu._ext.start(1)
+
+
+def test_the_same_bytes() -> None:
+    a = torch.tensor([0.0, math.nan, 1.0])
+    assert cpu.same(a, a.clone()) and not cpu.same(a, torch.tensor([-0.0, math.nan, 1.0]))
+    assert cpu.same(a[:0], a[:0])
+    with pytest.raises(TypeError, match="same takes 3 arguments, got 1"):
+        cpu._ext.same(1)

@@ -13,7 +13,7 @@ from helpers.graph_stand_in import SHAPE, FakeCapture, Net, stand_in
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
-from fastdiff.guidance import Interval
+from fastdiff.guidance import AdaptiveProjected, Interval, Rescale
 from fastdiff.ops import cpu
 from fastdiff.run import graph
 
@@ -46,6 +46,8 @@ class Counted(TorchDispatchMode):
 ONE, TWO = torch.linspace(-1, 1, 3), torch.linspace(2, 0, 3)
 CFG = {"guidance": 2.0, "cond": {"y": ONE}, "uncond": {"y": TWO}}
 X = torch.linspace(-1, 1, 150).reshape(SHAPE)
+INNER = {"y": ONE, "more": {"z": TWO, "w": [ONE.double(), TWO.double()]}}
+OUTER = {"y": TWO, "more": {"z": ONE, "w": [TWO.double(), ONE.double()]}}
 CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "x": ({"x": X}, 2),
     "x, guided": ({"x": X, **CFG}, 3),
@@ -53,14 +55,32 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "drawn, guided": ({"shape": SHAPE, **CFG}, 3),
     "seeds": ({"shape": SHAPE, "seed": [1, 2**64 - 1, -3]}, 3),
     "labels": ({"shape": SHAPE, "model_kwargs": {"y": ONE}}, 3),
+    "several": ({"shape": SHAPE, "model_kwargs": {"y": ONE, "z": TWO, "w": ONE + TWO}}, 3),
+    "several, guided": (
+        {"shape": SHAPE, "guidance": 2.0, "cond": {"y": ONE, "z": TWO}, "uncond": {"y": TWO, "z": ONE}},
+        3,
+    ),
+    # One operation for each dtype.
+    "nested": ({"x": X, "model_kwargs": INNER}, 4),
+    "nested, guided": ({"x": X, "guidance": 2.0, "cond": INNER, "uncond": OUTER}, 4),
+    "form": ({"x": X, **CFG, "guidance": Rescale(Interval(2.0, 0.1, 9.0), 0.5)}, 3),
+    "momentum": ({"x": X, **CFG, "guidance": AdaptiveProjected(2.0)}, 3),
+    "device": ({"shape": SHAPE, "device": "cpu"}, 2),
     "doubled": ({"x": X, "guidance": 2.0, "cond": {"z": ONE}, "uncond": {"z": TWO}, "model_kwargs": {"y": TWO}}, 4),
 }
 
 
+class Kind:
+    """Neither plain nor a tensor."""
+
+
 class Two(Net):
-    def forward(self, x, t, y=None, z=None):
+    def forward(self, x, t, y=None, z=None, w=None, more=None):
         out = super().forward(x, t, y)
-        return out if z is None else out * z.reshape(-1, 1, 1, 1)
+        if more is not None:
+            z, w = more["z"], more["w"][0] - 2.0 * more["w"][1]
+        out = out if z is None else out * z.reshape(-1, 1, 1, 1)
+        return out if w is None else out + w.to(x.dtype).reshape(-1, 1, 1, 1)
 
 
 def samplers(**build: Any) -> tuple[fastdiff.Sampler, fastdiff.Sampler]:
@@ -93,6 +113,29 @@ def test_few_operations(fake, monkeypatch: pytest.MonkeyPatch, name: str, build:
     draws[0] -= 1
     assert len(counted.names) + draws[0] <= most <= 4, counted.names
     assert not {"_local_scalar_dense.default", "is_nonzero.default", "equal.default"} & set(counted.names)
+
+
+def test_trees_of_conditions_may_change(fake) -> None:
+    """Other values in the same places, also written into the same list, are a replay; another structure is not."""
+    torch.manual_seed(0)
+    net, (sampler, eager) = Two().eval(), samplers()
+    call: dict[str, Any] = {
+        "shape": SHAPE,
+        "guidance": 2.0,
+        "cond": copy.deepcopy(INNER),
+        "uncond": copy.deepcopy(OUTER),
+    }
+    for i in range(4):
+        for tree in (call["cond"], call["uncond"]):
+            tree["y"], tree["more"]["z"] = tree["y"] + i, tree["more"]["z"] * 0.5
+            tree["more"]["w"][1] = tree["more"]["w"][1] - i
+        assert torch.equal(sampler(net, **call), eager(net, **call))
+    assert (fake.captures, fake.replays, len(sampler._recalls.known)) == (1, 4, 1)
+    for tree in (call["cond"], call["uncond"]):
+        tree["more"]["w"] = tuple(w.float() for w in tree["more"]["w"])
+    for _ in range(2):
+        assert torch.equal(sampler(net, **call), eager(net, **call))
+    assert fake.captures == 2
 
 
 def test_what_is_free_may_change(fake, net) -> None:
@@ -205,14 +248,14 @@ def test_nothing_is_kept_alive(fake, net) -> None:
     sampler(net, X)
     assert fake.captures == 3
     # Values that may change behind their identity are looked at each time.
-    scale = {"guidance": 2.0, "cond": {"y": ONE, "parts": [ONE]}, "uncond": {"y": ONE, "parts": [TWO]}}
     known = len(sampler._recalls.known)
 
     class Parts(Net):
-        def forward(self, x, t, y=None, parts=()):
-            return super().forward(x, t, parts[0])
+        def forward(self, x, t, kind=None):
+            return super().forward(x, t)
 
-    sampler(Parts().eval(), X, **scale)
+    for _ in range(2):
+        sampler(Parts().eval(), X, model_kwargs={"kind": Kind()})
     assert len(sampler._recalls.known) == known
 
 

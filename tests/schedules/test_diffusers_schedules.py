@@ -11,7 +11,8 @@ import torch
 
 import fastdiff
 from fastdiff import schedules
-from fastdiff.schedules.diffusers import DEFAULTS, alphas_cumprod, described, settings, training
+from fastdiff.schedules.configs import DEFAULTS, settings
+from fastdiff.schedules.diffusers import alphas_cumprod, described, training
 
 
 class Stand:

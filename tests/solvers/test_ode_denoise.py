@@ -17,7 +17,7 @@ from helpers.models import X
 
 import fastdiff
 from fastdiff import schedules
-from fastdiff.integrations.score_sde import published_denoising
+from fastdiff.solvers.score_sde import published_denoising
 
 MEAN, STD = np.array([0.4, -0.9, 0.1]), 0.6
 DATA = gaussian(MEAN.tolist(), STD)

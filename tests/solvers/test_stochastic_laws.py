@@ -264,7 +264,11 @@ REFUSED = [
     ("seeds_2", {"r": 0.0}, r"r=0: method 'seeds_2' expects nodes inside the step"),
     ("er_sde", {"eta": 0.5}, r"eta=0.5 goes with noise_scaler='power'"),
     ("euler_ancestral", {"down": "flow"}, r"down='flow' is for schedules with alpha \+ sigma = 1.*down='variance'"),
-    ("dpm_2_ancestral", {"schedule": "flow", "spacing": "uniform"}, r"cannot start at t=1, where alpha = 0"),
+    (
+        "dpm_2_ancestral",
+        {"schedule": "flow", "spacing": "uniform", "down": "variance"},
+        r"cannot start at t=1, where alpha = 0",
+    ),
     ("seeds_2", {"schedule": "vp_linear", "spacing": [0.0, 0.0]}, r"repeat"),
 ]
 

@@ -9,8 +9,8 @@ from typing import Any
 from fastdiff.integrations.diffusers import grids, plans
 from fastdiff.integrations.diffusers.plans import Build, Named, Options, rowwise
 from fastdiff.integrations.diffusers.spacing import Asked, Grid
-from fastdiff.plan import Plan
-from fastdiff.solvers import METHODS
+from fastdiff.plan import IDENTITY, Plan
+from fastdiff.solvers.base import ROW
 
 Config = Mapping[str, Any]
 
@@ -65,6 +65,26 @@ def _ddim(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
     return {"eta": asked.eta or 0.0, "use_clipped_model_output": asked.use_clipped_model_output}
 
 
+TINY = 2.0**-40
+
+
+def _ddim_plan(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
+    """A last step of length 0 moves x by what the clip changes, alpha·(clip(x0) - x0), where eps stays the network's.
+
+    m = (1 - w)·clip(x0) + w·x0 with 1 - w = alpha/TINY says so to 1e-12: the plan cannot have a coefficient of 0.
+    """
+    plan = Named("ddim", _ddim)(config, grid, begin, asked)
+    last, clips = plan.stages[-1], config["clip_sample"] or config["thresholding"]
+    if last.next_u == IDENTITY and clips and not asked.use_clipped_model_output:
+        row = tuple((ROW["x"] + TINY * ROW["m"]).tolist())
+        plan = replace(plan, stages=(*plan.stages[:-1], replace(last, next_u=row, next_x=row)))
+    return plan
+
+
+def _unclip(config: Config, asked: Options, grid: Grid) -> dict[str, Any]:
+    return {"variance": "small" if config["variance_type"] == "fixed_small_log" else "learned_range"}
+
+
 def _repeats(config: Config) -> bool:
     """Whether the grid ends with a step of length 0, so that the one before keeps its order."""
     own = ("use_flow_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
@@ -73,6 +93,8 @@ def _repeats(config: Config) -> bool:
 
 def _deis(config: Config, grid: Grid, begin: int, asked: Options) -> Plan:
     order, repeats = int(config["solver_order"]), _repeats(config)
+    if order not in (1, 2, 3):
+        raise ValueError(f"solver_order={order} of DEISMultistepScheduler: expected 1, 2 or 3")
 
     def made(order: int, lower: bool) -> Plan:
         given = {"form": "logrho", "order": order, "lower_order_final": lower}
@@ -133,7 +155,8 @@ DPM = rowwise(plans.dpm_multistep)
 
 MAP: dict[str, Family] = {
     "DDPMScheduler": Family(grids.discrete_grid, Named("ddpm", _ddpm), integer=True, pair=True, clips="clip_sample"),
-    "DDIMScheduler": Family(grids.discrete_grid, Named("ddim", _ddim), integer=True, pair=True, clips="clip_sample"),
+    "UnCLIPScheduler": Family(grids.unclip, Named("ddpm", _unclip), integer=True, pair=True, clips="clip_sample"),
+    "DDIMScheduler": Family(grids.discrete_grid, _ddim_plan, integer=True, pair=True, clips="clip_sample"),
     "DDIMInverseScheduler": Family(grids.ddim_inverse, rowwise(plans.ddim_inverse), integer=True, pair=True),
     "EulerDiscreteScheduler": Family(plan=Named("ddim"), **EXPLODING),
     "EulerAncestralDiscreteScheduler": Family(plan=Named("ddpm"), **EXPLODING),
@@ -160,38 +183,35 @@ MAP: dict[str, Family] = {
     "EDMEulerScheduler": Family(grids.edm, Named("ddim"), pair=True, prior="edm"),
     "EDMDPMSolverMultistepScheduler": Family(grids.edm, DPM, prior="edm"),
 }
+MAP["PNDMScheduler"] = Family(grids.pndm, plans.pndm, integer=True)
 MAP["DDPMParallelScheduler"] = MAP["DDPMScheduler"]
 MAP["DDIMParallelScheduler"] = MAP["DDIMScheduler"]
 
-FAMILIES = {n: f for n, f in MAP.items() if not isinstance(f.plan, Named) or f.plan.method in METHODS}
-"""Those of the map whose method is registered."""
-if "pndm" in METHODS:
-    FAMILIES["PNDMScheduler"] = Family(grids.pndm, plans.pndm, integer=True)
 
 STOCHASTIC = Family(grids.matching, rowwise(plans.renoised))
 """FlowMatchEuler with stochastic_sampling=True."""
 
-NEAREST = {
-    "AmusedScheduler": "",
-    "CMStochasticIterativeScheduler": "",
-    "DDPMWuerstchenScheduler": "",
-    "RePaintScheduler": "",
-    "SCMScheduler": "",
-    "ScoreSdeVeScheduler": "fastdiff.sample(model, method='pc', schedule='ve')",
-    "UnCLIPScheduler": "DDPMScheduler",
-    "VQDiffusionScheduler": "",
-}
-"""Classes that are not here, and what is nearest."""
-
 
 def family(name: str, config: Config) -> Family:
-    """The family of a class; ValueError for one that is not here, with the nearest."""
-    if name not in FAMILIES:
-        near = NEAREST.get(name, "")
-        hint = f"; the nearest is {near}" if near else ""
-        raise ValueError(f"{name} is not here{hint}: keep diffusers' own. Here are {', '.join(sorted(FAMILIES))}")
+    """The family of a class.
+
+    Raises:
+        ValueError: keys that contradict each other, or that are not here, by their names.
+    """
+    found = STOCHASTIC if config.get("stochastic_sampling") else MAP[name]
     if config.get("scale_factors"):
         raise ValueError("scale_factors: a run whose size grows is not here; leave it None")
-    if config.get("stochastic_sampling"):
-        return STOCHASTIC
-    return FAMILIES[name]
+    if config.get("invert_sigmas") and found.plan is not MAP["FlowMatchEulerDiscreteScheduler"].plan:
+        raise ValueError(
+            f"invert_sigmas=True of {name} with noise in each step: diffusers takes x0 at the level 1 - sigma of "
+            "another x; leave one of the two out"
+        )
+    if config.get("prediction_type") == "flow_prediction" and not config.get("use_flow_sigmas", True):
+        raise ValueError(
+            "prediction_type='flow_prediction' without use_flow_sigmas=True: a velocity of flow matching has no "
+            "meaning on the levels of beta_schedule; set use_flow_sigmas=True"
+        )
+    trained, count = config.get("trained_betas"), config.get("num_train_timesteps")
+    if trained is not None and len(trained) != count and name != "IPNDMScheduler":
+        raise ValueError(f"trained_betas has {len(trained)} entries, and num_train_timesteps={count}: make them equal")
+    return found

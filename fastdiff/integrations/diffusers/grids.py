@@ -75,6 +75,17 @@ def discrete_grid(config: Config, asked: Asked) -> Grid:
     return indexed(config, times, -1.0 if config.get("set_alpha_to_one", True) else 0.0)
 
 
+def unclip(config: Config, asked: Asked) -> Grid:
+    """UnCLIP: equal steps from the noisiest training time to 0, both listed."""
+    only(asked)
+    assert asked.steps is not None
+    last = int(config["num_train_timesteps"]) - 1
+    # With one step theirs divides by 0.
+    width = last / (asked.steps - 1) if asked.steps > 1 else 0.0
+    times = (np.arange(asked.steps)[::-1] * width).round() if asked.steps > 1 else np.array([float(last)])
+    return indexed(config, times, -1.0)
+
+
 def indexed(config: Config, times: Array, end: float) -> Grid:
     """The grid of training times, with the time at which the last step ends."""
     schedule = training(config)
@@ -216,8 +227,10 @@ def unipc(config: Config, asked: Asked) -> Grid:
         times = times.round() if config["use_karras_sigmas"] else cut(times)
         return variance_preserving(whole, times, clock)
     if matching:
-        given = asked.sigmas
-        sigmas = np.linspace(1, 1 / scale, steps + 1)[:-1] if given is None else np.asarray(given, dtype=np.float64)
+        levels = np.linspace(1, 1 / scale, steps + 1)
+        # Up to diffusers 0.36 the levels were counted from the clean end: all of them 1/N lower.
+        sigmas = levels[:-1] if config["_release"] >= (0, 37) else (1.0 - levels)[:0:-1]
+        sigmas = sigmas if asked.sigmas is None else np.asarray(asked.sigmas, dtype=np.float64)
         sigmas = stretched(config, moved(config, asked, sigmas, float(config["flow_shift"])))
         if abs(sigmas[0] - 1.0) < 1e-6:
             sigmas[0] -= 1e-6
@@ -240,10 +253,7 @@ def moved(config: Config, asked: Asked, s: Array, shift: float) -> Array:
         raise ValueError(
             "use_dynamic_shifting=True: set_timesteps needs mu=..., which the pipeline makes from the size"
         )
-    kind = config.get("time_shift_type", "exponential")
-    if kind not in ("exponential", "linear"):
-        raise ValueError(f"time_shift_type={kind!r}: expected 'exponential' or 'linear'")
-    shift = math.exp(asked.mu) if kind == "exponential" else asked.mu
+    shift = asked.mu if config.get("time_shift_type") == "linear" else math.exp(asked.mu)
     return shift / (shift + (1.0 / s - 1.0))
 
 
@@ -291,8 +301,6 @@ def edm(config: Config, asked: Asked) -> Grid:
             "set_timesteps(sigmas=...) of EDMEulerScheduler are places between sigma_max and sigma_min, from 0 to 1, "
             "and not sigmas: give num_inference_steps, and sigma_schedule and rho in the config"
         )
-    if kind not in ("karras", "exponential"):
-        raise ValueError(f"sigma_schedule={kind!r}: expected 'karras' or 'exponential'")
     steps = asked.count
     s = karras(high, low, steps, float(config["rho"])) if kind == "karras" else exponential(high, low, steps)
     whole = np.append(s, low if config["final_sigmas_type"] == "sigma_min" else 0.0)

@@ -35,8 +35,8 @@ class Times:
         self.timesteps = on(host, torch.device("cpu" if device is None else device))
         self.host = host.tolist()
         self.sigmas = torch.tensor(grid.sigmas, dtype=torch.float32)
-        # Where each evaluation's time lies, to add noise there.
-        self.levels = [(s.alpha, s.sigma, grid.unit(s.t)) for s in stages]
+        # Where each evaluation's time lies, to add noise there: alpha for data of the pipeline's own size.
+        self.levels = [(s.alpha / grid.data_std, s.sigma, grid.unit(s.t)) for s in stages]
 
 
 def network_time(grid: Grid, t: float) -> float:

@@ -6,13 +6,15 @@ from typing import Any
 
 from fastdiff.integrations.diffusers.scheduler import Scheduler
 from fastdiff.names import unknown
-from fastdiff.schedules.diffusers import DEFAULTS
+from fastdiff.schedules.configs import DEFAULTS
 
 INSIDE = {
     "StableDiffusionLatentUpscalePipeline": "it does the scheduler's arithmetic itself",
     "LEditsPPPipelineStableDiffusion": "it reads the scheduler's tables, and asks for a class of diffusers",
     "LEditsPPPipelineStableDiffusionXL": "it reads the scheduler's tables, and asks for a class of diffusers",
-    "CogVideoXPipeline": "its DDIM and DPM classes are not here",
+    "StableDiffusionPanorama": "it keeps a copy of the scheduler's state for each view",
+    "CycleDiffusion": "it does the scheduler's arithmetic itself",
+    "ChronoEdit": "it cuts the scheduler's earlier outputs",
     "Cosmos": "it does the scheduler's preconditioning itself",
     "StableCascade": "its scheduler counts in log-SNR of its own",
 }

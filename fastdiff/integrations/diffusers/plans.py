@@ -226,6 +226,8 @@ def dpm_multistep(rows: Rows, points: list[Point], config: Config, total: int) -
     """DPM-Solver and DPM-Solver++, multistep: diffusers lowers the last orders with less than 15 steps."""
     algorithm, form = check_algorithm(config)
     order, steps = int(config["solver_order"]), len(points) - 1
+    if algorithm.startswith("sde") and points[-1].lam < points[0].lam:
+        raise ValueError(f"algorithm_type={algorithm!r} of DPMSolverMultistepInverseScheduler: noise has no inverse")
     if order not in (1, 2, 3) or (order == 3 and algorithm == "sde-dpmsolver"):
         raise ValueError(f"solver_order={order} of algorithm_type={algorithm!r}: expected 1 or 2, or 3 of the others")
     lower = config["lower_order_final"] and total < 15
@@ -367,6 +369,11 @@ def ddim_inverse(rows: Rows, points: list[Point], config: Config, total: int) ->
     if config["clip_sample"]:
         raise ValueError(
             "clip_sample=True of DDIMInverseScheduler: a step that clips cannot be gone back; give clip_sample=False"
+        )
+    if config["prediction_type"] == "sample" and points[0].sigma == 0:
+        raise ValueError(
+            "prediction_type='sample' of DDIMInverseScheduler: at the clean start x0 says nothing of the noise; give "
+            "set_alpha_to_one=False"
         )
     for s, t in pairwise(points):
         rows.put(s, t, Exponential("noise", s, t).first(ROW["x"], ROW["m"]), keep=False)

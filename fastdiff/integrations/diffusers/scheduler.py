@@ -15,20 +15,24 @@ from diffusers import __version__ as DIFFUSERS
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from fastdiff.integrations.diffusers.families import FAMILIES, family
+from fastdiff.integrations.diffusers.families import MAP, family
 from fastdiff.integrations.diffusers.inputs import Times, check_tensors, listed, place
+from fastdiff.integrations.diffusers.noising import TABLES, of_run, of_training, table
 from fastdiff.integrations.diffusers.plans import Options
 from fastdiff.integrations.diffusers.seeds import drawn, keys
 from fastdiff.integrations.diffusers.spacing import Asked, Grid
-from fastdiff.integrations.diffusers.walk import Bound, Limits, Stepped, Walk, bound, on
-from fastdiff.names import short, unknown
+from fastdiff.integrations.diffusers.walk import Bound, Limits, Stepped, Walk, bound
+from fastdiff.names import short
 from fastdiff.plan import Plan
 from fastdiff.run.arguments import resolve_seeds
 from fastdiff.run.job import sampling_mode
-from fastdiff.schedules.diffusers import PREDICTIONS, alphas_cumprod, settings
+from fastdiff.schedules.configs import PREDICTIONS, settings
+from fastdiff.schedules.diffusers import alphas_cumprod
 
 _KEPT = 32
 NOISES = ("fastdiff", "diffusers")
+RELEASE = tuple(int(part) for part in DIFFUSERS.split(".")[:2])
+"""The installed diffusers, whose times are ours."""
 
 
 class _Local(threading.local):
@@ -54,7 +58,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     """
 
     config_name: Any = "scheduler_config.json"
-    _compatibles = list(FAMILIES)  # noqa: RUF012 - declared so by the class above
+    _compatibles = list(MAP)  # noqa: RUF012 - declared so by the class above
 
     def __init__(self, **config: Any) -> None:
         options = dict(config.pop("fastdiff", None) or {})
@@ -63,14 +67,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if noise not in NOISES:
             raise ValueError(f"noise={noise!r}: expected 'fastdiff' or 'diffusers'")
         self.replaces, self._settings = settings(config, options.get("replaces"))
-        self._settings["_class"] = self.replaces
+        self._settings.update(_class=self.replaces, _release=RELEASE)
         self.noise = noise
         self._set_up()
         self.order = self._family.order
         self._prediction = self._predicted()
-        kept = {k: v for k, v in self._settings.items() if k != "_class"}
+        kept = {k: v for k, v in self._settings.items() if not k.startswith("_")}
         hidden = {k: v for k, v in config.items() if k not in kept and not k.startswith("_")}
-        self.register_to_config(**hidden, **kept, _class_name=self.replaces, fastdiff={"noise": noise})
+        # Classes of diffusers read this config too, and warn of keys that they do not know.
+        own = {} if noise == NOISES[0] else {"fastdiff": {"noise": noise}}
+        self.register_to_config(**hidden, **kept, **own, _class_name=self.replaces)
         # What cannot be done is said now, and not in the middle of a pipeline.
         steps = max(4, 2 * int(self._settings.get("solver_order", 1)))
         mu = 1.0 if self._settings.get("use_dynamic_shifting") else None
@@ -162,8 +168,15 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             float(strength),
         )
         grid = self._grid(asked)
+        plan = self._plan(grid, 0, Options())
+        if self._prediction == "eps" and any(stage.evaluate and stage.alpha == 0 for stage in plan.stages):
+            raise ValueError(
+                "prediction_type='epsilon' with rescale_betas_zero_snr=True and a time at which alpha = 0: the noise "
+                "that a network says there is x itself, and says nothing of x0; use 'v_prediction' or 'sample', as "
+                "the network was trained, or timestep_spacing='leading'"
+            )
         local = self._local
-        local.times = self._shared = Times(grid, self._plan(grid, 0, Options()), self._family, device)
+        local.times = self._shared = Times(grid, plan, self._family, device)
         local.walk = local.begin = local.index = None
 
     def _grid(self, asked: Asked) -> Grid:
@@ -279,6 +292,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         s_tmin: float = 0.0,
         s_tmax: float = math.inf,
         s_noise: float = 1.0,
+        prev_timestep: Any = None,
     ) -> Any:
         """One evaluation of the network taken in: the sample at the next time.
 
@@ -289,6 +303,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             eta: of DDIM and TCD; other classes ignore it, as diffusers' pipelines give it to all.
             generator: or one for each sample; see the class.
             variance_noise: (B, ...) the noise itself.
+            prev_timestep: of UnCLIP: the next of `timesteps`, where the step leads.
             return_dict: False: a tuple, of the predicted x0 too for the classes that give it.
 
         Returns:
@@ -312,6 +327,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if local.index is not None and given is not None and given != at and times.host[given] != times.host[at]:
             # The caller went somewhere else: a run of its own begins there.
             walk, at = None, given
+        if self.replaces == "UnCLIPScheduler" or prev_timestep is not None:
+            self._check_next(prev_timestep, at)
         if walk is None or walk.finished:
             options = Options(eta, bool(use_clipped_model_output), float(s_noise))
             walk = self._begin(at, options, sample, generator)
@@ -327,6 +344,22 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if not return_dict and not self._family.pair:
             return (following,)
         return Stepped(following, predicted, self._family.names)
+
+    def _check_next(self, prev_timestep: Any, at: int) -> None:
+        """ValueError for a step that is asked to lead elsewhere than to the next time of the list."""
+        host = self._times.host
+        following = host[at + 1] if at + 1 < len(host) else None
+        if prev_timestep is None:
+            # The time before, as diffusers has it; after the last there is none.
+            found = None if following is None else host[at] - 1
+        else:
+            known = place(prev_timestep, self._times)
+            found = float(prev_timestep) if known is None else host[known]
+        if found != following:
+            raise ValueError(
+                f"prev_timestep={short(prev_timestep)}: the step at timesteps[{at}] leads to {following}, the next of "
+                "timesteps (None after the last); give that one"
+            )
 
     def _begin(self, at: int, options: Options, sample: torch.Tensor, generator: Any) -> Walk:
         outer, inner = divmod(at, self.order)
@@ -359,15 +392,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _predicted(self) -> str:
         if self.replaces.startswith("FlowMatch"):
             return "flow"
-        kind = self._settings.get("prediction_type", "epsilon")
-        if kind not in PREDICTIONS:
-            raise ValueError(unknown("prediction_type", kind, PREDICTIONS))
         if self.replaces == "IPNDMScheduler":
             return "v"
+        kind = self._settings.get("prediction_type", "epsilon")
         return "edm" if self._family.prior == "edm" and kind == "epsilon" else PREDICTIONS[kind]
 
     def _limits(self) -> Limits | None:
         s = self._settings
+        if self.replaces == "TCDScheduler":
+            # Its step reads neither thresholding nor clip_sample.
+            return None
         # UniPC bounds x0 where it works with x0 alone.
         if s.get("thresholding") and s.get("predict_x0", True):
             if self.replaces.startswith("EDM"):
@@ -412,31 +446,21 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
         """alpha·noise - sigma·sample, the target of v prediction, at each sample's time."""
-        alpha, sigma = self._trained(timesteps, sample)
+        alpha, sigma = of_training(self.replaces, self._settings, timesteps, sample)
         return alpha * noise - sigma * sample
 
     def _levels(self, timesteps: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         times, local = self._local.times or self._shared, self._local
         if times is None or times.grid.schedule.discrete:
-            return self._trained(timesteps, like)
+            return of_training(self.replaces, self._settings, timesteps, like)
         if local.begin is not None:
             at = [local.index if local.index is not None else local.begin]
         else:
             each = timesteps.reshape(-1) if isinstance(timesteps, torch.Tensor) else torch.as_tensor([timesteps])
             at = [self.index_for_timestep(t) for t in each]
-        units = torch.tensor([(a / u, s / u) for a, s, u in (times.levels[i] for i in at)], dtype=torch.float64)
-        column = (-1,) + (1,) * (like.ndim - 1)
-        values = on(units.to(torch.float32 if like.dtype != torch.float64 else like.dtype), like.device).to(like.dtype)
-        return values[:, 0].reshape(column), values[:, 1].reshape(column)
+        return of_run(times.levels, at, like)
 
-    def _trained(self, timesteps: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha and sigma at training times, looked up where the times are."""
-        if "trained_betas" not in self._settings or self.replaces == "IPNDMScheduler":
-            raise ValueError(f"{self.replaces} has no training table: call set_timesteps first, and pass its times")
-        a = torch.from_numpy(np.append(alphas_cumprod(self._settings, floor=False), 1.0))
-        # -1 is the clean time.
-        levels = torch.stack([a.sqrt(), (1.0 - a).sqrt()], 1)
-        index = torch.as_tensor(timesteps, device=like.device).long().reshape(-1)
-        found = on(levels, like.device).to(like.dtype)[index]
-        column = (-1,) + (1,) * (like.ndim - 1)
-        return found[:, 0].reshape(column), found[:, 1].reshape(column)
+    def __getattr__(self, name: str) -> Any:
+        # Tables that training scripts and a few pipelines read.
+        found = table(self.__dict__["_settings"], name) if name in TABLES and "_settings" in self.__dict__ else None
+        return super().__getattr__(name) if found is None else found

@@ -79,9 +79,7 @@ def spaced(config: Config, steps: int, inner: bool) -> Array:
         if not inner:
             return np.arange(steps)[::-1] * float(count // steps) + offset
         return np.arange(steps + 1)[::-1][:-1] * float(last // (steps + 1)) + offset
-    if spacing == "trailing":
-        return np.arange(last if inner else count, 0, -count / steps).round() - 1.0
-    raise ValueError(f"timestep_spacing={spacing!r}: expected 'linspace', 'leading' or 'trailing'")
+    return np.arange(last if inner else count, 0, -count / steps).round() - 1.0
 
 
 def clipped(config: Config) -> int:
@@ -100,9 +98,20 @@ def table(config: Config) -> Array:
 
 
 def sigma_clock(sigmas: Array) -> Callable[[float], float]:
-    """The training time of a sigma: linear in log sigma, inside the table."""
-    logs, index = np.log(sigmas), np.arange(len(sigmas))
-    return lambda sigma: float(np.interp(math.log(max(sigma, 1e-10)), logs, index))
+    """The training time of a sigma: linear in log sigma, inside the table.
+
+    Between the last entry that is not above it and the next: a terminal entry of 2^-24 can lie below those before it.
+    """
+    logs = np.log(sigmas)
+
+    def clock(sigma: float) -> float:
+        value = math.log(max(sigma, 1e-10))
+        # An entry is met in spite of the rounding of two logarithms.
+        below = np.flatnonzero(logs <= value + 1e-12)
+        low = min(int(below[-1]) if below.size else 0, len(logs) - 2)
+        return low + float(np.clip((value - logs[low]) / (logs[low + 1] - logs[low]), 0.0, 1.0))
+
+    return clock
 
 
 def cut(times: Array) -> Array:

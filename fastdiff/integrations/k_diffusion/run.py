@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fastdiff.bind import Binding
-from fastdiff.guidance import UNGUIDED
+from fastdiff.guidance import UNGUIDED, Guidance
+from fastdiff.integrations.k_diffusion.comfyui import Unconditional, listening
 from fastdiff.integrations.k_diffusion.noise import BrownianTreeNoiseSampler
 from fastdiff.integrations.k_diffusion.plans import Listed, apart, levels, listed
 from fastdiff.names import short
@@ -46,6 +47,16 @@ def tree(x: torch.Tensor, values: list[float], seed: int | None) -> NoiseSampler
     if len(set(positive)) < 2:
         return default_noise_sampler(x, seed)
     return BrownianTreeNoiseSampler(x, min(positive), max(positive), seed)
+
+
+def check_path(method: str, found: Listed) -> None:
+    """ValueError where noise acts at one level, or down to 0: a path in sigma has no increment there."""
+    for one, other, _ in found.spans.values():
+        if one == other or not min(one, other) > 0.0:
+            raise ValueError(
+                f"method {method!r} draws noise between sigma={one:g} and sigma={other:g}, which is no step of a "
+                "Brownian path: brownian=False, independent noise"
+            )
 
 
 class Denoiser:
@@ -97,11 +108,20 @@ def extras(extra_args: Extra | None) -> Extra:
     )
 
 
-def start(engine: Engine, model: Denoiser, x: torch.Tensor, noise: Any, dtype: torch.dtype, watch: Watch | None) -> Job:
+def start(
+    engine: Engine,
+    model: Denoiser,
+    x: torch.Tensor,
+    noise: Any,
+    dtype: torch.dtype,
+    watch: Watch | None,
+    guidance: Guidance = UNGUIDED,
+) -> Job:
     """A run from x."""
     given = {"noise": noise, "frames": None, "device": None, "seed": 0, "first_sample": 0}
     begun = begin(engine, x, tuple(x.shape), given, dtype, None, None, None)
-    return Job(begun, Network(model.bound(), len(x)), dtype, Binding("x0", UNGUIDED), None, Hooks(callback=watch))
+    network = Network(model.bound(), len(x), guidance=guidance)
+    return Job(begun, network, dtype, Binding("x0", guidance), None, Hooks(callback=watch))
 
 
 def admitted(x: torch.Tensor) -> torch.Tensor:
@@ -133,6 +153,7 @@ def run(
     churned: bool = False,
     brownian: bool = False,
     whole: bool = False,
+    spare: bool = False,
     early: bool = False,
     schedule: str = "edm",
 ) -> torch.Tensor:
@@ -150,20 +171,24 @@ def run(
             `brownian` one path, seeded by extra_args["seed"] where that is given, else from torch's generator.
         churned: the method's draws are churn, which is drawn from torch's generator at every step.
         whole: a step's noise is asked for over the whole step.
+        spare: the default noise is drawn twice a step, and the second one is not used, as where it had the weight 0.
         early: of `Denoiser`.
         schedule: "edm" (x = x0 + sigma·eps), or "flow" (x = (1 − sigma)·x0 + sigma·eps).
 
     Returns:
         (B, ...) of x's dtype.
 
+    Methods of CFG++ are for models of ComfyUI, which tell the unconditional x0 beside the guided one.
+
     Raises:
         ValueError, TypeError: as the method's plan; lists that are none; noise for a rising list.
+        RuntimeError: a method of CFG++ with another model.
     """
     values = levels(sigmas)
     sigmas = sigmas if sigmas.is_floating_point() else sigmas.to(torch.get_default_dtype())
     like = x
     x, extra = admitted(x), extras(extra_args)
-    if churned and options["s_churn"]:
+    if churned and options.get("s_churn"):
         values = apart(values)
     if len(values) < 2 or all(v == values[0] for v in values):
         return x
@@ -173,8 +198,10 @@ def run(
         noise = churn(found, x)
     elif found.spans:
         seed = extra.get("seed")
+        if brownian and noise_sampler is None:
+            check_path(method, found)
         sampler = noise_sampler or (tree(x, values, seed) if brownian else default_noise_sampler(like, seed))
-        noise = asking(sampler, sigmas, found)
+        noise = asking(sampler, sigmas, found, spare and noise_sampler is None)
     denoiser = Denoiser(model, x.dtype, extra, callback and telling(callback, found, sigmas, churned), churned or early)
     return passed(found, denoiser, x, disable, noise)
 
@@ -183,8 +210,12 @@ def passed(
     found: Listed, denoiser: Denoiser, x: torch.Tensor, disable: bool | None, noise: Noise | None
 ) -> torch.Tensor:
     """The plan's result from x, of x's dtype."""
+    guidance: Guidance = UNGUIDED
+    if found.plan.shifted:
+        denoiser.extra, taken = listening(dict(denoiser.extra))
+        guidance = Unconditional(1.0, taken=taken)
     with sampling_mode():
-        job = start(found.engine, denoiser, x, noise, state_dtype(x), None)
+        job = start(found.engine, denoiser, x, noise, state_dtype(x), None, guidance)
         job.progress = shown(disable)
         return found.engine.run(job)[0].to(x.dtype)
 
@@ -204,12 +235,14 @@ def telling(callback: Callback, found: Listed, sigmas: torch.Tensor, churned: bo
     return tell
 
 
-def asking(sampler: NoiseSampler, sigmas: torch.Tensor, found: Listed) -> Noise:
+def asking(sampler: NoiseSampler, sigmas: torch.Tensor, found: Listed, spare: bool = False) -> Noise:
     """A noise sampler as the noise of numbered draws."""
 
     def noise(draw: int, like: torch.Tensor) -> torch.Tensor:
         begin, end, _ = found.spans[draw]
         given = sampler(sigmas.new_tensor(begin), sigmas.new_tensor(end))
+        if spare:
+            sampler(sigmas.new_tensor(end), sigmas.new_tensor(end))
         try:
             return given.expand(like.shape)
         except (AttributeError, RuntimeError):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from fastdiff.integrations.k_diffusion.comfyui import finite_start, is_flow, sampling_of
 from fastdiff.integrations.k_diffusion.run import Callback, Extra, Model, run
 
 REQUIRED = ("model", "x", "sigmas")
@@ -69,7 +70,8 @@ ARGUMENTS = """
         ValueError, TypeError: bad arguments, with what is valid.
     """
 
-Settle = Callable[[dict[str, Any], torch.Tensor], None]
+Settle = Callable[[dict[str, Any], torch.Tensor, Any], None]
+"""(options, sigmas, the `model_sampling` of ComfyUI's model or None): changes the options."""
 
 
 def sampler(
@@ -82,6 +84,7 @@ def sampler(
     fixed: Mapping[str, Any] | None = None,
     unused: Sequence[str] = (),
     settle: Settle | None = None,
+    flow: str = "",
     **how: Any,
 ) -> SampleFunction:
     """One function.
@@ -92,7 +95,9 @@ def sampler(
         renamed: what the method calls them, where that is another name.
         unused: those that have no effect.
         settle: changes the method's options, given the sigmas.
-        **how: `churned`, `brownian`, `whole` and `early` of `run`.
+        flow: what it makes of ComfyUI's models of flow matching, as ComfyUI's own does: "" nothing, since dx/dsigma =
+            (x - x0)/sigma there too; "flow": their alpha is 1 - sigma; "finite": also with a first level below 1.
+        **how: `churned`, `brownian`, `whole`, `spare` and `early` of `run`.
     """
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     given = {**dict.fromkeys(REQUIRED, inspect.Parameter.empty), **COMMON, **arguments}
@@ -113,9 +118,17 @@ def sampler(
         common = {n: values.pop(n) for n in COMMON}
         noise = values.pop("noise_sampler", None)
         options = {(renamed or {}).get(n, n): v for n, v in values.items() if n not in unused} | dict(fixed or {})
+        sampling = sampling_of(model)
+        place: dict[str, Any] = {}
+        if flow and is_flow(sampling):
+            place["schedule"] = "flow"
+            sigmas = finite_start(sigmas, sampling) if flow == "finite" else sigmas
         if settle is not None:
-            settle(options, sigmas)
-        return run(method, model, x, sigmas, options, noise_sampler=noise, **common, **how)
+            settle(options, sigmas, sampling)
+        scale = getattr(sampling, "noise_scale", 1.0)
+        if scale != 1.0 and "noise_sampler" in arguments and "s_noise" in options:
+            options["s_noise"] *= scale
+        return run(method, model, x, sigmas, options, noise_sampler=noise, **common, **how, **place)
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
     sample.__doc__ = f"{summary}: `fastdiff.plan({method!r}, ...)`." + ARGUMENTS.format(
@@ -128,7 +141,7 @@ def sampler(
 def first_of(name: str, default: str) -> Settle:
     """None stands for the method's own."""
 
-    def settle(options: dict[str, Any], sigmas: torch.Tensor) -> None:
+    def settle(options: dict[str, Any], sigmas: torch.Tensor, sampling: Any) -> None:
         if options[name] is None:
             options[name] = default
         if not isinstance(options[name], str):
@@ -140,8 +153,19 @@ def first_of(name: str, default: str) -> Settle:
     return settle
 
 
-def tau_interval(options: dict[str, Any], sigmas: torch.Tensor) -> None:
-    """tau of each step from `tau_func`, which is told the level that the step leads to; None: 1 everywhere.
+def ends_with_x0(options: dict[str, Any], sigmas: torch.Tensor, sampling: Any) -> None:
+    """ComfyUI's lms ends with the predicted x0; k-diffusion's integrates to 0."""
+    if sampling is not None:
+        options["final_euler"] = True
+
+
+TAU_SHARES = (0.2, 0.8)
+"""Of the way from noise to data: where ComfyUI's SA-Solver has tau = 1 if nothing is said."""
+
+
+def tau_interval(options: dict[str, Any], sigmas: torch.Tensor, sampling: Any) -> None:
+    """tau of each step from `tau_func`, which is told the level that the step leads to. None: 1 within `TAU_SHARES` for
+    models of ComfyUI, which know the levels there, and everywhere for others.
 
     Raises:
         ValueError: a tau that is not 0 and one other value, the latter in neighbouring steps.
@@ -149,6 +173,9 @@ def tau_interval(options: dict[str, Any], sigmas: torch.Tensor) -> None:
     asked = options.pop("tau_func")
     # As in ComfyUI: the orders fall only towards a clean end.
     options["lower_order_final"] = float(sigmas[-1]) == 0.0
+    if asked is None and sampling is not None:
+        high, low = (float(sampling.percent_to_sigma(share)) for share in TAU_SHARES)
+        asked = lambda sigma: float(low <= float(sigma) <= high)  # noqa: E731
     if asked is None:
         options["tau"] = 1.0
         return
@@ -169,7 +196,9 @@ sample_euler = sampler("euler", "edm_euler", "Euler's method, with churn", CHURN
 sample_heun = sampler("heun", "heun", "Heun's method, with churn", CHURN, churned=True)
 sample_dpm_2 = sampler("dpm_2", "dpm_2", "The midpoint method in log sigma, with churn", CHURN, churned=True)
 sample_heunpp2 = sampler("heunpp2", "heunpp2", "Heun's method with slopes of the next two levels", CHURN, churned=True)
-sample_lms = sampler("lms", "lms", "Adams-Bashforth with the weights of the steps", {"order": 4}, early=True)
+sample_lms = sampler(
+    "lms", "lms", "Adams-Bashforth with the weights of the steps", {"order": 4}, settle=ends_with_x0, early=True
+)
 sample_ipndm = sampler(
     "ipndm",
     "ipndm",
@@ -214,19 +243,30 @@ sample_exp_heun_2_x0 = sampler(
     "Exponential Heun",
     {"solver_type": "phi_2"},
     fixed={"eta": 0.0},
+    flow="finite",
 )
 sample_uni_pc = sampler("uni_pc", "unipc", "UniPC of third order", {"variant": "bh1"})
 sample_uni_pc_bh2 = sampler("uni_pc_bh2", "unipc", "UniPC of third order", {}, fixed={"variant": "bh2"})
-sample_euler_ancestral = sampler("euler_ancestral", "euler_ancestral", "Euler's method, ancestral", ETA)
-sample_dpm_2_ancestral = sampler("dpm_2_ancestral", "dpm_2_ancestral", "The midpoint method, ancestral", ETA)
-sample_dpmpp_2s_ancestral = sampler("dpmpp_2s_ancestral", "dpmpp_2s_ancestral", "DPM-Solver++(2S), ancestral", ETA)
+sample_euler_ancestral = sampler("euler_ancestral", "euler_ancestral", "Euler's method, ancestral", ETA, flow="flow")
+sample_dpm_2_ancestral = sampler(
+    "dpm_2_ancestral", "dpm_2_ancestral", "The midpoint method, ancestral", ETA, flow="flow"
+)
+sample_dpmpp_2s_ancestral = sampler(
+    "dpmpp_2s_ancestral", "dpmpp_2s_ancestral", "DPM-Solver++(2S), ancestral", ETA, flow="flow"
+)
 sample_res_multistep_ancestral = sampler(
     "res_multistep_ancestral", "res_multistep_ancestral", "RES, multistep, ancestral", ETA
 )
 sample_ddpm = sampler("ddpm", "ddpm", "DDPM", {"noise_sampler": None})
-sample_lcm = sampler("lcm", "lcm", "The sampler of latent consistency models", {"noise_sampler": None})
+sample_lcm = sampler("lcm", "lcm", "The sampler of latent consistency models", {"noise_sampler": None}, flow="flow")
 sample_dpmpp_sde = sampler(
-    "dpmpp_sde", "dpmpp_sde", "DPM-Solver++ for the SDE, singlestep", {**ETA, "r": 0.5}, brownian=True, whole=True
+    "dpmpp_sde",
+    "dpmpp_sde",
+    "DPM-Solver++ for the SDE, singlestep",
+    {**ETA, "r": 0.5},
+    brownian=True,
+    whole=True,
+    flow="finite",
 )
 sample_dpmpp_2m_sde = sampler(
     "dpmpp_2m_sde",
@@ -234,6 +274,7 @@ sample_dpmpp_2m_sde = sampler(
     "DPM-Solver++(2M) for the SDE",
     {**ETA, "solver_type": "midpoint"},
     brownian=True,
+    flow="finite",
 )
 sample_dpmpp_3m_sde = sampler(
     "dpmpp_3m_sde",
@@ -242,6 +283,7 @@ sample_dpmpp_3m_sde = sampler(
     ETA,
     fixed={"solver_type": "dpmsolver"},
     brownian=True,
+    flow="finite",
 )
 sample_dpmpp_sde_gpu = sample_dpmpp_sde
 sample_dpmpp_2m_sde_gpu = sample_dpmpp_2m_sde
@@ -252,6 +294,7 @@ sample_dpmpp_2m_sde_heun = sampler(
     "DPM-Solver++(2M) for the SDE",
     {**ETA, "solver_type": "heun"},
     brownian=True,
+    flow="finite",
 )
 sample_dpmpp_2m_sde_heun_gpu = sample_dpmpp_2m_sde_heun
 sample_er_sde = sampler(
@@ -261,11 +304,17 @@ sample_er_sde = sampler(
     {**NOISE, "noise_scaler": None, "max_stage": 3},
     renamed={"max_stage": "order"},
     settle=first_of("noise_scaler", "er_sde"),
+    flow="finite",
 )
-sample_seeds_2 = sampler("seeds_2", "seeds_2", "SEEDS-2", {**ETA, "r": 0.5, "solver_type": "phi_1"})
-sample_seeds_3 = sampler("seeds_3", "seeds_3", "SEEDS-3", {**ETA, "r_1": 1.0 / 3.0, "r_2": 2.0 / 3.0})
+sample_seeds_2 = sampler("seeds_2", "seeds_2", "SEEDS-2", {**ETA, "r": 0.5, "solver_type": "phi_1"}, flow="finite")
+sample_seeds_3 = sampler("seeds_3", "seeds_3", "SEEDS-3", {**ETA, "r_1": 1.0 / 3.0, "r_2": 2.0 / 3.0}, flow="finite")
 sample_exp_heun_2_x0_sde = sampler(
-    "exp_heun_2_x0_sde", "exp_heun_2_x0_sde", "Exponential Heun for the SDE", {**ETA, "solver_type": "phi_2"}
+    "exp_heun_2_x0_sde",
+    "exp_heun_2_x0_sde",
+    "Exponential Heun for the SDE",
+    {**ETA, "solver_type": "phi_2"},
+    spare=True,
+    flow="finite",
 )
 _SA: Mapping[str, Any] = {"tau_func": None, **NOISE, "predictor_order": 3, "corrector_order": 4}
 sample_sa_solver = sampler(
@@ -274,7 +323,39 @@ sample_sa_solver = sampler(
     "SA-Solver",
     {**_SA, "use_pece": False, "simple_order_2": False},
     settle=tau_interval,
+    flow="finite",
 )
 sample_sa_solver_pece = sampler(
-    "sa_solver_pece", "sa_solver_pece", "SA-Solver, PECE", {**_SA, "simple_order_2": False}, settle=tau_interval
+    "sa_solver_pece",
+    "sa_solver_pece",
+    "SA-Solver, PECE",
+    {**_SA, "simple_order_2": False},
+    settle=tau_interval,
+    flow="finite",
+)
+sample_euler_cfg_pp = sampler("euler_cfg_pp", "euler_cfg_pp", "CFG++ with Euler's method", {}, flow="flow")
+sample_euler_ancestral_cfg_pp = sampler(
+    "euler_ancestral_cfg_pp",
+    "euler_ancestral_cfg_pp",
+    "CFG++ with Euler's method, ancestral",
+    ETA,
+    fixed={"down": "variance"},
+    flow="flow",
+)
+sample_dpmpp_2s_ancestral_cfg_pp = sampler(
+    "dpmpp_2s_ancestral_cfg_pp", "dpmpp_2s_ancestral_cfg_pp", "CFG++ with DPM-Solver++(2S), ancestral", ETA
+)
+sample_dpmpp_2m_cfg_pp = sampler("dpmpp_2m_cfg_pp", "dpmpp_2m_cfg_pp", "CFG++ with DPM-Solver++(2M)", {})
+sample_res_multistep_cfg_pp = sampler(
+    "res_multistep_cfg_pp", "res_multistep_cfg_pp", "CFG++ with RES, multistep", NOISE, unused=("s_noise",)
+)
+sample_res_multistep_ancestral_cfg_pp = sampler(
+    "res_multistep_ancestral_cfg_pp", "res_multistep_ancestral_cfg_pp", "CFG++ with RES, multistep, ancestral", ETA
+)
+sample_gradient_estimation_cfg_pp = sampler(
+    "gradient_estimation_cfg_pp",
+    "gradient_estimation_cfg_pp",
+    "CFG++ with gradient estimation",
+    {"ge_gamma": 2.0},
+    renamed={"ge_gamma": "gamma"},
 )

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from fastdiff.schedules import VE, NoiseSchedule, Point, SubVP, VPLinear
 from fastdiff.solvers.base import Request
-from fastdiff.solvers.ode import LAST_STEPS
-from fastdiff.solvers.predictor_corrector import DISCRETIZATIONS, Step, beta_at, diffusion, log_ratio, sde_time
+from fastdiff.solvers.sde import Step, beta_at, diffusion, log_ratio, sde_time
 
 
 def published_steps(request: Request, predictor: str, corrector: str, points: Sequence[Point]) -> list[Step]:
@@ -103,7 +102,3 @@ def published_denoising(schedule: NoiseSchedule, p: Point, steps: int) -> Step:
             "the published step takes the square root of 1 - beta/N: use the N of the network's SDE (sde_steps=1000)"
         )
     return published_step("reverse_diffusion", schedule, p, 1.0 / steps, nodes[0], nodes[1] if index > 0 else None)
-
-
-DISCRETIZATIONS["score_sde"] = published_steps
-LAST_STEPS["score_sde"] = published_denoising
