@@ -215,7 +215,7 @@ def untraced(function: F) -> F:
 def no_values(name: str) -> ValueError:
     """The error about a tensor whose values are asked for inside a compiled function."""
     return ValueError(
-        f"{name} is a tensor inside a compiled function, where it has no values yet: give numbers, made outside of it by "
+        f"{name} is a tensor inside a compiled function, where it has no values yet: give numbers, made outside by "
         f"{name}.tolist()"
     )
 
