@@ -89,6 +89,7 @@ def cpu(quick: bool) -> report.Data:
     data["noise"] = [noise.measure(size, 5 if size == "32x3x512x512" else 11) for size in sizes]
     data["loops"] = [loops.measure(batch, 5 if quick else 9) for batch in ((1, 16) if quick else (1, 16, 100))]
     data["overhead"] = overhead.measure(15 if quick else 41)
+    data["by_hand"] = overhead.by_hand(15 if quick else 41)
     data["targets"] = report.targets(data, HEADLINE)
     data["wall_seconds"] = round(time.perf_counter() - start, 1)
     data["notes"] = notes

@@ -157,6 +157,10 @@ def targets(data: Data, headline: str) -> list[Data]:
         if row["name"] == "fastdiff dpm3":
             value = row["per_step_of_10_with_setup_us"]
             found.append(target("a step of dpm3 beyond the network, set-up included", value, "us", 25, False))
+    if data.get("by_hand"):
+        us = data["by_hand"]["microseconds"]
+        value = us["fastdiff"] / us["by hand, making its times"]
+        found.append(target("10 Euler steps at (1, 16, 7) against a loop by hand", value, "x", 1.0, False))
     return found
 
 
@@ -198,6 +202,9 @@ def text(data: Data) -> str:
         ]
         header = ["loop at 1x1x8x8, microseconds", "a step", "set-up", "a step of 10, with set-up"]
         parts.append(table(header, rows))
+    if data.get("by_hand"):
+        rows = [[name, f"{us:.0f}"] for name, us in data["by_hand"]["microseconds"].items()]
+        parts.append(table(["10 Euler steps at 1x16x7", "microseconds"], rows))
     if data.get("graphs"):
         rows = [
             [

@@ -63,7 +63,7 @@ PyObject *stage_launch(PyObject *, PyObject *const *args, Py_ssize_t count) {
   const StageArgs a = flattened(given);
   if (a.batch == 0 || a.n == 0) Py_RETURN_NONE;
   const Variant v = variant(a);
-  const Geometry g = geometry(a, EACH_OF[v.shape]);
+  const Geometry g = geometry(a, v);
   char name[112];
   std::snprintf(name, sizeof name, "stage_kernelI%cLi%dELi%dELi%dELi%dELb%dELb%dELb%dELb%dELb%dEE",
                 a.state == F64 ? 'd' : 'f', v.net, v.hist, v.shape, v.entries, v.paired, v.learned, v.noise, v.path,

@@ -6,6 +6,8 @@ matter are the same.
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from diffusers import DDPMPipeline, EulerDiscreteScheduler, UNet2DModel
 
@@ -36,4 +38,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

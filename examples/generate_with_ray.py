@@ -8,7 +8,7 @@ The folder must be one that every machine sees. A task that Ray starts again goe
 
 from __future__ import annotations
 
-import sys
+import argparse
 from typing import Any
 
 import ray
@@ -48,4 +48,6 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="one that every machine sees")
+    main(parser.parse_args().folder)

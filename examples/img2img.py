@@ -7,6 +7,7 @@ It turns the package's handwritten ones into sevens and writes img2img.png: a ro
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -40,4 +41,5 @@ def main(count: int = 10, path: str | Path = "img2img.png") -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

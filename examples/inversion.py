@@ -8,6 +8,7 @@ noise, what comes back, and the same noise as threes.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -35,4 +36,5 @@ def main(count: int = 10, steps: int = 40, path: str | Path = "inversion.png") -
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -6,6 +6,7 @@ k-diffusion's wrappers (`K.external.CompVisDenoiser(network)`) make it.
 
 from __future__ import annotations
 
+import argparse
 import math
 from typing import Any
 
@@ -40,4 +41,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -9,7 +9,7 @@ No process waits for another, and the files do not depend on how many there are:
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -44,4 +44,8 @@ def main(folder: str | Path, count: int = 50_000, batch: int = 500, shard: int =
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("-n", "--count", type=int, default=50_000, help="how many samples (default: 50000)")
+    given = parser.parse_args()
+    main(given.folder, given.count)

@@ -8,6 +8,7 @@ prints is the time of a control step, and how far fewer network calls are from m
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import torch
@@ -54,4 +55,5 @@ def main(repeats: int = 100) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -252,7 +252,7 @@ def log_likelihood(
     found, network_dtype = placement(model)
     where = resolve_device(device, x, found)
     need_values(where, "log_likelihood")
-    module = ops.select(backend, where, dtype, network_dtype or dtype)
+    module = ops.select(backend, where, dtype, network_dtype or dtype, x.numel())
     seeds, index = resolve_seeds(seed, first_sample, len(x), where)
     size = x[0].numel()
     with sampling_mode():

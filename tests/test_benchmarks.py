@@ -176,6 +176,7 @@ CANNED: dict[str, Any] = {
     "overhead": [
         {"name": "fastdiff dpm3", "step_us": 8.0, "setup_us": 50.0, "per_step_of_10_with_setup_us": 13.0}
     ],
+    "by_hand": {"microseconds": {"fastdiff": 150.0, "by hand, making its times": 120.0, "network alone": 60.0}},
 }  # fmt: skip
 
 
@@ -189,6 +190,7 @@ def test_targets_judge_both_ways() -> None:
         "ddpm's step against the same without noise": (2.5, False),
         "normals against torch.randn": (2.5, False),
         "a step of dpm3 beyond the network, set-up included": (13.0, True),
+        "10 Euler steps at (1, 16, 7) against a loop by hand": (1.25, False),
     }
 
 

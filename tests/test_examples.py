@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,21 @@ def test_every_example_is_run_by_a_test() -> None:
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     for path in [*EXAMPLES.rglob("*.py"), *EXAMPLES.rglob("*.ipynb")]:
         assert path.stem in tests, path
+
+
+@pytest.mark.parametrize("name", ["img2img", "inversion", "k_diffusion", "many_samples", "robot_policy"])
+def test_help_and_misspelled_arguments(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for argument, code in (("--help", 0), ("--stpes", 2)):
+        monkeypatch.setattr("sys.argv", [f"{name}.py", argument])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        assert ended.value.code == code
+    told = capsys.readouterr()
+    # The help is what the file says of itself, and nothing ran.
+    assert (script(name).__doc__ or "").splitlines()[0] in told.out and not list(tmp_path.iterdir())
 
 
 def test_robot_policy(capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,9 @@ def section(data: dict[str, Any]) -> str:
             f"- {r['name']}, at 1x1x8x8: {r['step_us']:.1f} µs a step beyond the network's own call, "
             f"and {r['setup_us']:.0f} µs a run."
         )
+    if data.get("by_hand"):
+        each = ", ".join(f"{name} {us:.0f} µs" for name, us in data["by_hand"]["microseconds"].items())
+        lines.append(f"- Ten Euler steps of a flow at 1x16x7, where launches count: {each}.")
     if lines:
         parts.append("\n".join(lines))
     if data.get("loops"):

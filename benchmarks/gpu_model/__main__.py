@@ -44,7 +44,7 @@ class Chip(NamedTuple):
         multiprocessors, clock: how many, and cycles a second.
         threads: resident ones of a multiprocessor, at most.
         latency: cycles until a load from memory is there, under load.
-        fma: cycles for which a warp's float32 multiply-add holds its pipe.
+        fma, double: cycles for which a warp's float32 multiply-add holds its pipe, and a float64 one.
     """
 
     code: str
@@ -54,16 +54,19 @@ class Chip(NamedTuple):
     threads: int
     latency: int
     fma: int
+    double: int
 
 
 CHIPS = {
-    "H200": Chip("sm_90", 4.3e12, 132, 1.98e9, 2048, 600, 1),
-    "H100": Chip("sm_90", 3.0e12, 132, 1.98e9, 2048, 600, 1),
-    "A100": Chip("sm_80", 1.7e12, 108, 1.41e9, 2048, 500, 2),
-    "RTX 4090": Chip("sm_80", 0.92e12, 128, 2.52e9, 1536, 600, 1),
+    "H200": Chip("sm_90", 4.3e12, 132, 1.98e9, 2048, 600, 1, 2),
+    "H100": Chip("sm_90", 3.0e12, 132, 1.98e9, 2048, 600, 1, 2),
+    "A100": Chip("sm_80", 1.7e12, 108, 1.41e9, 2048, 500, 2, 4),
+    "RTX 4090": Chip("sm_80", 0.92e12, 128, 2.52e9, 1536, 600, 1, 64),
 }
 ELEMENTS = math.prod(SHAPE)
-PIPES = ("FMA", "ALU", "IMAD", "WIDE", "SPECIAL", "MEMORY", "UNIFORM", "CONSTANT", "CONTROL", "SHARED", "DOUBLE")
+PIPES = (
+    "FMA", "ALU", "IMAD", "WIDE", "SPECIAL", "MEMORY", "UNIFORM", "CONSTANT", "CONTROL", "SHARED", "DOUBLE", "CONVERT",
+)  # fmt: skip
 NAMES = {
     "FMA": ("FFMA", "FMUL", "FADD", "HADD2", "HFMA2"),
     "SPECIAL": ("MUFU", "F2F", "F2I", "I2F"),
@@ -78,6 +81,8 @@ NAMES = {
 def pipe(instruction: sass.Instruction) -> str:
     """The part of the multiprocessor that executes it."""
     name = instruction.name
+    if name in ("F2F", "F2I", "I2F") and "F64" in "".join(instruction.parts):
+        return "CONVERT"
     for found, names in NAMES.items():
         if name in names:
             return found
@@ -114,7 +119,7 @@ def predicted(model: Path, chip: Chip, lines: list[str], threads: int, registers
     granules = -(-registers // 8) * 8 * 32  # of a warp
     resident = min(65536 // (granules * warps), chip.threads // threads, 32)
     rate = chip.bandwidth / chip.multiprocessors / chip.clock
-    arguments = (warps, resident, rate, chip.latency, 150, 12 * resident, chip.fma)
+    arguments = (warps, resident, rate, chip.latency, 150, 12 * resident, chip.fma, chip.double)
     done = subprocess.run(
         [model, *map(str, arguments)], input="\n".join(lines), capture_output=True, text=True, check=True
     )
@@ -122,9 +127,9 @@ def predicted(model: Path, chip: Chip, lines: list[str], threads: int, registers
 
 
 def measure(
-    model: Path, stage: Stage, backends: dict[str, Any], registers: Callable[[Any], int], threads: int
+    model: Path, stage: Stage, backends: dict[str, Any], registers: Callable[[Any], int], threads: Callable[[Any], int]
 ) -> dict[str, Any]:
-    """What one back end's code is predicted to do on every chip, in blocks of `threads`, as a large batch has them."""
+    """What one back end's code is predicted to do on every chip, in blocks of as many threads as a large batch has."""
     result: dict[str, Any] = {"fraction": {}}
     traces = {}
     for code in sorted({chip.code for chip in CHIPS.values()}):
@@ -135,12 +140,19 @@ def measure(
         assert machine is not None
         seen: set[int] = set()
         lines = [line(i, on, addresses, 37, seen) for i, on, addresses in machine.trace]
-        traces[code] = lines, threads, registers(backend)
+        traces[code] = lines, threads(backend), registers(backend)
         result[f"instructions an element, {code}"] = round(len(lines) * machine.threads / ELEMENTS, 1)
         result[f"registers, {code}"] = registers(backend)
     for name, chip in CHIPS.items():
         result["fraction"][name] = round(min(1.0, predicted(model, chip, *traces[chip.code])), 2)
     return result
+
+
+def threads_of(kernel: str) -> int:
+    """Threads of a block of a CUDA stage kernel where the batch is large, as csrc/cuda/launch.h has them."""
+    shape = re.search(r"^stage_kernelI.(?:Li\dE){2}Li(\d)E", kernel)
+    assert shape is not None, kernel
+    return 128 if int(shape[1]) >= 2 else 256
 
 
 def main() -> None:
@@ -168,8 +180,8 @@ def main() -> None:
             found: dict[str, Any] = {"stage": name, "bytes an element": stage_bytes(stage[0], stage[3]) / ELEMENTS}
             cuda = {code: Backend(kernels[code]) for code in codes}
             triton = {code: TritonBackend(int(code[3:])) for code in codes}
-            found["cuda"] = measure(model, stage, cuda, of_kernel, 256)
-            found["triton"] = measure(model, stage, triton, lambda b: b.registers, 128)
+            found["cuda"] = measure(model, stage, cuda, of_kernel, lambda b: threads_of(b.ran[-1]))
+            found["triton"] = measure(model, stage, triton, lambda b: b.registers, lambda b: 128)
             into.append(found)
             print(name, found["cuda"]["fraction"], found["triton"]["fraction"], flush=True)
     result = {

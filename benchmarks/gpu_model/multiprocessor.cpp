@@ -1,14 +1,14 @@
 // A model of one multiprocessor that runs copies of one warp's instructions: four schedulers, pipes that are busy for
 // some cycles with each instruction, scoreboards as the code's control words set them, and memory with a latency and a
 // bandwidth. Arguments: warps of a block, blocks that are resident, bytes a cycle, latency, cycles to start a block,
-// blocks to run, cycles an FMA holds its pipe. Input: a line for each instruction: wait, stall, write, read, pipe, kind, bytes, on.
+// blocks to run, cycles an FMA holds its pipe, cycles a float64 instruction does. Input: a line for each instruction: wait, stall, write, read, pipe, kind, bytes, on.
 // Output: bytes a cycle in the steady state, and instructions a cycle of each scheduler.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
-enum Pipe { FMA, ALU, IMAD, IMAD_WIDE, SPECIAL, LOAD_STORE, UNIFORM, CONSTANT, CONTROL, SHARED, DOUBLE, PIPES };
+enum Pipe { FMA, ALU, IMAD, IMAD_WIDE, SPECIAL, LOAD_STORE, UNIFORM, CONSTANT, CONTROL, SHARED, DOUBLE, CONVERT, PIPES };
 enum Kind { NOTHING, STREAM, CACHED, STORE, BARRIER, EXCHANGE };
 
 struct Instruction {
@@ -23,10 +23,11 @@ struct Warp {
 };
 
 int main(int count, char **arguments) {
-  if (count != 8) return 1;
+  if (count != 9) return 1;
   const int of_block = atoi(arguments[1]), resident = atoi(arguments[2]), blocks = atoi(arguments[6]);
   const double rate = atof(arguments[3]), latency = atof(arguments[4]), start = atof(arguments[5]);
-  const double busy[PIPES] = {atof(arguments[7]), 2, 2, 4, 8, 0, 1, 1, 1, 0, 16};
+  const double fma = atof(arguments[7]), f64 = atof(arguments[8]);
+  const double busy[PIPES] = {fma, 2, 2, 4, 8, 0, 1, 1, 1, 0, f64, std::max(8.0, f64)};
   const double cached = 36, exchange = 24, special = 24, constant = 30, queue = 24;
   std::vector<Instruction> code;
   for (Instruction i; scanf("%d %d %d %d %d %d %d %d", &i.wait, &i.stall, &i.write, &i.read, &i.pipe, &i.kind, &i.bytes,
@@ -92,7 +93,8 @@ int main(int count, char **arguments) {
         if (i.kind == STREAM) finished = std::max(memory, now + latency);
         if (i.kind == CACHED) finished = port + cached;
         if (i.kind == EXCHANGE) finished = port + exchange;
-        if (i.pipe == SPECIAL) finished = now + special;
+        if (i.pipe == SPECIAL || i.pipe == CONVERT) finished = now + special;
+        if (i.pipe == DOUBLE) finished = now + 4 + f64;
         if (i.pipe == CONSTANT) finished = now + constant;
         if (i.write < 6) w.scoreboards[i.write] = std::max(w.scoreboards[i.write], finished);
         if (i.read < 6) w.scoreboards[i.read] = std::max(w.scoreboards[i.read], was_read);

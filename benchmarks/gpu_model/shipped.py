@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_model.stages import stages
+from benchmarks.gpu_model.stages import others, stages
+from fastdiff.ops.speed import Traits
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "fastdiff/ops/speed.json"
@@ -16,20 +17,13 @@ def small(result: dict[str, Any]) -> dict[str, Any]:
     """What `fastdiff.ops.speed` reads, from benchmarks/results/model.json."""
     chips = list(result["chips"])
     rows = []
-    for row in result["stages"]:
-        spec, _, _, buf = stages()[row["stage"]]
-        assert buf.first is not None
-        rows.append(
-            {
-                "stage": row["stage"],
-                "noise": spec.noises > 0,
-                "guided": bool(spec.guided),
-                "learned": spec.learned > 0,
-                "history": spec.history,
-                "network": str(buf.first.dtype).removeprefix("torch."),
-                **{name: [row[name]["fraction"][chip] for chip in chips] for name in ("cuda", "triton")},
-            }
-        )
+    made = {**stages(), **others()}
+    for row in (*result["stages"], *result["others"]):
+        spec, _, coeffs, buf = made[row["stage"]]
+        traits = Traits.of(spec, coeffs, buf)._asdict()
+        traits["network"] = str(traits["network"]).removeprefix("torch.")
+        fractions = {name: [row[name]["fraction"][chip] for chip in chips] for name in ("cuda", "triton")}
+        rows.append({"stage": row["stage"], **traits, **fractions})
     return {"how": result["what"], "chips": chips, "stages": rows}
 
 

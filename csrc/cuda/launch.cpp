@@ -6,7 +6,7 @@ cudaError_t launch_stage(const StageArgs &given, cudaStream_t stream) {
   StageArgs a = flattened(given);
   if (a.batch == 0 || a.n == 0) return cudaSuccess;
   const Variant v = variant(a);
-  Geometry g = geometry(a, EACH_OF[v.shape]);
+  Geometry g = geometry(a, v);
   const auto kernel = a.state == F64  ? stage_kernel_f64
                       : v.net == BF16 ? stage_kernel_bf16
                       : v.net == F16  ? stage_kernel_f16

@@ -24,8 +24,8 @@ __device__ __forceinline__ uint4 four(const uint32_t *p, int count) {
 }
 
 // `count` elements from `at`; 4 of them with one access (two for float64) if WIDE. A float64 stream of a float32 stage,
-// which is rare, is converted here.
-template <class T, bool WIDE>
+// which is rare, is converted here if MIXED.
+template <class T, bool WIDE, bool MIXED>
 __device__ __forceinline__ Raw<T> fetch(const void *base, int dtype, int64_t at, int count) {
   Raw<T> raw{};
   if (dtype <= BF16) {
@@ -36,7 +36,7 @@ __device__ __forceinline__ Raw<T> fetch(const void *base, int dtype, int64_t at,
     } else {
       raw.q[0].x = pack(p, count), raw.q[0].y = pack(p + 2, count - 2);
     }
-  } else if (dtype == F32) {
+  } else if (dtype == F32 || (!MIXED && sizeof(T) == 4)) {
     const uint32_t *p = static_cast<const uint32_t *>(base) + at;
     raw.q[0] = WIDE ? *reinterpret_cast<const uint4 *>(p) : four(p, count);
   } else if constexpr (sizeof(T) == 8) {
@@ -103,7 +103,7 @@ __device__ __forceinline__ void store(void *p, double2 v) {
 }
 
 // The inverse: v's first `count` elements to `at`, rounded to nearest.
-template <class T, bool WIDE>
+template <class T, bool WIDE, bool MIXED = true>
 __device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count, const T *v) {
   if (dtype <= BF16) {
     uint32_t two[2];
@@ -117,7 +117,7 @@ __device__ __forceinline__ void put(void *base, int dtype, int64_t at, int count
       for (int e = 0; e < 4; ++e)
         if (e < count) p[e] = uint16_t(two[e / 2] >> (e % 2 * 16));
     }
-  } else if (dtype == F32) {
+  } else if (dtype == F32 || (!MIXED && sizeof(T) == 4)) {
     float *p = static_cast<float *>(base) + at;
     if (WIDE) {
       store(p, make_float4(float(v[0]), float(v[1]), float(v[2]), float(v[3])));
@@ -153,21 +153,17 @@ __device__ __forceinline__ void draw_four(int64_t block, Sample s, uint32_t draw
   v[0] = T(first.first), v[1] = T(first.second), v[2] = T(second.first), v[3] = T(second.second);
 }
 
-// Four normals from element `at` of a sample on, which is a multiple of 4 if WIDE.
-template <bool WIDE, class T>
+// Four normals from element `at` of a sample on.
+template <class T>
 __device__ __forceinline__ void draw_from(int64_t at, Sample s, uint32_t draw, uint32_t tag, T *v) {
   const int64_t block = int64_t(uint64_t(at) >> 2);
-  if constexpr (WIDE) {
-    draw_four(block, s, draw, tag, v);
-  } else {
-    T two[8];
-    draw_four(block, s, draw, tag, two);
-    draw_four(block + 1, s, draw, tag, two + 4);
-    const int shift = int(at & 3);
+  T two[8];
+  draw_four(block, s, draw, tag, two);
+  draw_four(block + 1, s, draw, tag, two + 4);
+  const int shift = int(at & 3);
 #pragma unroll
-    for (int e = 0; e < 4; ++e)
-      v[e] = shift == 0 ? two[e] : shift == 1 ? two[e + 1] : shift == 2 ? two[e + 2] : two[e + 3];
-  }
+  for (int e = 0; e < 4; ++e)
+    v[e] = shift == 0 ? two[e] : shift == 1 ? two[e + 1] : shift == 2 ? two[e + 2] : two[e + 3];
 }
 
 }  // namespace fastdiff

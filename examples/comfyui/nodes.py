@@ -72,6 +72,9 @@ def of_range(function: Function, counted: bool) -> Function:
         low = sigmas[-1] if sigmas[-1] > 0 else sigmas[-2]
         steps = (len(sigmas) - 1,) if counted else ()
         told = {"extra_args": extra_args, "callback": callback, "disable": disable}
+        if not low < sigmas[0]:
+            # One step to 0: ComfyUI's gives back what it was given.
+            return k_diffusion.sample_euler(model, x, sigmas, **told)
         return function(model, x, low, sigmas[0], *steps, **told, **given)
 
     return sample

@@ -131,7 +131,7 @@ def generate(
             "decode": _name(decode),
             "sampler": _sampler_name(sampler),
             "conditions": {
-                name: None if given is None else _values(given, n, shape[0]) for name, given in conditions.items()
+                name: None if given is None else _values(name, given, n, shape[0]) for name, given in conditions.items()
             },
             "run": {name: _name(value, sampler) for name, value in sorted(run.items()) if name != "device"},
             "network": fingerprint(model),
@@ -141,7 +141,8 @@ def generate(
     def made(first: int, stop: int) -> torch.Tensor:
         """Samples first to stop − 1, on the CPU, as they are written."""
         numbers = _numbers(first, n, shape[0])
-        own = {name: _moved(given(numbers), where) for name, given in conditions.items() if given is not None}
+        known = {name: given for name, given in conditions.items() if given is not None}
+        own = {name: _moved(_called(name, given, numbers), where) for name, given in known.items()}
         x: torch.Tensor = sampler(model, **{**run, **own, "shape": shape, "seed": seed, "first_sample": first})
         bad = (~torch.isfinite(x[: stop - first])).flatten(1).any(1)
         if bool(bad.any()):
@@ -238,6 +239,22 @@ def _numbers(first: int, n: int, batch: int) -> torch.Tensor:
     return torch.arange(first, first + batch).clamp(max=n - 1)
 
 
+def _called(name: str, condition: Condition, numbers: torch.Tensor) -> Mapping[str, Any]:
+    """The conditions of the samples with these numbers."""
+    try:
+        given = condition(numbers)
+    except Exception as error:
+        raise TypeError(
+            f"{name} failed [{type(error).__name__}: {short(str(error))}]: it is called with the numbers of a whole "
+            f"batch, an int64 tensor ({len(numbers)},), and returns tensors with that first dimension, such as "
+            f"{name}=lambda i: {{'y': i % 10}}, or of a function of one number, "
+            f"{name}=lambda i: {{'y': torch.tensor([label(int(k)) for k in i])}}"
+        ) from error
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} returned {short(given)}: expected a dict of the network's arguments, {{'y': i % 10}}")
+    return given
+
+
 def _moved(conditions: Mapping[str, Any], where: Any) -> dict[str, Any]:
     return tree_map(lambda v: v.to(where) if isinstance(v, torch.Tensor) else v, dict(conditions))
 
@@ -252,14 +269,10 @@ def _sampler_name(sampler: Sampler) -> str:
     return f"{sampler!r}, clip={sampler.clip!r}, {content}"
 
 
-def _values(condition: Condition, n: int, batch: int) -> list[Any]:
+def _values(name: str, condition: Condition, n: int, batch: int) -> list[Any]:
     """What tells a function of the samples' numbers from another: what it gives for the first batch and the last."""
-    given = [condition(_numbers(first, n, batch)) for first in (0, (n - 1) // batch * batch)]
-    if not isinstance(given[0], Mapping):
-        raise TypeError(
-            f"a function of the samples' numbers returned {short(given[0])}: expected a dict, {{'y': i % 10}}"
-        )
-    return [_content(one) for one in given]
+    firsts = 0, (n - 1) // batch * batch
+    return [_content(_called(name, condition, _numbers(first, n, batch))) for first in firsts]
 
 
 def _content(value: Any) -> Any:

@@ -5,7 +5,6 @@ from fastdiff.ops.choice import select
 from fastdiff.ops.door import address, admitted, returned, symbolic, tracing
 from fastdiff.ops.library import Recorded
 from fastdiff.ops.registry import BACKENDS, Backend, backends, load
-from fastdiff.ops.speed import Traits
 
 __all__ = [
     "BACKENDS",
@@ -15,7 +14,6 @@ __all__ = [
     "Kinds",
     "Launch",
     "Recorded",
-    "Traits",
     "address",
     "admitted",
     "backends",

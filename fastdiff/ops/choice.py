@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 
 from fastdiff.names import untraced, warn
 from fastdiff.ops.door import tracing
+from fastdiff.ops.either import either
 from fastdiff.ops.library import Recorded
 from fastdiff.ops.registry import BACKENDS, Backend, load
-from fastdiff.ops.speed import Traits, chip_of, faster
+from fastdiff.ops.speed import LARGE, chip_of, led
 
 SETTING = "FASTDIFF_SIMD"
 """The environment variable that forces an instruction set: one that cannot run must not mean the slow path."""
@@ -20,11 +20,7 @@ _WARNED: set[str] = set()
 
 
 def select(
-    name: str | None,
-    device: torch.device,
-    state: torch.dtype,
-    network: torch.dtype,
-    traits: Callable[[], Traits] | None = None,
+    name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype, elements: int = 0
 ) -> Backend:
     """The named back end, or the fastest that can run; as operations of `torch.ops` where these are recorded.
 
@@ -32,7 +28,7 @@ def select(
         name: one of `BACKENDS`, or None.
         device: where the state lives.
         state, network: dtypes of the state and of the network's output.
-        traits: gives what the run's stages are like, by which the faster of `cuda` and `triton` is taken.
+        elements: of the state. Where it is large, each stage takes the faster of `cuda` and `triton`.
 
     Raises:
         ValueError: unknown name.
@@ -40,27 +36,32 @@ def select(
     """
     if torch.compiler.is_dynamo_compiling():
         _imported(name, device)
-    found = _select(name, device, state, network, traits)
-    return Recorded(found) if tracing() else found
+    found = _select(name, device, state, network)
+    if tracing():
+        return Recorded(found)
+    if name is None and found.NAME == "cuda" and state == torch.float32 and elements >= LARGE:
+        chip = chip_of(*_chip(device))
+        if led(chip) and _runs("triton", device, state, network):
+            return either(chip)
+    return found
 
 
 @untraced
 def _imported(name: str | None, device: torch.device) -> bool:
     """A compiler cannot import the modules that a choice looks at."""
-    for candidate in (*_order(device, None), "reference", *([name] if name in BACKENDS else [])):
+    for candidate in (*_order(device), "reference", *([name] if name in BACKENDS else [])):
         load(candidate).available()
     return True
 
 
-def _order(device: torch.device, traits: Callable[[], Traits] | None) -> tuple[str, ...]:
+def _runs(name: str, device: torch.device, state: torch.dtype, network: torch.dtype) -> bool:
+    module = load(name)
+    return module.available()[0] and module.supports(device, state, network)[0]
+
+
+def _order(device: torch.device) -> tuple[str, ...]:
     """The compiled back ends for a device, the fastest first."""
-    if device.type != "cuda":
-        return ("cpu",) if device.type == "cpu" else ()
-    if traits is None or torch.version.hip is not None:
-        return ("cuda", "triton")
-    name, capability = _chip(device)
-    best = faster(traits(), chip_of(name, capability)).name
-    return (best, *(other for other in ("cuda", "triton") if other != best))
+    return {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}.get(device.type, ())
 
 
 @functools.cache
@@ -68,13 +69,7 @@ def _chip(device: torch.device) -> tuple[str, tuple[int, int]]:
     return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
-def _select(
-    name: str | None,
-    device: torch.device,
-    state: torch.dtype,
-    network: torch.dtype,
-    traits: Callable[[], Traits] | None,
-) -> Backend:
+def _select(name: str | None, device: torch.device, state: torch.dtype, network: torch.dtype) -> Backend:
     if name is not None:
         module = load(name)
         ok, why = module.available()
@@ -87,7 +82,7 @@ def _select(
             )
         return module
     reasons = []
-    for candidate in _order(device, traits):
+    for candidate in _order(device):
         module = load(candidate)
         ok, why = module.available()
         if ok and module.supports(device, state, network)[0]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from fastdiff.ops import Coeffs, Traits, symbolic
+from fastdiff.ops import Coeffs, symbolic
 from fastdiff.prediction import check_previous
 from fastdiff.run.adaptive import Driver
 from fastdiff.run.arguments import is_path, need_values
@@ -51,10 +50,6 @@ class AdaptiveEngine:
     @property
     def prior_std(self) -> float:
         return self.method.prior_std
-
-    def traits(self, guided: bool, network: torch.dtype, size: tuple[int, ...]) -> Traits:
-        # The earlier values of a trial step.
-        return Traits(False, guided, False, 3, network, math.prod(size))
 
     def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
         name, form = self.name, arguments["classifier_form"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -110,9 +111,6 @@ class Engine(Protocol):
     def prior_std(self) -> float:
         """Of x there, when it is drawn from the prior."""
 
-    def traits(self, guided: bool, network: torch.dtype, size: tuple[int, ...]) -> ops.Traits:
-        """What the stages of a run are like."""
-
     def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
         """Raise for arguments of a run that do not go with it."""
 
@@ -144,10 +142,7 @@ def begin(
         x = check_x(x)
     where = resolve_device(arguments["device"], x, model_device)
     seeds, index = resolve_seeds(arguments["seed"], arguments["first_sample"], size[0], where)
-    guided = arguments.get("cond") is not None
-    module = ops.select(
-        backend, where, dtype, network_dtype or dtype, lambda: engine.traits(guided, network_dtype or dtype, size)
-    )
+    module = ops.select(backend, where, dtype, network_dtype or dtype, math.prod(size))
     if x is not None:
         return Start(module, cast_x(x, where, dtype), seeds, index, noise, path)
     first = engine.first

@@ -74,5 +74,5 @@ def increment_(
     table = torch.zeros(1, WIDTH, dtype=out.dtype)
     table[0, NEXT_U + ZA] = 1.0
     coeffs = Coeffs(table.to(out.device), torch.from_numpy(draws).to(out.device), seeds, index)
-    module = ops.select(None, out.device, out.dtype, out.dtype)
+    module = ops.select(None, out.device, out.dtype, out.dtype, out.numel())
     module.stage(_ZA._replace(path=int(words[0])), 0, coeffs, Buffers(u_out=out))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import torch
 
 from fastdiff.bind import Binding, Program, echo_rows, program, program_of_frames
 from fastdiff.names import constant, untraced
-from fastdiff.ops import Coeffs, Traits, tracing
+from fastdiff.ops import Coeffs, tracing
 from fastdiff.plan import Frames, Plan, Stage
 from fastdiff.run.compiled import Parts, Shelf, joined, parts
 from fastdiff.run.corrections import check_corrections
@@ -58,10 +57,6 @@ class PlanEngine:
     @property
     def prior_std(self) -> float:
         return self.plan.prior_std
-
-    def traits(self, guided: bool, network: torch.dtype, size: tuple[int, ...]) -> Traits:
-        plan = self.plan
-        return Traits(plan.stochastic, guided, plan.learned_variance, plan.history, network, math.prod(size))
 
     def check(self, arguments: Mapping[str, Any], has_x: bool) -> None:
         if arguments["return_info"]:

@@ -225,6 +225,21 @@ def test_the_ksampler_as_comfyuis(nodes: Any) -> None:
     assert torch.equal(listed(model, "karras", 4, 1.0, True), whole[[0, 1, 2, 3, 5]])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["dpm_fast", "dpm_adaptive", "uni_pc", "dpmpp_2m_sde_gpu", "dpm3"])
+def test_one_step_is_the_predicted_x0(nodes: Any, kind: str, method: str) -> None:
+    model, made = Model(kind), nodes.NODE_CLASS_MAPPINGS
+    (sampler,), (sigmas,) = made["FastdiffSampler"]().make(method), made["FastdiffSigmas"]().make(model, "karras", 1)
+    latent = torch.zeros(1, 2, 1, 1)
+    args = (model, prepare_noise(latent, 1), 2.0)
+    got, want = (
+        sample_custom(*args, s, sigmas, [], [], latent, disable_pbar=True)
+        for s in (sampler, made["FastdiffSampler"]().make("euler")[0])
+    )
+    # A flow's first level may be moved a little, by 2e-5.
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-3 if kind == "flow" else 1e-5)
+
+
 def test_a_mask_keeps_the_latent(nodes: Any) -> None:
     mask = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
     latent = {"samples": torch.full((2, 2, 1, 1), 0.7), "noise_mask": mask}

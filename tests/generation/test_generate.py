@@ -420,7 +420,12 @@ def test_a_sample_that_is_not_finite_is_named(tmp_path: Path) -> None:
         ({"format": "jpeg"}, ValueError, "format"),
         ({"noise": lambda draw, like: like}, TypeError, "generate takes no noise"),
         ({"cond": {"y": 1}}, TypeError, "expected a function of the samples' numbers"),
-        ({"model_kwargs": lambda i: i}, TypeError, "returned .*: expected a dict"),
+        (
+            {"model_kwargs": lambda i: {"y": [1.0, 2.0][i]}},
+            TypeError,
+            r"model_kwargs failed \[TypeError: .*\]: it is called with the numbers of a whole batch, an int64 tensor",
+        ),
+        ({"model_kwargs": lambda i: i}, TypeError, "model_kwargs returned tensor.*expected a dict"),
         ({"shard": 0}, ValueError, "shard=0"),
         ({"batch": 0}, ValueError, "batch=0"),
         ({"worker": (3, 3)}, ValueError, "worker 3 of 3: expected a number from 0 to 2"),

@@ -30,10 +30,12 @@ LISTS = {
     "eps": {
         "to 0": torch.tensor([*_karras(7, 0.03, 14.6), 0.0], dtype=torch.float64),
         "part": torch.tensor(_karras(7, 0.03, 14.6)[1:6]),
+        "short": torch.tensor([14.6, 1.1, 0.0], dtype=torch.float64),
     },
     "flow": {
         "to 0": torch.tensor([*_shifted(7), 0.0], dtype=torch.float64),
         "part": torch.tensor(_shifted(7)[1:6]),
+        "short": torch.tensor([1.0, 0.75, 0.0], dtype=torch.float64),
     },
 }
 

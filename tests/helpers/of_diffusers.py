@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 
+FAULTS = {
+    "KDPM2AncestralDiscreteScheduler": ((0, 30), "draws noise in evaluations that do not use it"),
+    "FlowMatchHeunDiscreteScheduler": ((0, 30), "draws noise in evaluations that do not use it"),
+    "DPMSolverSinglestepScheduler": ((0, 30), "fails in set_timesteps"),
+}
+"""The last release with a fault, and what its class does."""
+
 
 def release() -> tuple[int, ...]:
     """Major and minor number of the installed diffusers."""
@@ -26,6 +33,9 @@ def named(name: str) -> Any:
 def scheduler(name: str, **config: Any) -> Any:
     """A scheduler of theirs; the test is skipped where the class does not have such a key."""
     found = named(name)
+    last, fault = FAULTS.get(name, ((0, 0), ""))
+    if release() <= last:
+        pytest.skip(f"{name} of diffusers {'.'.join(map(str, release()))} {fault}")
     lacking = sorted(set(config) - set(inspect.signature(found.__init__).parameters))
     if lacking:
         pytest.skip(f"the installed {name} has no {lacking[0]}")

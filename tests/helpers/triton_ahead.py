@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 F32, F64, BF16, F16 = "fp32", "fp64", "bf16", "fp16"
 NOISE = {"draws": "i32", "seeds": "i64", "index": "i32"}
 BOUNDS = {"lo": F32, "hi": F32, "scale": F32}
@@ -53,7 +53,16 @@ STAGES: dict[str, tuple[tuple[int, ...], dict[str, str]]] = {
         },
     ),
     "path": ((2, 0, 1, 1 | 4 | 1 << 10, 0, 1, 0, 1), {"x": F32, "first": BF16, "u_out": F32, "net_in": BF16, **NOISE}),
+    "squares": (
+        (2, 0, 1, 1 | 4 | 1 << 10, 0, 0, 0, 0),
+        {"x": F32, "first": BF16, "u_out": F32, "squares": F32, **NOISE},
+    ),
 }
+FRAMED: dict[str, tuple[tuple[int, ...], dict[str, str]]] = {
+    "noise": (STAGES["noise"][0], {**STAGES["noise"][1], "rows": "i32"}),
+    "clip": (STAGES["clip"][0], {**STAGES["clip"][1], "rows": "i32"}),
+}
+"""With a row for each frame; `compile_all` takes runs of a multiple of 4 elements, and others."""
 
 
 def version() -> tuple[int, ...]:
@@ -107,10 +116,20 @@ def compiled(
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def stage_constants(spec: Any, split: bool, block: int = 1024, exchanges: bool = True) -> dict[str, Any]:
+def stage_constants(
+    spec: Any, split: bool, block: int = 1024, exchanges: bool = True, framed: int = 0
+) -> dict[str, Any]:
     """The constants of the stage kernel for a StageSpec, as its launch gives them."""
     fixed = dict(zip(CONSTANTS, map(int, spec), strict=True))
-    return {**fixed, "SPLIT": split, "WIDE": False, "EXCHANGES": exchanges, "FRAMED": 0, "BITS": False, "BLOCK": block}
+    return {
+        **fixed,
+        "SPLIT": split,
+        "WIDE": False,
+        "EXCHANGES": exchanges,
+        "FRAMED": framed,
+        "BITS": False,
+        "BLOCK": block,
+    }
 
 
 def compile_all(archs: Collection[int]) -> int:
@@ -122,17 +141,20 @@ def compile_all(archs: Collection[int]) -> int:
     count = 0
     for arch in archs:
         for state in (F32, F64):
-            for spec, streams in STAGES.values():
+            stages = [(*stage, 0) for stage in STAGES.values()]
+            stages += [(*stage, framed) for stage in FRAMED.values() for framed in (1, 2)]
+            for spec, streams, framed in stages:
                 pointers = {name: state if dtype == F32 else dtype for name, dtype in streams.items()}
                 split = "seeds" in streams or "lo" in streams
-                fixed = stage_constants(spec, split, 1024 if state == F32 else 512)
-                compiled(stage_kernel, {**pointers, "table": state}, fixed, arch)
+                fixed = stage_constants(spec, split, 1024 if state == F32 else 512, framed=framed)
+                aligned = None if framed < 2 else tuple(pointers)
+                compiled(stage_kernel, {**pointers, "table": state}, fixed, arch, aligned=aligned)
             for words in (False, True):
                 target = {"out": "i32" if words else state, "seeds": "i64", "index": "i32"}
                 compiled(fill_kernel, target, {"WORDS": words, "WIDE": False, "BLOCK": 1024}, arch)
             double = {"DOUBLE": state == F64, "WIDE": False, "BLOCK": 1024}
             compiled(quantile_kernel, {"out": state, "x": state}, double, arch)
-            count += len(STAGES) + 3
+            count += len(stages) + 3
     return count
 
 

@@ -27,7 +27,7 @@ DIFFERENT = {
     "dpmpp_2s_ancestral_cfg_pp": (1e-3, 2.0),
     "er_sde": (1e-9, 2e-3),
     # Its first step from sigma = 1 goes through 0.9999.
-    "dpmpp_2s_ancestral": (0.0, 1e-6),
+    "dpmpp_2s_ancestral": (0.0, 1e-4),
 }
 
 
@@ -53,7 +53,8 @@ def test_recorded_results(case: dict[str, Any]) -> None:
     ours = called(name, kind, comfyui.LISTS[kind][case["list"]], **more)
     error = np.abs(np.array(case["x"]) - ours.numpy()).max()
     low, high = DIFFERENT.get(name, (0.0, TOLERANCE))
-    assert low <= error <= high
+    # Two steps are of the first and second order.
+    assert (0.0 if case["list"] == "short" else low) <= error <= high
 
 
 def takes_noise(name: str) -> bool:

@@ -346,8 +346,10 @@ def test_kandinskys_prior_with_unclips_scheduler() -> None:
     agree(both(pipe, {"prompt": "x", "num_inference_steps": 5, "guidance_scale": 2.0, "output_type": "pt"}), 1e-3)
 
 
-def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples" / "diffusers_pipeline.py"), run_name="__main__")
+def test_the_example_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    example = str(Path(__file__).resolve().parents[2] / "examples" / "diffusers_pipeline.py")
+    monkeypatch.setattr("sys.argv", [example])
+    runpy.run_path(example, run_name="__main__")
     assert capsys.readouterr().out.splitlines() == [
         "through the pipeline: (2, 8, 8, 3)",
         "without it: (2, 3, 8, 8)",

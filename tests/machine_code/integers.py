@@ -259,7 +259,11 @@ def scaled_add(i: Instruction) -> Any:
         carry = set_predicate(o.pop(0))
     carry_in: Source = predicate(o.pop()) if "X" in i.parts else lambda m: np.False_
     by = U64(int(o.pop(), 16))
-    a, b = word(o[0]), word(o[1])
+    # As in an addition, a negated term is its complement and 1, so that the carry of 0 is right.
+    negated = o[0].startswith("-")
+    if negated and len(i.parts) > ("X" in i.parts):
+        raise Unknown(i.text)
+    a, b = word(o[0].removeprefix("-")), word(o[1])
     c = word(o[2]) if len(o) > 2 else None
 
     def run(m: Machine, on: Array) -> None:
@@ -269,7 +273,9 @@ def scaled_add(i: Instruction) -> Any:
             scaled = (wide(c(m) if c else 0) << U64(32) | wide(a(m))) << by >> U64(32)
         else:
             scaled = wide(a(m)) << by
-        value = (scaled & LOW) + wide(b(m)) + wide(carry_in(m))
+        if negated:
+            scaled = ~scaled
+        value = (scaled & LOW) + wide(b(m)) + wide(carry_in(m)) + U64(negated)
         put(m, (value & LOW).astype(U32), on)
         if carry:
             carry(m, value > LOW, on)

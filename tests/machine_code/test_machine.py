@@ -92,9 +92,12 @@ def test_carries_and_wide_products() -> None:
     run = machine(
         "MOV R0, 0xffffffff", "MOV R1, 0x2", "IADD3 R2, P0, R0, R1, RZ", "IADD3.X R3, RZ, RZ, RZ, P0, !PT",
         "IMAD.WIDE.U32 R4, R0, R0, RZ", "SHF.L.U64.HI R6, R0, 0x4, R1", "LEA.HI.X R7, R0, R1, R1, 0x4, P0",
+        # Less 4 times 0: no borrow. Less 4 times 2: one.
+        "LEA R8, P1, -RZ, R1, 0x2", "IADD3.X R9, RZ, RZ, RZ, P1, !PT",
+        "LEA R10, P1, -R1, R1, 0x2", "IADD3.X R11, RZ, RZ, RZ, P1, !PT",
     )  # fmt: skip
     run.run()
     product = (2**32 - 1) ** 2
-    expected = [1, 1, product & 0xFFFFFFFF, product >> 32, 0x2F, 0x2F + 2 + 1]
-    assert run.registers[2:8, 0].tolist() == expected
+    expected = [1, 1, product & 0xFFFFFFFF, product >> 32, 0x2F, 0x2F + 2 + 1, 2, 1, 2**32 - 6, 0]
+    assert run.registers[2:12, 0].tolist() == expected
     assert {"FFMA", "LDG", "SHFL"} <= set(OPERATIONS)

@@ -17,12 +17,12 @@ import sass
 import torch
 from helpers.stage_cases import NORMAL_TOLERANCE, Case, check, random_case
 from launches import Backend, Kernels, Space
-from variants import ALL, ONE, SHAPE, TWO, Variant, case_for, variants
+from variants import ALL, FRAMES, ONE, SHAPE, TWO, Variant, case_for, variants
 
 from fastdiff.ops import cpu, philox, reference
 from fastdiff.ops.buffers import Buffers, Coeffs
-from fastdiff.ops.layout import NEXT_U, NEXT_X, NONE, WIDTH, StageSpec
-from fastdiff.plan import H1, ZA, X
+from fastdiff.ops.layout import LINEAR, NEXT_U, NEXT_X, NONE, WIDTH, StageSpec
+from fastdiff.plan import H1, ZA, M, X
 
 _spec = importlib.util.find_spec("fastdiff._cuda")
 if _spec is None or _spec.origin is None:
@@ -44,9 +44,9 @@ def kernels(arch: str) -> Kernels:
 
 
 UNITS = {
-    "float16": lambda v: v.shape < ALL and v.net == torch.float16,
-    "bfloat16": lambda v: v.shape < ALL and v.net == torch.bfloat16,
-    "float32": lambda v: v.state == torch.float32 and (v.shape >= ALL or v.net == torch.float32),
+    "float16": lambda v: v.state == torch.float32 and v.known and v.net == torch.float16,
+    "bfloat16": lambda v: v.state == torch.float32 and v.known and v.net == torch.bfloat16,
+    "float32": lambda v: v.state == torch.float32 and (not v.known or v.net == torch.float32),
     "float64": lambda v: v.state == torch.float64,
 }
 
@@ -63,7 +63,7 @@ def test_every_stage_kernel(arch: str, unit: str) -> None:
         check(backend, case_for(v, seed))
         ran = backend.ran
         kinds = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-        dtypes = "Li4ELi4E" if v.shape >= ALL else f"Li{kinds[v.net]}ELi{kinds[v.hist]}E"
+        dtypes = f"Li{kinds[v.net] if v.known else 4}ELi{4 if v.shape >= ALL else kinds[v.hist]}E"
         flags = "".join(f"Lb{int(flag)}E" for flag in (v.paired, v.learned, v.noise, v.path, v.wide))
         expected = f"stage_kernelI{'d' if v.state == torch.float64 else 'f'}{dtypes}Li{v.shape}ELi{v.entries}E{flags}E"
         assert ran == [expected], v
@@ -86,6 +86,26 @@ def test_random_stages(arch: str, chunk: int) -> None:
         check(backend, random_case(seed, shape=shapes[seed % len(shapes)]))
         wide += backend.ran[0].endswith("Lb1EE")
     assert wide >= 8
+
+
+@pytest.mark.parametrize("network", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 320), (1, 2, 1024), (2, 5, 4), (1, 2, 132), (2, 3, 42)])
+def test_frames_of_any_length(shape: tuple[int, ...], network: torch.dtype) -> None:
+    """A thread's two groups of 4 elements are of one frame or of two; 42 elements are no multiple of 4."""
+    mask = 1 << X | 1 << M | 1 << H1 | 1 << ZA
+    for seed, x_mask in enumerate((0, mask)):
+        spec = StageSpec(LINEAR, False, True, mask, x_mask, 1)
+        case = random_case(50 + seed, spec=spec, state=torch.float32, network=network, shape=shape, frames=1)
+        case.buf.z = (None, None, None)
+        if not x_mask:
+            case.buf.u = case.buf.x
+        assert case.buf.net_in is not None
+        case.buf.net_in = case.buf.net_in.to(network)
+        backend = Backend(kernels("sm_90"))
+        check(backend, case)
+        name = backend.ran[0]
+        assert f"Li{FRAMES}ELi6E" in name
+        assert ("Li4ELi4E" in name) == bool(x_mask or shape[-1] % 4)
 
 
 @pytest.mark.parametrize("chunk", range(2))
@@ -245,8 +265,8 @@ def test_quantiles_with_warps_in_any_order() -> None:
 def test_warps_may_run_in_any_order(arch: str) -> None:
     """Outputs in place of inputs: no thread may read what another writes."""
     for seed, shape in enumerate((ONE, TWO, ALL)):
-        entries, flag = (6, True) if shape == ALL else (2, False)
-        v = Variant(torch.float32, torch.bfloat16, torch.float32, shape, entries, flag, flag, True)
+        entries, flag = (6, True) if shape == ALL else (2, False)  # of ALL, the one that takes any stage
+        v = Variant(torch.float32, torch.bfloat16, torch.float32, shape, entries, flag, flag, True, known=False)
         check(Backend(kernels(arch), order=np.random.default_rng(seed)), case_for(v, seed))
 
 

@@ -34,6 +34,13 @@ class Variant(NamedTuple):
     noise: bool
     path: bool = False
     wide: bool = True
+    known: bool = True
+    """Whether it is compiled for the network's dtype: from ALL on, it then takes what ONE does but for its history."""
+
+    @property
+    def single(self) -> bool:
+        """Whether x and u are one buffer, without an x', and the noise is za, drawn."""
+        return self.shape == ONE or (self.shape >= ALL and self.known)
 
 
 def variants() -> Iterator[Variant]:
@@ -46,28 +53,30 @@ def variants() -> Iterator[Variant]:
                 yield Variant(full, net, net, shape, entries, paired, False, noise)
         for paired, noise in itertools.product(flags, flags):
             yield Variant(full, net, full, ONE, 0, paired, True, noise)
-    for state, entries in ((full, 6), (torch.float64, 3), (torch.float64, 6)):
-        for noise in flags:
-            yield Variant(state, torch.bfloat16, state, ALL, entries, True, True, noise)
-    for state in (full, torch.float64):
-        yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, wide=False)
+        yield Variant(full, net, full, ALL, 6, True, True, True)
+        for shape, noise in ((FRAMES, False), (FRAMES, True), (SUMS, True)):
+            yield Variant(full, net, full, shape, 6, True, False, noise)
+    double = torch.float64
+    for shape, net, noise in itertools.product((ALL, FRAMES, SUMS), (full, double), flags):
+        if (shape == ALL or net == double) and (shape != SUMS or noise):
+            yield Variant(double, net, double, shape, 6, True, False, noise)
+    for state in (full, double):
+        yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, False, known=False)
         for wide in flags:
-            yield Variant(state, torch.bfloat16, state, ALL, 6, True, True, True, True, wide)
-            yield Variant(state, torch.bfloat16, state, SUMS, 6, True, True, True, False, wide)
-        for noise, wide in ((False, True), (True, True), (True, False)):
-            yield Variant(state, torch.bfloat16, state, FRAMES, 6, True, True, noise, False, wide)
+            for shape, path in ((ALL, False), (ALL, True), (FRAMES, False), (SUMS, False)):
+                yield Variant(state, torch.bfloat16, state, shape, 6, True, True, True, path, wide, known=False)
 
 
 def case_for(v: Variant, seed: int) -> Case:
     """A stage that runs that kernel; the seed draws how m is made, what is written, and all numbers."""
     rng = np.random.default_rng(seed)
-    deep = v.shape >= ALL
+    deep = v.shape >= ALL and not v.known
     raw = v.hist != v.state
     convert = RAW if raw else int(rng.choice([LINEAR, CLIP, BLEND]))
     mask = 1 << X | 1 << M | ((1 << v.entries) - 1) << H1 | int(v.noise) << ZA
     mask |= int(v.learned and v.paired) << SECOND
     x_mask = 0
-    if v.shape != ONE:
+    if not v.single:
         mask |= 1 << U | (2 << ZA if v.noise and rng.random() < 0.5 else 0)
         x_mask = mask & ~(1 << M)
     learned = (2 if v.paired and rng.random() < 0.5 else 1) if v.learned else 0
@@ -80,7 +89,7 @@ def case_for(v: Variant, seed: int) -> Case:
         buf.z = (None, None, None)
     case.buf = Buffers(x=buf.x, u=buf.u, first=buf.first, second=buf.second, z=buf.z)
     case.buf.h = tuple(None if h is None else h.to(v.hist) for h in buf.h)
-    if v.shape == ONE:
+    if v.single:
         case.buf.u = buf.x
     # u' in place of u, m in place of the oldest entry, as the loop has them.
     case.buf.u_out = case.buf.u
@@ -89,7 +98,7 @@ def case_for(v: Variant, seed: int) -> Case:
         oldest = case.buf.h[-1] if v.entries else None
         case.buf.m_out = oldest if oldest is not None else torch.empty(shape, dtype=v.hist)
     if v.shape == SUMS:
-        case.buf.z = (None, *buf.z[1:])
+        case.buf.z = (None, *case.buf.z[1:])
         n = math.prod(shape[1:])
         case.buf.squares = torch.full((shape[0], -(-n // CHUNK)), torch.nan, dtype=v.state)
     if copies:

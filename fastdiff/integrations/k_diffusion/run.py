@@ -188,7 +188,7 @@ def run(
     sigmas = sigmas if sigmas.is_floating_point() else sigmas.to(torch.get_default_dtype())
     like = x
     x, extra = admitted(x), extras(extra_args)
-    if churned and options["s_churn"]:
+    if churned and options.get("s_churn"):
         values = apart(values)
     if len(values) < 2 or all(v == values[0] for v in values):
         return x

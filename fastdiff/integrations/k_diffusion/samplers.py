@@ -119,15 +119,15 @@ def sampler(
         noise = values.pop("noise_sampler", None)
         options = {(renamed or {}).get(n, n): v for n, v in values.items() if n not in unused} | dict(fixed or {})
         sampling = sampling_of(model)
+        place: dict[str, Any] = {}
+        if flow and is_flow(sampling):
+            place["schedule"] = "flow"
+            sigmas = finite_start(sigmas, sampling) if flow == "finite" else sigmas
         if settle is not None:
             settle(options, sigmas, sampling)
         scale = getattr(sampling, "noise_scale", 1.0)
         if scale != 1.0 and "noise_sampler" in arguments and "s_noise" in options:
             options["s_noise"] *= scale
-        place: dict[str, Any] = {}
-        if flow and is_flow(sampling):
-            place = {"schedule": "flow"}
-            sigmas = finite_start(sigmas, sampling) if flow == "finite" else sigmas
         return run(method, model, x, sigmas, options, noise_sampler=noise, **common, **how, **place)
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
