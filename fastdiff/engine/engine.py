@@ -324,6 +324,10 @@ class Engine:
         return True
 
     def _tick(self) -> int:
+        if self._place.cuda and graphs.CAPTURE.under_way():
+            raise RuntimeError(
+                "a CUDA graph is being captured on this stream, and a tick is the host's work too: call it outside"
+            )
         self._ticking = threading.get_ident()
         try:
             with self._place.here():
