@@ -293,8 +293,8 @@ TOKENS = "it samples tokens, and here is continuous diffusion alone"
 ABSENT: dict[str, str] = {
     "AmusedScheduler": TOKENS,
     "BlockRefinementScheduler": TOKENS,
-    "CMStochasticIterativeScheduler": "a consistency model gives x0 itself: fastdiff.sample(model, method='consistency', "
-    "schedule='edm', prediction='x0'), with c_skip and c_out around the network",
+    "CMStochasticIterativeScheduler": "a consistency model gives x0 itself: fastdiff.sample(model, "
+    "method='consistency', schedule='edm', prediction='x0'), with c_skip and c_out around the network",
     "ConsistencyDecoderScheduler": "its two steps are a decoder's",
     "DDPMWuerstchenScheduler": "its times are those of a log-SNR of its own, which its pipelines read",
     "DiscreteDDIMScheduler": TOKENS,
