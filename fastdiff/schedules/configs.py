@@ -293,7 +293,8 @@ TOKENS = "it samples tokens, and here is continuous diffusion alone"
 ABSENT: dict[str, str] = {
     "AmusedScheduler": TOKENS,
     "BlockRefinementScheduler": TOKENS,
-    "CMStochasticIterativeScheduler": "a consistency model gives the sample itself, behind scalings of its own",
+    "CMStochasticIterativeScheduler": "a consistency model gives x0 itself: fastdiff.sample(model, "
+    "method='consistency', schedule='edm', prediction='x0'), with c_skip and c_out around the network",
     "ConsistencyDecoderScheduler": "its two steps are a decoder's",
     "DDPMWuerstchenScheduler": "its times are those of a log-SNR of its own, which its pipelines read",
     "DiscreteDDIMScheduler": TOKENS,
@@ -309,10 +310,12 @@ ABSENT: dict[str, str] = {
     "RFD4ProteinaScheduler": "it moves proteins by steps of its own",
     "RePaintScheduler": "its steps are given an image and a mask, and go back",
     "SCMScheduler": "its times are angles of TrigFlow",
-    "ScoreSdeVeScheduler": "its corrector calls the network again: fastdiff.sample(model, method='pc', schedule='ve')",
+    "ScoreSdeVeScheduler": "it calls the network twice a step: fastdiff.sample(model, method='pc', schedule='ve')",
+    "ScoreSdeVpScheduler": "it calls the network twice a step: fastdiff.sample(model, method='pc')",
+    "KarrasVeScheduler": "its steps are EDM's with churn: fastdiff.sample(model, method='heun', schedule='edm')",
     "VQDiffusionScheduler": TOKENS,
 }
-"""Scheduler classes of diffusers that are not here, and why."""
+"""Scheduler classes of diffusers, up to 0.42, that are not here, and why."""
 
 
 UNUSED = ("tensor_format", "timestep_values", "timesteps")

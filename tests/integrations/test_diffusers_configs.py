@@ -46,6 +46,15 @@ def test_a_config_of_an_older_version_that_does_not_say_its_class(name: str, lat
         Scheduler.from_config(config)
 
 
+@pytest.mark.skipif(of_diffusers.release() > (0, 42), reason="newer than what was looked through")
+def test_every_class_is_here_or_refused_by_its_name() -> None:
+    classes = [n for n in dir(diffusers.schedulers) if n.endswith("Scheduler") and not n.startswith("Flax")]
+    assert len(classes) > 30
+    for name in set(classes) - set(Scheduler._compatibles):
+        with pytest.raises(ValueError, match=f"{name} of diffusers is not here: .*; keep diffusers' own"):
+            Scheduler.from_config({"_class_name": name})
+
+
 def test_the_keys_of_every_class_are_those_of_the_installed_version() -> None:
     for name, defaults in DEFAULTS.items():
         theirs = getattr(diffusers, name, None)
