@@ -23,6 +23,8 @@ enum Column {
   S0 = NEXT_X + 13,
   S1,
   QG,
+  KEEP,
+  DEPTH,
   WIDTH = 40
 };
 

@@ -212,6 +212,14 @@ def untraced(function: F) -> F:
     return function
 
 
+def no_values(name: str) -> ValueError:
+    """The error about a tensor whose values are asked for inside a compiled function."""
+    return ValueError(
+        f"{name} is a tensor inside a compiled function, where it has no values yet: give numbers, made outside by "
+        f"{name}.tolist()"
+    )
+
+
 def constant(value: Any) -> Any:
     """`value`; of a number of which `torch.compile` knows a symbol alone, what it is in this call."""
     if isinstance(value, float):

@@ -88,6 +88,11 @@ class Sampler:
     def __init__(
         self, method: MethodName | Method | None = None, steps: int | None = None, **options: Unpack[SamplerOptions]
     ) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            raise RuntimeError(
+                "a Sampler is made inside a compiled function: make it before, sampler = fastdiff.Sampler(...), or "
+                "call fastdiff.sample(model, x, ...) there"
+            )
         own = options.get("plan")
         chosen, brought = (None, {}) if own is not None else solvers.chosen(method, {"steps": steps, **options})
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
@@ -161,7 +166,7 @@ class Sampler:
         place = (self.schedule, given["spacing"], given["t_start"], given["t_end"])
         self._asked = method, options
         return AdaptiveEngine(
-            lambda prediction: solvers.adaptive(method, steps, *place, prediction, **options),
+            functools.partial(solvers.adaptive, method, steps, *place, **options),
             along(self.prediction, self.axis),
             self.dtype,
         )

@@ -234,6 +234,16 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
   const bool guided = a.guided && !(a.rows && row[W1] == T(1) && row[W2] == T(0));
   // The sums of squares are of za, whatever a row makes of it.
   const uint32_t mask = u_mask | x_mask | (a.squares ? 1u << RZA : 0u);
+  // A row may say how its history lies: its own last `depth` values take turns in the first places, m takes that of the
+  // oldest, which is read here, and h_j is j places before.
+  const void *h[6];
+  for (int i = 0; i < 6; ++i) h[i] = a.h[i];
+  void *m_out = a.m_out;
+  if (const int depth = a.rows ? int(row[DEPTH]) : 0) {
+    const int place = int(row[KEEP]);
+    m_out = depth > 0 && m_out ? const_cast<void *>(a.h[place]) : nullptr;
+    for (int i = 0; i < depth; ++i) h[i] = a.h[(place + 2 * depth - 1 - i) % depth];
+  }
   const T *r[NREG] = {};
   const bool reads_u = a.m_reads_u || (mask >> RU & 1u), reads_second = guided || (mask >> RSECOND & 1u);
   const int own = sizeof(T) == 4 ? F32 : F64;
@@ -244,7 +254,7 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
     if (a.convert != CONVERT_NONE) ahead.add(a.first, a.net, at_first);
     if (reads_second) ahead.add(a.second, a.net, at_second);
     for (int i = 0; i < 6; ++i)
-      if (mask >> (RH1 + i) & 1u) ahead.add(a.h[i], a.hist, at);
+      if (mask >> (RH1 + i) & 1u) ahead.add(h[i], a.hist, at);
   }
   for (int i = 0; i < 3; ++i) {
     if (!(mask >> (RZA + i) & 1u)) continue;
@@ -264,7 +274,7 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
   if (mask >> RX & 1u) r[RX] = static_cast<const T *>(a.x) + at;
   if (reads_u) r[RU] = static_cast<const T *>(a.u) + at;
   for (int i = 0; i < 6; ++i)
-    if (mask >> (RH1 + i) & 1u) r[RH1 + i] = load(a.h[i], a.hist, at, len, s.registers[RH1 + i]);
+    if (mask >> (RH1 + i) & 1u) r[RH1 + i] = load(h[i], a.hist, at, len, s.registers[RH1 + i]);
   if (reads_second) r[RSECOND] = load(a.second, a.net, at_second, len, s.registers[RSECOND]);
   if (a.convert != CONVERT_NONE) {
     const T *g = load(a.first, a.net, at_first, len, s.first);
@@ -318,7 +328,7 @@ void run_tile(const StageArgs &a, PastCache past, int64_t b, int64_t row_number,
   combine(s.u, next_u, len);
   const bool writes_x = a.x_mask && !stays;
   if (writes_x) combine(s.x, terms_of(row + NEXT_X, x_mask, r), len);
-  if (a.m_out) store(a.m_out, a.hist, at, len, r[RM], past.m);
+  if (m_out) store(m_out, a.hist, at, len, r[RM], past.m);
   if (a.u_out) store(a.u_out, own, at, len, s.u, past.u);
   if (writes_x) store(a.x_out, own, at, len, s.x, past.x);
   if (a.copies) {

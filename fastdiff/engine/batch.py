@@ -58,6 +58,7 @@ class Batch:
         history: how many evaluations are kept.
         ring: whether the history turns by its pointers; else its memory is copied, as a graph needs, which has fixed
             addresses.
+        own: whether each row says how its history lies, of which then no more is touched than the row needs.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class Batch:
         widest: int,
         history: int,
         ring: bool,
+        own: bool,
     ) -> None:
         device = rows.values.device
-        self.table, self.backend, self.ring = rows, backend, ring
+        self.table, self.backend, self.own_history = rows, backend, own
         places = slots + parked
         # x, u, and the history.
         self.states = torch.zeros((2 + history, places, *shape), dtype=dtype, device=device)
@@ -159,11 +161,13 @@ class Batch:
             self.numbers[0, count : self.taken].fill_(IDLE)
         self.taken = count
 
-    def run(self, slot: int, row: int, spec: StageSpec) -> None:
-        """One table row of one slot without a network: an opening, or noise between two evaluations."""
+    def run(self, slot: int, row: int, spec: StageSpec, done: int, depth: int) -> None:
+        """One table row of one slot without a network: an opening, or noise between two evaluations, of which `done`
+        were made, and the last `depth` kept."""
         at = slice(slot, slot + 1)
+        order = [2 + (done - 1 - i) % depth for i in range(depth)] if self.own_history else self.order
         x, u = self.x[at], self.u[at]
-        buf = Buffers(x=x, u=u, h=tuple(self.memory[k][at] for k in self.order[: spec.history]))
+        buf = Buffers(x=x, u=u, h=tuple(self.memory[k][at] for k in order[: spec.history]))
         buf.u_out, buf.net_in = u, self.given[at]
         if spec.x_mask:
             buf.x_out = x
@@ -202,7 +206,7 @@ class Batch:
             self.before[:n].copy_(self.u[:n])
         if spec.u_mask:
             self._stage(n, out, spec, shape.history)
-        if shape.history:
+        if shape.history and not self.own_history:
             self._turn(shape.history, n)
         rows.copy_(self.table.follow.index_select(0, rows))
         return out

@@ -9,6 +9,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fastdiff.names import short
+from fastdiff.run.network import ordered
 
 Tree = Mapping[str, Any]
 Collate = Callable[[Sequence[Tree]], Tree]
@@ -16,13 +17,13 @@ Collate = Callable[[Sequence[Tree]], Tree]
 
 def stack(trees: Sequence[Tree]) -> dict[str, Any]:
     """Tensors with a first dimension of 1 are joined along it; what is no tensor must be the same in all."""
-    first = trees[0]
+    first = dict(trees[0])
     if all(isinstance(v, torch.Tensor) for v in first.values()):
         return {key: torch.cat([tree[key] for tree in trees]) for key in first}
-    leaves, spec = tree_flatten(dict(first))
+    leaves, spec = tree_flatten(first)
     columns = [[leaf] for leaf in leaves]
     for tree in trees[1:]:
-        for column, leaf in zip(columns, tree_flatten(dict(tree))[0], strict=True):
+        for column, leaf in zip(columns, tree_flatten(ordered(dict(tree), first))[0], strict=True):
             column.append(leaf)
     joined = [torch.cat(c) if isinstance(c[0], torch.Tensor) else c[0] for c in columns]
     result: dict[str, Any] = tree_unflatten(joined, spec)
@@ -31,8 +32,12 @@ def stack(trees: Sequence[Tree]) -> dict[str, Any]:
 
 def likeness(tree: Tree) -> tuple[Any, ...]:
     """What two conditions must share for `stack` to join them: equal where they do."""
-    leaves, spec = tree_flatten(dict(sorted(tree.items())))
+    leaves, spec = tree_flatten(_by_key(dict(tree)))
     return str(spec), *[(tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else v for v in leaves]
+
+
+def _by_key(tree: Any) -> Any:
+    return {key: _by_key(tree[key]) for key in sorted(tree, key=str)} if type(tree) is dict else tree
 
 
 def checked(name: str, tree: Any, device: torch.device, alone: bool) -> dict[str, Any] | None:

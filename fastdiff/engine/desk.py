@@ -55,6 +55,7 @@ class Terms:
         stacks: whether conditions are joined along a first dimension of 1.
         history: how many evaluations are kept.
         learned: whether the network gives twice the channels.
+        own: whether each request's rows say how its history lies.
         capacity: rows of the table. widest: rows of the network's largest input.
     """
 
@@ -69,6 +70,7 @@ class Terms:
     stacks: bool
     history: int
     learned: bool
+    own: bool
     capacity: int
     widest: int
 
@@ -209,4 +211,4 @@ class Desk:
         binding = Binding(prediction, chosen, clip=sampler.clip is not None, corrected=corrected)
         warn_of_other_use(plan, binding.prediction, chosen, terms.said)
         key = same({"plan": sampler, "guidance": chosen.key, "corrected": corrected})
-        return self.joints.get(key, lambda: joint(plan, binding, terms.dtype, terms.network_dtype))
+        return self.joints.get(key, lambda: joint(plan, binding, terms.dtype, terms.network_dtype, terms.own))

@@ -141,7 +141,8 @@ class Engine:
         sizes = _buckets(buckets, slots)
         with sampling_mode():
             table = Rows(whole("rows", rows, 2, 2**24, "rows=16384"), dtype, clock_dtype(given), self.device)
-            batch = Batch(slots, parked, size, dtype, given, table, module, sizes[-1], history, ring=not captured)
+            own = module.NAME == "cpu" and not captured
+            batch = Batch(slots, parked, size, dtype, given, table, module, sizes[-1], history, not captured, own)
         self._floor = Floor(
             model,
             model_kwargs or {},
@@ -171,6 +172,7 @@ class Engine:
                 collate is None,
                 history,
                 learned_variance,
+                own,
                 table.capacity,
                 sizes[-1],
             )
@@ -322,6 +324,10 @@ class Engine:
         return True
 
     def _tick(self) -> int:
+        if self._place.cuda and graphs.CAPTURE.under_way():
+            raise RuntimeError(
+                "a CUDA graph is being captured on this stream, and a tick is the host's work too: call it outside"
+            )
         self._ticking = threading.get_ident()
         try:
             with self._place.here():

@@ -17,7 +17,23 @@ import torch
 from fastdiff.bind import Binding, Table, bind, bind_stage_x0, clock_dtype, in_range, without_late
 from fastdiff.bind.program import check_growth
 from fastdiff.engine.table import Block, block
-from fastdiff.ops.layout import CG, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QX, RAW, StageSpec, mask_of
+from fastdiff.ops.layout import (
+    CG,
+    CU,
+    DEPTH,
+    IN_SCALE,
+    KEEP,
+    LINEAR,
+    NEXT_U,
+    NEXT_X,
+    NONE,
+    PG,
+    PU,
+    QX,
+    RAW,
+    StageSpec,
+    mask_of,
+)
 from fastdiff.plan import H1, MAX_HISTORY, NREG, SECOND, Plan, U, X
 
 ALL = (1 << NREG) - 1
@@ -75,8 +91,11 @@ def widest(history: int) -> StageSpec:
     return StageSpec(4, True, True, mask, mask, 1, 0)
 
 
-def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch.dtype) -> Joint:
+def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch.dtype, own: bool) -> Joint:
     """Bind `plan` for a batch of many plans.
+
+    Args:
+        own: whether each row says how its history lies, as the back end `cpu` reads it.
 
     Raises:
         ValueError: as `fastdiff.bind.bind`, and numbers that `dtype` cannot hold.
@@ -98,12 +117,15 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
         # An x that nobody reads stays as it is, beside rows that write theirs.
         x_mask = x_mask if apart else 0
         specs.append(spec._replace(u_mask=u_mask, x_mask=x_mask, copies=1))
+    evaluated = tuple(k + 1 for k, s in enumerate(plan.stages) if s.evaluate)
+    if own and most <= MAX_HISTORY:
+        values[:, DEPTH] = most or -1
+        values[list(evaluated), KEEP] = np.arange(len(evaluated)) % max(most, 1)
     in_range(values, dtype)
     clock = np.array([0.0, *(s.model_time if s.evaluate else 0.0 for s in plan.stages)])
     in_range(clock, clock_dtype(network_dtype), "the network's time")
     pairs = [bind_stage_x0(s, binding) for s in plan.stages if s.evaluate]
     seen, found = np.zeros_like(values), [table.specs[0]] * len(values)
-    evaluated = tuple(k + 1 for k, s in enumerate(plan.stages) if s.evaluate)
     for k, (row, spec) in zip(evaluated, pairs, strict=True):
         seen[k], found[k] = without_late(row[None])[0], spec
     in_range(seen, dtype)
@@ -182,5 +204,5 @@ def _ages(plan: Plan) -> tuple[list[tuple[int, ...]], int]:
 def _hold(rows: np.ndarray) -> np.ndarray:
     """As many rows that do nothing in the joint launch."""
     values = np.zeros_like(rows)
-    values[:, [NEXT_U + U, NEXT_X + X, IN_SCALE]] = 1.0
+    values[:, [NEXT_U + U, NEXT_X + X, IN_SCALE]], values[:, DEPTH] = 1.0, -1.0
     return values

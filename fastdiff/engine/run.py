@@ -137,7 +137,7 @@ class Run:
         batch.numbers[0, slot].fill_(self.block + joint.evaluated[0])
         if self.alone is None:
             if joint.opens:
-                batch.run(slot, self.block, joint.specs[0])
+                batch.run(slot, self.block, joint.specs[0], 0, joint.history)
             self._settle(batch, slot, 0)
             return
         network = Network(model, 1, learned=joint.plan.learned_variance)
@@ -195,7 +195,7 @@ class Run:
         stages, specs = self.joint.plan.stages, self.joint.specs
         while row < len(stages) and not stages[row].evaluate:
             row += 1
-            batch.run(slot, self.block + row, specs[row])
+            batch.run(slot, self.block + row, specs[row], self.at, self.joint.history)
 
     def _callback(self, stage: int, t: float, x: torch.Tensor, x0: torch.Tensor) -> None:
         self.seen.append(Preview(self.at, self.request.nfe, t, x0[0]))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from fastdiff.names import constant, representable, short
+from fastdiff.names import constant, no_values, representable, short
 from fastdiff.plan import Plan, Stage
 
 Scale = float | tuple[float, ...] | Callable[[float], Any]
@@ -201,7 +201,10 @@ def settled_scale(name: str, scale: Any) -> Scale:
     """
     if callable(scale):
         return scale
-    scale = constant(scale) if torch.compiler.is_dynamo_compiling() else scale
+    if torch.compiler.is_dynamo_compiling():
+        if isinstance(scale, torch.Tensor):
+            raise no_values(name)
+        scale = constant(scale)
     listed = isinstance(scale, _LISTS) or (isinstance(scale, torch.Tensor) and scale.ndim > 0)
     values: Any = None
     try:

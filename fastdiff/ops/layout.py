@@ -13,6 +13,10 @@ from fastdiff.plan import H1, MAX_DRAWS, MAX_HISTORY, NREG, SECOND, ZA, U, X
 # Columns of a table row; csrc/stage.h and triton_kernels/stage.py use the same order, and a test compares them.
 W1, W2, CU, CG, PU, PG, QU, QX, IN_SCALE, NEXT_U, NEXT_X = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9 + NREG
 S0, S1, QG = NEXT_X + NREG, NEXT_X + NREG + 1, NEXT_X + NREG + 2
+# How a sample's history lies where each has a row; the back end `cpu` alone reads it. DEPTH 0: as everywhere, h1 first.
+# d: its last d values take turns in the first d places, m goes to place KEEP, and h_j is j places before. -1: m is not
+# kept.
+KEEP, DEPTH = QG + 1, QG + 2
 WIDTH = 40
 
 # How m is made: not at all, m = g, m = cu·u + cg·g, through the clipped x0, or that and qg·g, past the clip.

@@ -257,7 +257,8 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return tuple(_frozen(v) for v in value)
+        # Of the 1000 betas of a schedule all are numbers.
+        return tuple(value) if set(map(type, value)) <= {int, float} else tuple(_frozen(v) for v in value)
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise TypeError(f"a plan's options must be JSON values, got {type(value).__name__}")

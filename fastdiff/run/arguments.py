@@ -14,7 +14,7 @@ import torch
 
 from fastdiff import ops
 from fastdiff.guidance import Guidance
-from fastdiff.names import short, unknown, warn_once
+from fastdiff.names import no_values, short, unknown, warn_once
 from fastdiff.plan import Frames
 from fastdiff.prediction import ALL_PREDICTIONS
 from fastdiff.run.history import Noise
@@ -338,6 +338,8 @@ def resolve_seeds(seed: Any, first_sample: Any, batch: int, device: torch.device
     ):
         raise ValueError(f"first_sample={first_sample!r}: expected an integer from 0 to {2**31 - 1 - batch}")
     first = int(first_sample)
+    if isinstance(seed, torch.Tensor) and torch.compiler.is_dynamo_compiling():
+        raise no_values("seed")
     if isinstance(seed, torch.Tensor | np.ndarray):
         # One seed where there is no dimension.
         seed = seed.tolist()

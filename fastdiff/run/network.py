@@ -160,9 +160,7 @@ def _batch_tree(name: str, tree: Tree, batch: int) -> None:
 def _stack(trees: Mapping[str, Tree]) -> dict[str, Any]:
     """The conditions of all halves, by their names, in one batch."""
     names, first = list(trees), next(iter(trees.values()))
-    flat = [
-        tree_flatten({k: tree[k] for k in first} if set(tree) == set(first) else dict(tree)) for tree in trees.values()
-    ]
+    flat = [tree_flatten(ordered(dict(tree), dict(first))) for tree in trees.values()]
     spec = flat[0][1]
     for name, (_, other) in zip(names, flat, strict=True):
         if other != spec:
@@ -174,6 +172,13 @@ def _stack(trees: Mapping[str, Tree]) -> dict[str, Any]:
     return tree_unflatten(
         [_joined(names, leaves) for leaves in zip(*(leaves for leaves, _ in flat), strict=True)], spec
     )
+
+
+def ordered(tree: Any, like: Any) -> Any:
+    """A tree whose dicts have the keys of `like`, where they are the same, in its order."""
+    if type(tree) is not dict or type(like) is not dict or tree.keys() != like.keys():
+        return tree
+    return {key: ordered(tree[key], value) for key, value in like.items()}
 
 
 def _joined(names: list[str], leaves: tuple[Any, ...]) -> Any:

@@ -87,6 +87,8 @@ def held_by(model: Any) -> tuple[list[torch.nn.Module], list[Holder]]:
             used = _with_methods(type(value), used)
             if isinstance(own, dict):
                 found = led([Holder(own, name) for name in used if name in own], depth + 1, used)
+                # As functools' decorators name what they are around.
+                given = [own.get("__wrapped__")]
         return any([walk(one, depth + 1, used) for one in given]) or found  # noqa: C419 each of them is walked
 
     walk(model, 0, {"__call__": None})
@@ -111,6 +113,11 @@ def _with_methods(kind: type, used: Names) -> Names:
     return found
 
 
+def _table(tensors: Any) -> dict[str, Any]:
+    """A module's own table; of TorchScript's modules, which make theirs when asked and exchange nothing, a copy."""
+    return tensors if isinstance(tensors, dict) else dict(tensors.items())
+
+
 class Weights:
     """The memory of the parameters and buffers of a model's modules at one moment, and which modules they are.
 
@@ -123,12 +130,12 @@ class Weights:
         modules = [m for owners, _ in found for owner in owners for m in owner.modules()]
         self.holders = [holder for _, holders in found for holder in holders]
         self.held = [id(holder.held()) for holder in self.holders]
-        self.tables: list[Any] = [t for m in modules for t in (m._parameters, m._buffers) if t]
+        self.tables: list[Any] = [_table(t) for m in modules for t in (m._parameters, m._buffers) if t]
         # Identities say nothing of a module that is gone.
         self.gone: list[bool] = []
         gone = self.gone
         self.alive = [weakref.ref(m, lambda _: gone.append(True)) for m in modules]
-        self.parents = [weakref.ref(m) for m in modules if m._modules]
+        self.parents = [weakref.ref(m) for m in modules if m._modules and isinstance(m._modules, dict)]
         self.seen = self._look()
 
     def _look(self) -> Any:

@@ -315,6 +315,10 @@ ABSENT: dict[str, str] = {
 """Scheduler classes of diffusers that are not here, and why."""
 
 
+UNUSED = ("tensor_format", "timestep_values", "timesteps")
+"""Keys of diffusers before 0.4, which change nothing since."""
+
+
 def settings(scheduler: Any, name: str | None = None) -> tuple[str, dict[str, Any]]:
     """The class and the whole config of a scheduler, or of its config: keys that it lacks have the class's defaults.
 
@@ -341,7 +345,7 @@ def settings(scheduler: Any, name: str | None = None) -> tuple[str, dict[str, An
     if found not in DEFAULTS:
         raise ValueError(unknown("scheduler class of diffusers", found, DEFAULTS))
     defaults = DEFAULTS[found]
-    known = {"fastdiff", *(key for keys in DEFAULTS.values() for key in keys)}
+    known = {"fastdiff", *UNUSED, *(key for keys in DEFAULTS.values() for key in keys)}
     strange = [k for k, v in config.items() if not k.startswith("_") and k not in known and v not in (None, False)]
     if strange:
         raise ValueError(

@@ -11,7 +11,7 @@ from helpers.methods import ADAPTIVE, TABLES
 
 import fastdiff
 from fastdiff import guidance, ops
-from fastdiff.ops.layout import NEXT_U, NEXT_X, NONE, WIDTH, StageSpec
+from fastdiff.ops.layout import DEPTH, KEEP, NEXT_U, NEXT_X, NONE, RAW, WIDTH, StageSpec
 from fastdiff.plan import H1, U, X
 
 SHAPE = (2, 5, 6)
@@ -238,6 +238,32 @@ def test_an_x_that_stays_where_it_is(apart: bool) -> None:
     to = torch.empty_like(x) if apart else x
     found.stage(spec, 0, coeffs, ops.Buffers(x=x, u=u, u_out=torch.empty(3, 5), x_out=to))
     assert torch.equal(to, torch.tensor([[7.0], [21.0], [1.0]]).expand(3, 5))
+
+
+def test_each_row_says_how_its_history_lies() -> None:
+    """A ring of its own for each: the oldest value gives way, and what lies beyond stays as it is."""
+    found = ops.load("cpu")
+    if not found.available()[0]:
+        pytest.skip(f"no back end 'cpu': {found.available()[1]}")
+    # (depth, place of m) -> the places of h1, h2, h3, and where m is afterwards.
+    cases = [(3, 1, (0, 2, 1), 1), (2, 0, (1, 0), 0), (1, 0, (0,), 0), (-1, 0, (), None), (0, 0, (0, 1, 2), 2)]
+    n, factors = len(cases), (2.0, 4.0, 8.0)
+    table = torch.zeros(n, WIDTH)
+    for row, (depth, place, h, _) in zip(table, cases, strict=True):
+        row[DEPTH], row[KEEP] = depth, place
+        row[NEXT_U + H1 : NEXT_U + H1 + len(h)] = torch.tensor(factors[: len(h)])
+    rows, zeros = torch.arange(n, dtype=torch.int32), torch.zeros(n, dtype=torch.int32)
+    coeffs = ops.Coeffs(table, torch.zeros(n, 3, dtype=torch.int32), zeros.long(), zeros, rows=rows)
+    spec = StageSpec(RAW, False, False, 0b111 << H1, 0, 0)
+    before = torch.randn(3, n, 5)
+    places, first, out = before.clone(), torch.randn(n, 5), torch.empty(n, 5)
+    buffers = ops.Buffers(u=torch.zeros(n, 5), first=first, h=tuple(places), u_out=out, m_out=places[2])
+    found.stage(spec, 0, coeffs, buffers)
+    for b, (_, _, h, kept) in enumerate(cases):
+        expected = sum((f * before[k, b] for f, k in zip(factors, h, strict=False)), torch.zeros(5))
+        torch.testing.assert_close(out[b], expected)
+        for k in range(3):
+            assert torch.equal(places[k, b], first[b] if k == kept else before[k, b]), (b, k)
 
 
 def test_adaptive_methods_are_refused_with_the_reason() -> None:

@@ -111,6 +111,21 @@ def test_a_condition_that_the_network_cannot_take_ends_its_request_alone(bad: in
         assert torch.equal(request.result(), sampled(i, i))
 
 
+def test_conditions_may_name_their_parts_in_any_order() -> None:
+    def nested(x: torch.Tensor, t: torch.Tensor, text: dict[str, Any], y: torch.Tensor) -> torch.Tensor:
+        return table(x, t, y) + 0.01 * (text["a"] - 2.0 * text["b"]["c"]).reshape(-1, 1, 1, 1)
+
+    a, c, y = torch.ones(1), torch.full((1,), 3.0), torch.tensor([2])
+    one = {"text": {"a": a, "b": {"c": c}}, "y": y}
+    other = {"y": y + 1, "text": {"b": {"c": 2 * c}, "a": 5 * a}}
+    given: dict[str, Any] = {"method": "ddim", "steps": 3, "guidance": 2.0}
+    e = engine(nested)
+    requests = [e.submit(cond=p, uncond=q, **given) for p, q in ((one, other), (other, one))]
+    for request, (p, q) in zip(requests, ((one, other), (other, one)), strict=True):
+        alone = fastdiff.sample(nested, shape=(1, *SHAPE), schedule="ddpm", cond=p, uncond=q, **given)
+        assert torch.equal(request.result(), alone[0])
+
+
 def test_the_reason_names_the_conditions() -> None:
     e = engine()
     wrong, right = e.submit(steps=2, cond={}), e.submit(steps=2, cond=label(1))

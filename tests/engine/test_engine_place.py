@@ -10,6 +10,7 @@ import torch
 
 import fastdiff
 from fastdiff.engine.place import Place
+from fastdiff.run import graph
 
 
 class Played:
@@ -66,9 +67,15 @@ def test_a_tick_is_there_and_waits_for_what_was_submitted(monkeypatch: pytest.Mo
         here=lambda: played.device(torch.device("cuda", 1)),
         mark=lambda: "submitted",
         wait=lambda event: told.append(f"waits until {event}"),
+        cuda=True,
     )
     engine._place = engine._floor.place = place  # type: ignore[assignment]
     request = engine.submit("ddim", 1)
+    with monkeypatch.context() as capturing:
+        capturing.setattr(graph.CAPTURE, "under_way", staticmethod(lambda: True))
+        with pytest.raises(RuntimeError, match=r"is being captured on this stream.*call it outside"):
+            engine.step()
+    assert not told
     engine.step()
     assert told == ["cuda:1 is current", "waits until submitted", "put back"]
     assert request.done()

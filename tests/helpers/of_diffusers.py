@@ -39,4 +39,6 @@ def scheduler(name: str, **config: Any) -> Any:
     lacking = sorted(set(config) - set(inspect.signature(found.__init__).parameters))
     if lacking:
         pytest.skip(f"the installed {name} has no {lacking[0]}")
+    if release() == (0, 31) and (config.get("use_exponential_sigmas") or config.get("use_beta_sigmas")):
+        pytest.skip(f"{name} of diffusers 0.31 fails where sigma_min is not given")
     return found(**config)

@@ -30,7 +30,9 @@ from fastdiff.ops.layout import (
     BLEND,
     CLIP,
     CU,
+    DEPTH,
     IN_SCALE,
+    KEEP,
     LINEAR,
     NEXT_U,
     NEXT_X,
@@ -227,6 +229,8 @@ def _outputs(
 def _coeffs(rng: np.random.Generator, spec: StageSpec, state: torch.dtype, batch: int, device: str) -> Coeffs:
     rows = 3
     table = rng.standard_normal((rows, WIDTH))
+    # The history as everywhere.
+    table[:, [KEEP, DEPTH]] = 0
     if not spec.m_reads_u:
         table[:, [CU, PU, QU]] = 0
     if not spec.guided:

@@ -112,6 +112,15 @@ def test_the_way_up_of_dpm_fast() -> None:
     assert float((up - want).abs().max()) < 1e-3 * float(want.abs().max())
 
 
+def test_the_times_that_a_callback_is_told() -> None:
+    told: list[dict[str, Any]] = []
+    sampling.sample_dpm_fast(denoiser, X, 0.1, 10.0, 7, None, told.append, True)
+    sampling.sample_dpm_adaptive(denoiser, X, 0.1, 10.0, None, told.append, True)
+    for one in told:
+        assert set(one) == {"x", "i", "t", "t_up", "sigma", "sigma_hat", "denoised"}
+        assert float(one["t"]) == float(one["t_up"]) == pytest.approx(-math.log(float(one["sigma"])))
+
+
 def test_log_likelihood() -> None:
     """The state at sigma_min is N(0, 0.36 + sigma_min²); the ODE's divergence of a Gaussian needs no expectation."""
     x = 0.6 * torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

@@ -109,3 +109,36 @@ def test_sampling_timesteps(page: dict[str, Any], steps: int, kept: bool) -> Non
     )
     # Float32 against float64; the noisiest eps is divided by alpha, about 1e-2 there.
     assert torch.allclose(made.double(), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "method"), [("DDIMScheduler", "ddim"), ("DDPMScheduler", "ddpm")])
+def test_a_diffusion_policy(name: str, method: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = getattr(diffusers, name)(100, beta_schedule="squaredcos_cap_v2", clip_sample=True)
+    scheduler.set_timesteps(10)
+    observed = torch.tensor([0.2, -0.4]).reshape(2, 1, 1)
+
+    def policy(x: torch.Tensor, t: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) + observation + 1e-3 * t.reshape(-1, 1, 1)
+
+    def noise(t: int) -> torch.Generator:
+        return torch.Generator().manual_seed(t)
+
+    start = torch.randn(2, 16, 7, generator=noise(1000))
+    want, drawn = start, []
+    for t in scheduler.timesteps:
+        want = scheduler.step(policy(want, t.expand(2), observed), t, want, generator=noise(int(t))).prev_sample
+        drawn.append(torch.randn(2, 16, 7, generator=noise(int(t))))
+    made = fastdiff.sample(
+        policy,
+        start,
+        method=method,
+        steps=10,
+        spacing="leading",
+        schedule=scheduler,
+        clip=(-1, 1),
+        model_kwargs={"observation": observed},
+        noise=lambda draw, like: drawn[draw],
+        **({"use_clipped_model_output": False} if method == "ddim" else {}),
+    )
+    assert torch.allclose(made, want, rtol=0, atol=1e-5)

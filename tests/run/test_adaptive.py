@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -303,3 +306,11 @@ def test_dpm_adaptive_converges_to_the_ode(options) -> None:
         for tol in (1e-2, 1e-4)
     ]
     assert errors[0] < 0.1 and errors[1] < min(2e-3, errors[0] / 5)
+
+
+@pytest.mark.parametrize("method", ["ode", "dpm_adaptive"])
+def test_its_sampler_may_be_copied_and_pickled(method: str) -> None:
+    sampler = fastdiff.Sampler(method, schedule="vp_linear", rtol=1e-2)
+    want = sampler(lambda x, t: 0.3 * x, shape=(2, 3))
+    for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        assert repr(other) == repr(sampler) and torch.equal(other(lambda x, t: 0.3 * x, shape=(2, 3)), want)

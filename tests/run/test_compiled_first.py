@@ -113,6 +113,21 @@ def test_sample_in_two_functions() -> None:
             assert torch.equal(second(x, steps), two(x, steps))
 
 
+def test_a_sampler_is_not_made_inside() -> None:
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return fastdiff.Sampler("unipc", 2, schedule="ddpm")(lambda x, t: x, x)
+
+    with pytest.raises(Exception, match=r"a Sampler is made inside a compiled function: make it before, sampler = "):
+        torch.compile(call, fullgraph=True, backend="eager")(X)
+
+
+@pytest.mark.parametrize("given", [{"seed": torch.tensor([1, 2])}, {"guidance": torch.ones(2), **CONDITIONS}], ids=str)
+def test_values_of_tensors_are_not_known(given: dict[str, Any]) -> None:
+    net, sampler = Net().eval(), fastdiff.Sampler("dpmpp2m", 2, schedule="ddpm")
+    with pytest.raises(Exception, match=r"(seed|guidance) is a tensor inside a compiled function.*: give numbers, "):
+        torch.compile(lambda x: sampler(net, x, **given), fullgraph=True, backend="eager")(X)
+
+
 def test_a_sampler_is_whole_after_it_was_recorded() -> None:
     net, sampler = Net().eval(), fastdiff.Sampler("dpmpp2m_sde", 2, schedule="ddpm")
 

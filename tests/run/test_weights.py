@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,6 +67,10 @@ def keyword(net: Any) -> Any:
     return functools.partial(lambda x, t, nets: nets["own"](x, t), nets={"own": net})
 
 
+def cached(net: Any) -> Any:
+    return functools.lru_cache(lambda x, t: net(x, t))
+
+
 MODELS: dict[str, Callable[[Net], Any]] = {
     "module": lambda net: net,
     "method": lambda net: net.forward,
@@ -78,6 +83,8 @@ MODELS: dict[str, Callable[[Net], Any]] = {
     "object": lambda net: Pipeline(net, OTHER),
     "method of an object": lambda net: Pipeline(net, OTHER).denoised,
     "attribute": attribute,
+    "decorated": cached,
+    "without gradients": lambda net: torch.no_grad()(closure(net)),
     "list": lambda net: (lambda nets: lambda x, t: nets[0](x, t))([net]),
 }
 
@@ -106,6 +113,26 @@ def test_another_network_behind_the_same_name(monkeypatch: pytest.MonkeyPatch) -
     weights = Weights(pipe)
     pipe.unet = Net()
     assert weights.moved()
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "python"])
+def test_torchscript(fake, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its modules are captured as others are, by themselves and in a function."""
+    if not compiled:
+        monkeypatch.setattr("fastdiff.run.weights._LOOK", None)
+    with warnings.catch_warnings():
+        # TorchScript is deprecated.
+        warnings.simplefilter("ignore")
+        net = torch.jit.script(Net())
+    for model in (net, closure(net)):
+        weights, before = Weights(model), net.conv.weight.data
+        assert not weights.moved()
+        net.conv.weight.data = before.clone()
+        assert weights.moved()
+        sampler = fastdiff.Sampler("ddim", 3, graph=True)
+        x = sampler(model, shape=SHAPE)
+        assert torch.equal(x, fastdiff.Sampler("ddim", 3, graph=False)(model, shape=SHAPE))
+    assert fake.captures == 2
 
 
 @pytest.mark.parametrize("model", [lambda x, t: x, functools.partial(torch.add), torch.tanh, 3, None])

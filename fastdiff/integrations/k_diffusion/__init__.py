@@ -120,8 +120,5 @@ __all__ = [
 def __getattr__(name: str) -> NoReturn:
     """AttributeError for a sampler that is not here, with those that are."""
     if name.startswith("sample_"):
-        more = ""
-        if name.endswith("_cfg_pp"):
-            more = f"; with guidance: fastdiff.sample(..., method={name.removeprefix('sample_')!r}, guidance=0.6)"
-        raise AttributeError(unknown("sampler", name, [n for n in __all__ if n.startswith("sample_")]) + more)
+        raise AttributeError(unknown("sampler", name, [n for n in __all__ if n.startswith("sample_")]))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

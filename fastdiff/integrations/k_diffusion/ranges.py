@@ -48,6 +48,13 @@ def _range(
     return low, high
 
 
+def _timed(callback: Callback | None) -> Callback | None:
+    """Told t and t_up too, -log of the two sigmas, as these two samplers are in k-diffusion."""
+    if callback is None:
+        return None
+    return lambda told: callback({**told, "t": -told["sigma"].log(), "t_up": -told["sigma_hat"].log()})
+
+
 def sample_dpm_fast(
     model: Model,
     x: torch.Tensor,
@@ -78,6 +85,7 @@ def sample_dpm_fast(
     low, high = _range(sigma_min, sigma_max, eta, "sample_dpm_fast")
     x = admitted(x)
     found = ranged("dpm_fast", n, high, low, state_dtype(x))
+    callback = _timed(callback)
     tell = None if callback is None else telling(callback, found, x.new_empty(0), False)
     return passed(found, Denoiser(model, x.dtype, extras(extra_args), tell, early=True), x, disable, None)
 
@@ -123,7 +131,8 @@ def sample_dpm_adaptive(
     Args:
         model, x, extra_args, disable: as in `sample_euler`.
         sigma_min, sigma_max: the end and the start.
-        callback: told {'x', 'i', 'sigma', 'sigma_hat', 'denoised'} at the start of every accepted step.
+        callback: told {'x', 'i', 't', 't_up', 'sigma', 'sigma_hat', 'denoised'} at the start of every accepted step;
+            t is -log sigma.
         order: 2 or 3.
         rtol, atol, h_init: tolerances of a step's error, and the first step in log sigma.
         pcoeff, icoeff, dcoeff: 0, 1 and 0: the control looks at the last error alone.
@@ -152,7 +161,7 @@ def sample_dpm_adaptive(
     dtype = state_dtype(x)
     options = {"order": order, "rtol": rtol, "atol": atol, "h_init": h_init, "t_err": 0.0}
     engine = _engine(low, high, dtype, accept_safety, tuple(options.items()))
-    watch = None
+    callback, watch = _timed(callback), None
     if callback is not None:
 
         def watch(step: int, sigma: float, state: torch.Tensor, x0: torch.Tensor) -> None:
