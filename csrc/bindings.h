@@ -10,6 +10,9 @@
 
 namespace fastdiff {
 
+// Raised with every change of what Python and the modules say to each other, here and in fastdiff/ops/layout.py.
+constexpr int INTERFACE = 1;
+
 // A pointer: None, an integer, or an object with data_ptr(), such as a tensor. Returns false with a Python error set.
 inline bool pointer(PyObject *object, void **result) {
   static PyObject *const name = PyUnicode_InternFromString("data_ptr");

@@ -203,6 +203,7 @@ PYBIND11_MODULE(_cpu, module) {
   if (const char *forced = std::getenv("FASTDIFF_SIMD"); forced && *forced) set_simd(forced);
   for (PyMethodDef &definition : definitions) add_fast_function(module, &definition);
   walking::add_type<launch>(module);
+  module.attr("INTERFACE") = INTERFACE;
   module.def("normal", normal,
              "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, tag, threads).");
   module.def("quantile", quantile_of_samples,

@@ -131,6 +131,7 @@ PYBIND11_MODULE(_cuda, module) {
       "The fused stage and the noise on CUDA devices; takes raw pointers and a stream, knows no tensor library.";
   for (PyMethodDef &definition : definitions) add_fast_function(module, &definition);
   walking::add_type<launch>(module);
+  module.attr("INTERFACE") = INTERFACE;
   module.def("normal", normal,
              "Fill `out` with standard normals: (out, dtype, batch, n, seeds, index, draw, tag, device, stream).");
   module.def("quantile", quantile,

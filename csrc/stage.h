@@ -7,7 +7,7 @@
 
 namespace fastdiff {
 
-// Columns of a table row; the same order as fastdiff/table.py.
+// Columns of a table row; the same order as fastdiff/ops/layout.py.
 enum Column {
   W1,
   W2,

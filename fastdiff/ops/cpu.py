@@ -6,7 +6,6 @@ FASTDIFF_SIMD=portable|avx2|avx512 forces an instruction set; one that cannot ru
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs, Kinds, Launch, per_sample
+from fastdiff.ops.extension import extension
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.rank import rank
 
@@ -22,7 +22,7 @@ NAME = "cpu"
 _CODES: dict[Any, int] = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _ext: Any = None
 try:
-    _ext = importlib.import_module("fastdiff._cpu")
+    _ext = extension("_cpu")
     _reason = f"SIMD {_ext.simd_level()}, OpenMP {'on' if _ext.has_openmp() else 'off'}"
 except ImportError as error:
     if "FASTDIFF_SIMD" in str(error):

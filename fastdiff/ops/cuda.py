@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs, Kinds, Launch, per_sample
+from fastdiff.ops.extension import extension
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.rank import rank
 
@@ -22,7 +22,7 @@ _CODES: dict[Any, int] = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2,
 _ext: Any = None
 _missing = ""
 try:
-    _ext = importlib.import_module("fastdiff._cuda")
+    _ext = extension("_cuda")
 except ImportError as error:
     _missing = f"built without CUDA ({error}); reinstall where nvcc is on PATH, with FASTDIFF_CUDA=1"
 

@@ -19,6 +19,9 @@ S0, S1, QG = NEXT_X + NREG, NEXT_X + NREG + 1, NEXT_X + NREG + 2
 KEEP, DEPTH = QG + 1, QG + 2
 WIDTH = 40
 
+INTERFACE = 1
+"""Of the compiled modules; csrc/bindings.h has the same number."""
+
 # How m is made: not at all, m = g, m = cu·u + cg·g, through the clipped x0, or that and qg·g, past the clip.
 NONE, RAW, LINEAR, CLIP, BLEND = 0, 1, 2, 3, 4
 
