@@ -45,6 +45,6 @@ def test_a_module_of_other_sources_is_refused(number: int | None, monkeypatch: p
         assert extension.extension(WHAT) is module
         return
     with pytest.raises(
-        ImportError, match="was built from other sources than this package's: python setup.py build_ext"
+        ImportError, match=r"was built from other sources than this package's: python setup.py build_ext"
     ):
         extension.extension(WHAT)
