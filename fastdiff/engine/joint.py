@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Joint:
         specs: of each row, u' and x' apart, the network's input written once.
         block: values, draws and clock as the device's table has them; held: the same with rows that do nothing, for a
             request whose stages run by themselves.
-        observed: (stages + 1, WIDTH): the rows whose u' is the predicted x0, and their structures.
+        dtype: of the state.
         history: how many evaluations ago the oldest value is that a row reads.
         evaluated: the rows that evaluate the network.
         spec: the union of these.
@@ -68,12 +69,25 @@ class Joint:
     specs: tuple[StageSpec, ...]
     block: Block
     held: Block
-    observed: tuple[torch.Tensor, tuple[StageSpec, ...]]
+    dtype: torch.dtype
     history: int
     evaluated: tuple[int, ...]
     spec: StageSpec
     scaled: bool
     opens: bool
+
+    @cached_property
+    def observed(self) -> tuple[torch.Tensor, tuple[StageSpec, ...]]:
+        """(stages + 1, WIDTH): the rows whose u' is the predicted x0, and their structures; for previews.
+
+        Raises:
+            ValueError: numbers that the state's dtype cannot hold.
+        """
+        pairs = [bind_stage_x0(s, self.binding) for s in self.plan.stages if s.evaluate]
+        seen, found = np.zeros_like(self.values), [self.specs[0]] * len(self.values)
+        for k, (row, spec) in zip(self.evaluated, pairs, strict=True):
+            seen[k], found[k] = without_late(row[None])[0], spec
+        return torch.from_numpy(in_range(seen, self.dtype)).to(self.dtype), tuple(found)
 
 
 def union(specs: Iterable[StageSpec]) -> StageSpec:
@@ -124,14 +138,8 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
     in_range(values, dtype)
     clock = np.array([0.0, *(s.model_time if s.evaluate else 0.0 for s in plan.stages)])
     in_range(clock, clock_dtype(network_dtype), "the network's time")
-    pairs = [bind_stage_x0(s, binding) for s in plan.stages if s.evaluate]
-    seen, found = np.zeros_like(values), [table.specs[0]] * len(values)
-    for k, (row, spec) in zip(evaluated, pairs, strict=True):
-        seen[k], found[k] = without_late(row[None])[0], spec
-    in_range(seen, dtype)
     dtypes = dtype, clock_dtype(network_dtype)
     made, held = (block(v, table.draws, clock, evaluated, *dtypes) for v in (values, _hold(values)))
-    observed = torch.from_numpy(seen).to(dtype), tuple(found)
     spec, scaled = union(specs[k] for k in evaluated), bool((values[:-1, IN_SCALE] != 1.0).any())
     still = np.zeros(NREG)
     still[X] = 1.0
@@ -145,7 +153,7 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
         specs=tuple(specs),
         block=made,
         held=held,
-        observed=observed,
+        dtype=dtype,
         history=most,
         evaluated=evaluated,
         spec=spec,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
+
 from fastdiff.plan import H1, MAX_DRAWS, MAX_HISTORY, NREG, SECOND, ZA, U, X
 
 # Columns of a table row; csrc/stage.h and triton_kernels/stage.py use the same order, and a test compares them.
@@ -95,4 +97,8 @@ class StageSpec(NamedTuple):
 
 def mask_of(coefficients: Iterable[float]) -> int:
     """Bit j is set where coefficient j is not zero."""
-    return sum(1 << j for j, c in enumerate(coefficients) if c)
+    mask = 0
+    for j, c in enumerate(coefficients.tolist() if isinstance(coefficients, np.ndarray) else coefficients):
+        if c:
+            mask |= 1 << j
+    return mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -111,7 +112,7 @@ class Stage:
                 fail(where, "learned_variance needs a network evaluation, and does not go with langevin_norm")
         self._validate_spans(where)
         for name in ("t", "model_time", "alpha", "sigma", "t_next", "in_scale"):
-            if not np.isfinite(getattr(self, name)):
+            if not math.isfinite(getattr(self, name)):
                 fail(where, f"{name} is not finite: {getattr(self, name)}")
         if self.model_time_to is not None and not (np.isfinite(self.model_time_to) and self.evaluate):
             fail(where, f"model_time_to={self.model_time_to} needs a network evaluation and a finite time")
@@ -131,7 +132,7 @@ class Stage:
     def _validate_row(self, where: str, name: str, row: tuple[float, ...], kept: int) -> None:
         if len(row) != NREG:
             fail(where, f"{name} needs {NREG} coefficients ({', '.join(REGISTERS)}), got {len(row)}")
-        if not np.isfinite(row).all():
+        if not all(map(math.isfinite, row)):
             bad = REGISTERS[int(np.argmax(~np.isfinite(row)))]
             fail(where, f"{name} has a non-finite coefficient of {bad}")
         for j in range(H1, SECOND):

@@ -181,12 +181,17 @@ class NoiseSchedule:
 
     def at(self, t: float) -> Point:
         """Everything at one time, from one evaluation."""
-        if floats("t", t, "one time").ndim:
+        if type(t) is float and self.t_clean <= t <= self.t_max:
+            # What the checks below would let through: a plan asks for each of its times.
+            x = np.asarray(t)
+        elif floats("t", t, "one time").ndim:
             raise TypeError(f"t got {short(t)}; expected one time")
-        alpha, sigma, log_alpha, log_sigma = self._all(t)
-        return Point(
-            float(t), float(self.model_time(float(t))), float(alpha), float(sigma), float(log_alpha - log_sigma)
-        )
+        else:
+            x = self._times(t)
+        with np.errstate(divide="ignore"):
+            alpha, sigma, log_alpha, log_sigma = self._log_alpha_sigma(x)
+        model_time = self.time_scale * self._model_time(x)
+        return Point(float(t), float(model_time), float(alpha), float(sigma), float(log_alpha - log_sigma))
 
     def inverse_lambda(self, lam: Values) -> Values:
         """The time at which log(alpha / sigma) is `lam`; inf gives `t_clean`.

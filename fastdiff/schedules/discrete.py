@@ -85,8 +85,10 @@ class Discrete(Indexed):
         return np.where(below, self._index[-1] - np.exp(np.minimum(log_alpha - self._table[-2], 0.0)), t)
 
     def _parameters(self) -> dict[str, Any]:
-        # JSON has no -inf.
-        values = [None if math.isinf(v) else v for v in self.log_alphas]
+        # JSON has no -inf, which the last may be.
+        values: list[float | None] = list(self.log_alphas)
+        if self.zero_terminal:
+            values[-1] = None
         return {"log_alphas": values, "time_scale": self.time_scale}
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +96,9 @@ class Discrete(Indexed):
 
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> Discrete:
-        values = tuple(-math.inf if v is None else v for v in fields["log_alphas"])
+        values = tuple(fields["log_alphas"])
+        if None in values:
+            values = tuple(-math.inf if v is None else v for v in values)
         return cls(**{**fields, "log_alphas": values})
 
     def __repr__(self) -> str:
