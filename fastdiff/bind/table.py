@@ -100,16 +100,15 @@ def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1, path: bool 
     learned = _learned(plan, binding)
     rows, draws, specs = [_opening(plan)], [(-1, -1, -1)], [StageSpec(NONE, False, False, 1 << X, 0, copies)]
     variances, unclipped = step_variances(plan), unclipped_parts(plan)
-    kept, read = 0, []
+    kept, read, scales = 0, [], _scales_ahead(plan)
     for k, stage in enumerate(plan.stages):
-        following = plan.stages[k + 1 :]
         place = Place(stage, plan.space, binding.prediction, None if variances is None else variances[k])
         row, spec = bind_stage(place, binding, unclipped[k])
         _check_reads(f"stage {k} of method {plan.method!r}", spec, stage, binding.guidance, kept)
         kept += stage.keep
         read.append(binding.guidance.numbers(place) if stage.evaluate else ())
-        row[IN_SCALE] = next((s.in_scale for s in following if s.evaluate), 1.0)
-        writes_input = bool(following) and following[0].evaluate
+        row[IN_SCALE] = scales[k + 1]
+        writes_input = k + 1 < len(plan.stages) and plan.stages[k + 1].evaluate
         specs.append(spec._replace(copies=copies if writes_input else 0, learned=learned if stage.evaluate else 0))
         rows.append(row)
         draws.append(stage.draws)
@@ -195,12 +194,13 @@ def path_table(plan: Plan) -> np.ndarray:
 def _check_reads(where: str, spec: StageSpec, stage: Stage, guidance: Guidance, kept: int) -> None:
     """Raise ValueError for a register that the bound row reads and that no run with this binding gives."""
     two = stage.evaluate and (bool(guidance.halves) or guidance.gradient is not None)
-    given = {X, U} | ({M} if stage.evaluate else set()) | ({SECOND} if two else set())
-    given |= {H1 + i for i in range(min(kept, MAX_HISTORY))} | {ZA + i for i, d in enumerate(stage.draws) if d >= 0}
-    reads = {j for j in range(NREG) if spec.mask >> j & 1} | ({SECOND} if spec.guided else set())
-    lacking = min(reads - given, default=None)
-    if lacking is None:
+    given = 1 << X | 1 << U | stage.evaluate << M | two << SECOND | ((1 << min(kept, MAX_HISTORY)) - 1) << H1
+    for i, d in enumerate(stage.draws):
+        given |= (d >= 0) << ZA + i
+    missing = (spec.mask | spec.guided << SECOND) & ~given
+    if not missing:
         return
+    lacking = (missing & -missing).bit_length() - 1
     why = {
         SECOND: "the unconditional output or a classifier's gradient: give guidance=..., cond=... and uncond=..., or "
         "classifier_grad=...",
@@ -305,9 +305,17 @@ def is_raw(table: Table, plan: Plan) -> bool:
 
 def _opening(plan: Plan) -> np.ndarray:
     row = np.zeros(WIDTH)
-    row[IN_SCALE] = next((s.in_scale for s in plan.stages if s.evaluate), 1.0)
+    row[IN_SCALE] = _scales_ahead(plan)[0]
     row[NEXT_U + X] = 1.0
     return row
+
+
+def _scales_ahead(plan: Plan) -> list[float]:
+    """Of each stage, and of the end: the in_scale of the first evaluation from there on, 1 where there is none."""
+    scales = [1.0]
+    for stage in reversed(plan.stages):
+        scales.append(stage.in_scale if stage.evaluate else scales[-1])
+    return scales[::-1]
 
 
 def _conversion(stage: Stage, prediction: str, space: str) -> tuple[float, float]:

@@ -33,11 +33,11 @@ from fastdiff.ops.layout import (
     QX,
     RAW,
     StageSpec,
-    mask_of,
 )
 from fastdiff.plan import H1, MAX_HISTORY, NREG, SECOND, Plan, U, X
 
 ALL = (1 << NREG) - 1
+_IN_ORDER = tuple(range(1, MAX_HISTORY + 1))
 _HISTORY = ((1 << MAX_HISTORY) - 1) << H1
 
 
@@ -51,9 +51,8 @@ class Joint:
         draws: (stages + 1, 3) int32.
         clock: (stages + 1,) float64: the model's time of the evaluation of each row; 0 where there is none.
         specs: of each row, u' and x' apart, the network's input written once.
-        block: values, draws and clock as the device's table has them; held: the same with rows that do nothing, for a
-            request whose stages run by themselves.
-        dtype: of the state.
+        block: values, draws and clock as the device's table has them.
+        dtypes: of the state and of the network's time.
         history: how many evaluations ago the oldest value is that a row reads.
         evaluated: the rows that evaluate the network.
         spec: the union of these.
@@ -68,13 +67,17 @@ class Joint:
     clock: np.ndarray
     specs: tuple[StageSpec, ...]
     block: Block
-    held: Block
-    dtype: torch.dtype
+    dtypes: tuple[torch.dtype, torch.dtype]
     history: int
     evaluated: tuple[int, ...]
     spec: StageSpec
     scaled: bool
     opens: bool
+
+    @cached_property
+    def held(self) -> Block:
+        """`block` with rows that do nothing, for a request whose stages run by themselves."""
+        return block(_hold(self.values), self.draws, self.clock, self.evaluated, *self.dtypes)
 
     @cached_property
     def observed(self) -> tuple[torch.Tensor, tuple[StageSpec, ...]]:
@@ -87,7 +90,7 @@ class Joint:
         seen, found = np.zeros_like(self.values), [self.specs[0]] * len(self.values)
         for k, (row, spec) in zip(self.evaluated, pairs, strict=True):
             seen[k], found[k] = without_late(row[None])[0], spec
-        return torch.from_numpy(in_range(seen, self.dtype)).to(self.dtype), tuple(found)
+        return torch.from_numpy(in_range(seen, self.dtypes[0])).to(self.dtypes[0]), tuple(found)
 
 
 def union(specs: Iterable[StageSpec]) -> StageSpec:
@@ -123,14 +126,14 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
     check_growth(plan, dtype)
     ages, most = _ages(plan)
     apart = _apart(plan)
-    values, specs = np.zeros_like(table.values), []
-    for k, row in enumerate(table.values):
-        values[k] = _row(plan, table, k, row, ages[k], apart)
-        spec = table.specs[k]
-        u_mask, x_mask = (mask_of(values[k, at : at + NREG]) for at in (NEXT_U, NEXT_X))
-        # An x that nobody reads stays as it is, beside rows that write theirs.
-        x_mask = x_mask if apart else 0
-        specs.append(spec._replace(u_mask=u_mask, x_mask=x_mask, copies=1))
+    values = _rows(plan, table, ages, apart)
+    bits = 1 << np.arange(NREG)
+    u_masks, x_masks = (((values[:, at : at + NREG] != 0.0) @ bits).tolist() for at in (NEXT_U, NEXT_X))
+    # An x that nobody reads stays as it is, beside rows that write theirs.
+    specs = [
+        spec._replace(u_mask=u_mask, x_mask=x_mask if apart else 0, copies=1)
+        for spec, u_mask, x_mask in zip(table.specs, u_masks, x_masks, strict=True)
+    ]
     evaluated = tuple(k + 1 for k, s in enumerate(plan.stages) if s.evaluate)
     if own and most <= MAX_HISTORY:
         values[:, DEPTH] = most or -1
@@ -139,7 +142,6 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
     clock = np.array([0.0, *(s.model_time if s.evaluate else 0.0 for s in plan.stages)])
     in_range(clock, clock_dtype(network_dtype), "the network's time")
     dtypes = dtype, clock_dtype(network_dtype)
-    made, held = (block(v, table.draws, clock, evaluated, *dtypes) for v in (values, _hold(values)))
     spec, scaled = union(specs[k] for k in evaluated), bool((values[:-1, IN_SCALE] != 1.0).any())
     still = np.zeros(NREG)
     still[X] = 1.0
@@ -151,9 +153,8 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
         draws=table.draws,
         clock=clock,
         specs=tuple(specs),
-        block=made,
-        held=held,
-        dtype=dtype,
+        block=block(values, table.draws, clock, evaluated, *dtypes),
+        dtypes=dtypes,
         history=most,
         evaluated=evaluated,
         spec=spec,
@@ -162,27 +163,30 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
     )
 
 
-def _row(plan: Plan, table: Table, k: int, row: np.ndarray, ages: tuple[int, ...], apart: bool) -> np.ndarray:
-    """Row `k`, with x' written out or without any x, the conversion in both forms, and the history by evaluations."""
-    made, spec = row.copy(), table.specs[k]
+def _rows(plan: Plan, table: Table, ages: list[tuple[int, ...]], apart: bool) -> np.ndarray:
+    """All rows, with x' written out or without any x, the conversion in both forms, and the history by evaluations."""
+    made = table.values.copy()
+    next_u, next_x = made[:, NEXT_U : NEXT_U + NREG], made[:, NEXT_X : NEXT_X + NREG]
     if not apart:
-        made[NEXT_X : NEXT_X + NREG] = 0.0
-        made[NEXT_X + X] = 1.0
-        if k:
-            made[NEXT_U + U] += made[NEXT_U + X]
-            made[NEXT_U + X] = 0.0
-    elif k == 0 or plan.stages[k - 1].next_u == plan.stages[k - 1].next_x:
-        made[NEXT_X : NEXT_X + NREG] = made[NEXT_U : NEXT_U + NREG]
-    for at in (NEXT_U, NEXT_X):
-        old = made[at + H1 : at + SECOND].copy()
-        made[at + H1 : at + SECOND] = 0.0
-        for i in np.flatnonzero(old):
-            # Beyond the sixth there is no register; such a plan is not run in the joint launch.
-            if ages[i] <= MAX_HISTORY:
-                made[at + H1 + ages[i] - 1] = old[i]
-    if spec.convert in (RAW, LINEAR):
-        # As a clip without bounds: clamp(cu·u + cg·g)·1 is m.
-        made[PU], made[PG], made[QX] = made[CU], made[CG], 1.0
+        next_x[:] = 0.0
+        next_x[:, X] = 1.0
+        next_u[1:, U] += next_u[1:, X]
+        next_u[1:, X] = 0.0
+    else:
+        same = [0, *(k + 1 for k, s in enumerate(plan.stages) if s.next_u == s.next_x)]
+        next_x[same] = next_u[same]
+    for k, of_row in enumerate(ages):
+        if of_row != _IN_ORDER[: len(of_row)]:
+            for row in (next_u[k], next_x[k]):
+                old = row[H1:SECOND].copy()
+                row[H1:SECOND] = 0.0
+                for i in np.flatnonzero(old):
+                    # Beyond the sixth there is no register; such a plan is not run in the joint launch.
+                    if of_row[i] <= MAX_HISTORY:
+                        row[H1 + of_row[i] - 1] = old[i]
+    # As a clip without bounds: clamp(cu·u + cg·g)·1 is m.
+    plain = [k for k, spec in enumerate(table.specs) if spec.convert in (RAW, LINEAR)]
+    made[plain, PU], made[plain, PG], made[plain, QX] = made[plain, CU], made[plain, CG], 1.0
     return made
 
 
@@ -200,7 +204,7 @@ def _ages(plan: Plan) -> tuple[list[tuple[int, ...]], int]:
     done, most = 0, 0
     ages: list[tuple[int, ...]] = [()] * (len(plan.stages) + 1)
     for k, s in enumerate(plan.stages):
-        ages[k + 1] = tuple(done - at for at in reversed(kept))[:MAX_HISTORY]
+        ages[k + 1] = tuple(done - at for at in reversed(kept[-MAX_HISTORY:]))
         read = [i for i in range(SECOND - H1) if s.next_u[H1 + i] or s.next_x[H1 + i]]
         most = max([most, *(ages[k + 1][i] for i in read)])
         if s.keep:

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -189,7 +189,7 @@ class Plan:
                 )
 
     def _check_schedule(self) -> None:
-        schedule = NoiseSchedule.from_dict(self.schedule)
+        schedule = _schedule(self.schedule)
         t = np.array([s.t for s in self.stages])
         truth = {"alpha": schedule.alpha(t), "sigma": schedule.sigma(t)}
         if not self.origin:
@@ -248,6 +248,20 @@ class Plan:
         from fastdiff.plan.picture import draw
 
         draw(self, path)
+
+
+def _schedule(data: Mapping[str, Any]) -> NoiseSchedule:
+    """That of a frozen mapping, kept for the next plan on it."""
+    try:
+        return _kept_schedule(tuple((k, type(v), v) for k, v in data.items()))
+    except TypeError:
+        # A mapping in it cannot be hashed.
+        return NoiseSchedule.from_dict(data)
+
+
+@lru_cache(maxsize=16)
+def _kept_schedule(data: tuple[tuple[str, type, Any], ...]) -> NoiseSchedule:
+    return NoiseSchedule.from_dict({k: v for k, _, v in data})
 
 
 def _frozen(value: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fastdiff.names import short, unknown
 from fastdiff.values import floats
@@ -192,6 +192,14 @@ class NoiseSchedule:
             alpha, sigma, log_alpha, log_sigma = self._log_alpha_sigma(x)
         model_time = self.time_scale * self._model_time(x)
         return Point(float(t), float(model_time), float(alpha), float(sigma), float(log_alpha - log_sigma))
+
+    def points(self, times: ArrayLike) -> list[Point]:
+        """`at` of several times, the same numbers, from one evaluation."""
+        x = self._times(np.asarray(times, dtype=np.float64))
+        with np.errstate(divide="ignore"):
+            alpha, sigma, log_alpha, log_sigma = self._log_alpha_sigma(x)
+        parts = (np.asarray(times), self.time_scale * self._model_time(x), alpha, sigma, log_alpha - log_sigma)
+        return [Point(*values) for values in zip(*(part.tolist() for part in parts), strict=True)]
 
     def inverse_lambda(self, lam: Values) -> Values:
         """The time at which log(alpha / sigma) is `lam`; inf gives `t_clean`.

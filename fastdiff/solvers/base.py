@@ -143,7 +143,7 @@ class Request:
                 raise ValueError(
                     f"{self.schedule!r} has one time with noise, t={times[0]:g}: a run upwards needs two of them"
                 )
-        return [self.schedule.at(float(t)) for t in times]
+        return self.schedule.points(times)
 
     def _grid(self, steps: int | None) -> np.ndarray:
         return grid(self.spacing, self.schedule, steps, self.t_start, self.t_end, **self.grid_options)
@@ -155,7 +155,7 @@ class Request:
         options = {k: v for k, v in self.grid_options.items() if k == "rho"}
         spacing = self.spacing if curved else "logsnr"
         times = grid(spacing, self.schedule, steps, max(s, t), min(s, t), final="t_min", **options)
-        return [self.schedule.at(float(v)) for v in (times if s > t else times[::-1])]
+        return self.schedule.points(times if s > t else times[::-1])
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def test_partial_runs() -> None:
         (lambda: grid("uniform", DDPM, True), "steps got True"),
         (lambda: grid("uniform", DDPM), "steps got None"),
         (lambda: grid("karas", DDPM, 5), "unknown spacing 'karas'; did you mean 'karras'.*'ddim25'"),
-        (lambda: grid("ddim", DDPM, 5), "unknown spacing 'ddim'"),
+        (lambda: grid("ddam", DDPM, 5), "unknown spacing 'ddam'"),
         (lambda: grid("10,0", DDPM), "section without steps"),
         (lambda: grid("karras", DDPM, 5, roh=3.0), "unknown option of spacing 'karras': 'roh'; did you mean 'rho'"),
         (lambda: grid("linspace", DDPM, 5, rho=3.0), "'rho'. Valid: final"),

@@ -319,3 +319,13 @@ def test_unknown() -> None:
         == "unknown spacing 'karas'; did you mean 'karras'? Valid: karras, x"
     )
     assert unknown("spacing", 7, ["karras"]) == "unknown spacing 7. Valid: karras"
+
+
+@every
+def test_points_are_at_of_each_time_to_the_last_bit(schedule: S.NoiseSchedule) -> None:
+    times = np.linspace(min(schedule.t_max, 900.0), schedule.t_min, 37)
+    times = np.append(times, schedule.t_clean) if schedule.t_clean < schedule.t_min else times
+    for some in (times, times[:1], times[::-1], times[3:8]):
+        assert [tuple(p) for p in schedule.points(some)] == [tuple(schedule.at(float(t))) for t in some]
+    with pytest.raises(ValueError, match="outside the range"):
+        schedule.points([-1.0])
