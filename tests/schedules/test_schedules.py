@@ -328,4 +328,4 @@ def test_points_are_at_of_each_time_to_the_last_bit(schedule: S.NoiseSchedule) -
     for some in (times, times[:1], times[::-1], times[3:8]):
         assert [tuple(p) for p in schedule.points(some)] == [tuple(schedule.at(float(t))) for t in some]
     with pytest.raises(ValueError, match="outside the range"):
-        schedule.points([-1.0])
+        schedule.points([schedule.t_clean - 1.0])
