@@ -300,9 +300,13 @@ class Network:
     @property
     def raw(self) -> Callable[[torch.Tensor, torch.Tensor], Any]:
         """(x, t) -> what the model returns, which `check` looks at; by as few calls as can be."""
+        return self.raw_of(self.model, self.kwargs)
+
+    def raw_of(self, model: Any, kwargs: dict[str, Any]) -> Callable[[torch.Tensor, torch.Tensor], Any]:
+        """`raw` of a model of that kind, given these arguments, already batched."""
         if self.two_times or self.named or self.outputs > 1:
-            return self.call
-        return functools.partial(self.model, **self.kwargs) if self.kwargs else self.model
+            return self.of(model, kwargs).call
+        return functools.partial(model, **kwargs) if kwargs else model
 
     def call(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The tensor in the model's output, not checked yet."""
