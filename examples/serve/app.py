@@ -73,11 +73,11 @@ def event(name: str, **data: Any) -> str:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
-def create(slots: int = 16, queue: int = 256, pace: float = 0.0) -> FastAPI:
+def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | None = None) -> FastAPI:
     """The application; `app.state` has its engine, requests and sessions.
 
     Args:
-        slots, queue: as of `fastdiff.Engine`.
+        slots, queue, parked: as of `fastdiff.Engine`.
         pace: seconds that every tick waits, so that a person can watch.
     """
     model = load_model()
@@ -89,7 +89,14 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0) -> FastAPI:
 
     nothing = {"y": torch.tensor([NOTHING])}
     engine = fastdiff.Engine(
-        network, slots=slots, queue=queue, shape=(1, 8, 8), schedule="ddpm", prediction="eps", uncond=nothing
+        network,
+        slots=slots,
+        queue=queue,
+        parked=parked,
+        shape=(1, 8, 8),
+        schedule="ddpm",
+        prediction="eps",
+        uncond=nothing,
     )
     requests: dict[int, fastdiff.Request] = {}
     sessions: dict[str, tuple[Stream, set[asyncio.Task[None]]]] = {}

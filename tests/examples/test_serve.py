@@ -167,7 +167,7 @@ def test_what_the_server_refuses() -> None:
                 answers = [await http.post("/requests", json=slow) for _ in range(2)]
                 assert [a.status_code for a in answers] == [200, 503] and "requests wait" in answers[1].text
 
-    with served(example().create(slots=2, queue=1, pace=0.005)) as address:
+    with served(example().create(slots=2, queue=1, pace=0.005, parked=0)) as address:
         asyncio.run(main(address))
 
 
