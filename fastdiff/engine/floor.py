@@ -113,7 +113,9 @@ class Floor:
     def holds(self, more: int, guided: bool) -> bool:
         """Whether there is a place for all residents, for those that enter at this moment, and for `more`: some have
         their turn, and the others lie behind. `guided`: whether one of them has, or will have, two halves."""
-        runs = [run for run in (*self.residents, *self.coming) if not run.over]
+        # Who is cancelled after the others were let go at this tick keeps a place until the next. What is asked for
+        # between two ticks comes after they left.
+        runs = [run for run in (*self.residents, *self.coming) if (run.block != IDLE if more else not run.over)]
         behind, count, rows = self.places - self.slots, len(runs) + more, self.buckets[-1]
         if count <= behind + min(self.slots, rows // 2):
             return True
