@@ -127,7 +127,7 @@ class Floor:
         tick needs is known. `waits`: whether anybody does."""
         changed = self.shape is None
         for run in self.residents:
-            if run.result is not None or run.request.ended:
+            if run.over:
                 self._release(run)
                 changed = True
             elif run.next is not None:

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs, Kinds, Launch, per_sample
-from fastdiff.ops.extension import extension
+from fastdiff.ops.extension import CODES, extension, packed
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.rank import rank
 
 NAME = "cpu"
 
-_CODES: dict[Any, int] = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _ext: Any = None
 try:
     _ext = extension("_cpu")
@@ -51,7 +50,7 @@ def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> 
         return False, f"it takes CPU tensors, and the state is on {device}"
     if state not in (torch.float32, torch.float64):
         return False, f"the state must be float32 or float64, got {state}"
-    if network not in _CODES:
+    if network not in CODES:
         return False, f"the network's dtype must be float16, bfloat16, float32 or float64, got {network}"
     return True, ""
 
@@ -63,16 +62,16 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     u_out, x_out, m_out, net_in = buf.u_out, buf.x_out, buf.m_out, buf.net_in
     batch = seeds.numel()
     n = per_sample(buf, batch, spec.copies) if u_out is None else u_out.numel() // batch
-    state = _CODES[table.dtype]
+    state = CODES[table.dtype]
     given = first if first is not None else second
     hist = state
     for entry in h:
         if entry is not None:
-            hist = _CODES[entry.dtype]
+            hist = CODES[entry.dtype]
             break
     else:
         if m_out is not None:
-            hist = _CODES[m_out.dtype]
+            hist = CODES[m_out.dtype]
     assert _stage is not None, _reason
     _stage(
         spec,
@@ -80,9 +79,9 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         batch,
         n,
         state,
-        state if given is None else _CODES[given.dtype],
+        state if given is None else CODES[given.dtype],
         hist,
-        state if net_in is None else _CODES[net_in.dtype],
+        state if net_in is None else CODES[net_in.dtype],
         buf.x,
         buf.u,
         first,
@@ -109,36 +108,25 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     )
 
 
-def _packed(coeffs: Coeffs, batch: int, n: int, kinds: Kinds) -> bytes:
-    c = coeffs
-    network, history, given = (_CODES[kind] for kind in kinds)
-    assert _ext is not None, _reason
-    made: bytes = _ext.pack(
-        batch, n, _CODES[c.table.dtype], network, history, given, c.table, c.draws, c.rows, c.seeds, c.index, c.lo,
-        c.hi, c.scale, 0,
-    )  # fmt: skip
-    return made
-
-
 def launcher(
     coeffs: Coeffs, batch: int, n: int, network: torch.dtype, history: torch.dtype, given: torch.dtype
 ) -> Launch:
     """Stages of a run by addresses, their common arguments packed once: `n` elements in a sample, the dtypes of the
     network's output, of the history and of the network's input. The coefficients must outlive it."""
-    return functools.partial(_ext.launch, _packed(coeffs, batch, n, (network, history, given)), _threads())
+    return functools.partial(_ext.launch, packed(_ext, coeffs, batch, n, (network, history, given)), _threads())
 
 
 def walks(coeffs: Coeffs, batch: int, n: int, kinds: Kinds, program: Any, *like: Any) -> Callable[..., Any]:
     """What makes a `Walk` of csrc/walk.h, launches one after the other, from the arguments after `last` there; `like`
     are those before it. The coefficients must outlive it."""
-    make, packed, course = _ext.Walk, _packed(coeffs, batch, n, kinds), program.course(_ext.course)
-    return lambda *more: make(packed, course, *like, _threads(), *more)
+    make, shared, course = _ext.Walk, packed(_ext, coeffs, batch, n, kinds), program.course(_ext.course)
+    return lambda *more: make(shared, course, *like, _threads(), *more)
 
 
 def start(x: torch.Tensor, elements: int) -> int:
     """Where `x` lies, a tensor of a state's dtype and of so many elements: 0 where a run cannot begin with it as it is,
     since it is not contiguous, wants a gradient, or has values that are not finite."""
-    at: int = _ext.start(x, elements, _CODES[x.dtype], _threads())
+    at: int = _ext.start(x, elements, CODES[x.dtype], _threads())
     return at
 
 
@@ -153,7 +141,7 @@ def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: i
     assert _ext is not None, _reason
     n = math.prod(out.shape[1:])
     _ext.normal(
-        out.data_ptr(), _CODES[out.dtype], len(out), n, seeds.data_ptr(), index.data_ptr(), draw, stream, _threads()
+        out.data_ptr(), CODES[out.dtype], len(out), n, seeds.data_ptr(), index.data_ptr(), draw, stream, _threads()
     )
 
 
@@ -165,5 +153,5 @@ def quantile_(out: torch.Tensor, x0: torch.Tensor, q: float) -> None:
     n = x0.numel() // batch
     workspace = torch.empty_like(x0)
     _ext.quantile(
-        out.data_ptr(), x0.data_ptr(), _CODES[x0.dtype], batch, n, *rank(q, n), workspace.data_ptr(), _threads()
+        out.data_ptr(), x0.data_ptr(), CODES[x0.dtype], batch, n, *rank(q, n), workspace.data_ptr(), _threads()
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastdiff.ops.buffers import Buffers, Coeffs, Kinds, Launch, per_sample
-from fastdiff.ops.extension import extension
+from fastdiff.ops.extension import CODES, extension, packed
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.rank import rank
 
@@ -18,7 +18,6 @@ NAME = "cuda"
 CAPABILITY = (8, 0)
 """The oldest compute capability that the extension carries code for."""
 
-_CODES: dict[Any, int] = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _ext: Any = None
 _missing = ""
 try:
@@ -47,7 +46,7 @@ def supports(device: torch.device, state: torch.dtype, network: torch.dtype) -> 
         return False, f"it takes tensors on an NVIDIA GPU, and the state is on {device}"
     if state not in (torch.float32, torch.float64):
         return False, f"the state must be float32 or float64, got {state}"
-    if network not in _CODES:
+    if network not in CODES:
         return False, f"the network's dtype must be float16, bfloat16, float32 or float64, got {network}"
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
@@ -64,7 +63,7 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
     u_out, x_out, m_out, net_in = buf.u_out, buf.x_out, buf.m_out, buf.net_in
     batch = seeds.numel()
     n = per_sample(buf, batch, spec.copies)
-    state = _CODES[table.dtype]
+    state = CODES[table.dtype]
     given = first if first is not None else second
     entry = next((e for e in h if e is not None), m_out)
     device = table.device
@@ -75,9 +74,9 @@ def stage(spec: StageSpec, k: int, coeffs: Coeffs, buf: Buffers) -> None:
         batch,
         n,
         state,
-        state if given is None else _CODES[given.dtype],
-        state if entry is None else _CODES[entry.dtype],
-        state if net_in is None else _CODES[net_in.dtype],
+        state if given is None else CODES[given.dtype],
+        state if entry is None else CODES[entry.dtype],
+        state if net_in is None else CODES[net_in.dtype],
         buf.x,
         buf.u,
         first,
@@ -110,29 +109,18 @@ def _stream(device: torch.device) -> int:
     return handle
 
 
-def _packed(coeffs: Coeffs, batch: int, n: int, kinds: Kinds) -> bytes:
-    c = coeffs
-    network, history, given = (_CODES[kind] for kind in kinds)
-    assert _ext is not None, _missing
-    made: bytes = _ext.pack(
-        batch, n, _CODES[c.table.dtype], network, history, given, c.table, c.draws, c.rows, c.seeds, c.index, c.lo,
-        c.hi, c.scale, c.table.device.index or 0,
-    )  # fmt: skip
-    return made
-
-
 def launcher(
     coeffs: Coeffs, batch: int, n: int, network: torch.dtype, history: torch.dtype, given: torch.dtype
 ) -> Launch:
     """As that of `fastdiff.ops.cpu`. A launch goes to the stream that is current then."""
-    packed = _packed(coeffs, batch, n, (network, history, given))
-    return functools.partial(_ext.launch, packed, torch._C._cuda_getCurrentRawStream)
+    shared = packed(_ext, coeffs, batch, n, (network, history, given), coeffs.table.device.index or 0)
+    return functools.partial(_ext.launch, shared, torch._C._cuda_getCurrentRawStream)
 
 
 def walks(coeffs: Coeffs, batch: int, n: int, kinds: Kinds, program: Any, *like: Any) -> Callable[..., Any]:
     """As those of `fastdiff.ops.cpu`. A launch goes to the stream that is current then."""
-    packed, course = _packed(coeffs, batch, n, kinds), program.course(_ext.course)
-    return functools.partial(_ext.Walk, packed, course, *like, torch._C._cuda_getCurrentRawStream)
+    shared = packed(_ext, coeffs, batch, n, kinds, coeffs.table.device.index or 0)
+    return functools.partial(_ext.Walk, shared, program.course(_ext.course), *like, torch._C._cuda_getCurrentRawStream)
 
 
 def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: int, stream: int) -> None:
@@ -141,7 +129,7 @@ def normal_(out: torch.Tensor, seeds: torch.Tensor, index: torch.Tensor, draw: i
     n, on = math.prod(out.shape[1:]), _stream(out.device)
     device = out.device.index or 0
     _ext.normal(
-        out.data_ptr(), _CODES[out.dtype], len(out), n, seeds.data_ptr(), index.data_ptr(), draw, stream, device, on
+        out.data_ptr(), CODES[out.dtype], len(out), n, seeds.data_ptr(), index.data_ptr(), draw, stream, device, on
     )
 
 
@@ -153,4 +141,4 @@ def quantile_(out: torch.Tensor, x0: torch.Tensor, q: float) -> None:
     n, on = x0.numel() // batch, _stream(x0.device)
     workspace = torch.empty(_ext.quantile_workspace(batch, n), dtype=torch.uint8, device=x0.device)
     addresses = out.data_ptr(), x0.data_ptr(), workspace.data_ptr()
-    _ext.quantile(*addresses, _CODES[x0.dtype], batch, n, *rank(q, n), x0.device.index or 0, on)
+    _ext.quantile(*addresses, CODES[x0.dtype], batch, n, *rank(q, n), x0.device.index or 0, on)

@@ -181,24 +181,18 @@ class NoiseSchedule:
 
     def at(self, t: float) -> Point:
         """Everything at one time, from one evaluation."""
-        if type(t) is float and self.t_clean <= t <= self.t_max:
-            # What the checks below would let through: a plan asks for each of its times.
-            x = np.asarray(t)
-        elif floats("t", t, "one time").ndim:
+        x = floats("t", t, "one time")
+        if x.ndim:
             raise TypeError(f"t got {short(t)}; expected one time")
-        else:
-            x = self._times(t)
-        with np.errstate(divide="ignore"):
-            alpha, sigma, log_alpha, log_sigma = self._log_alpha_sigma(x)
-        model_time = self.time_scale * self._model_time(x)
-        return Point(float(t), float(model_time), float(alpha), float(sigma), float(log_alpha - log_sigma))
+        return self.points(x[None])[0]
 
     def points(self, times: ArrayLike) -> list[Point]:
-        """`at` of several times, the same numbers, from one evaluation."""
-        x = self._times(np.asarray(times, dtype=np.float64))
+        """Everything at several times, from one evaluation."""
+        given = np.asarray(times, dtype=np.float64)
+        x = self._times(given)
         with np.errstate(divide="ignore"):
             alpha, sigma, log_alpha, log_sigma = self._log_alpha_sigma(x)
-        parts = (np.asarray(times), self.time_scale * self._model_time(x), alpha, sigma, log_alpha - log_sigma)
+        parts = (given, self.time_scale * self._model_time(x), alpha, sigma, log_alpha - log_sigma)
         return [Point(*values) for values in zip(*(part.tolist() for part in parts), strict=True)]
 
     def inverse_lambda(self, lam: Values) -> Values:

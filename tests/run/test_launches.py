@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.ops import Coeffs, cpu
+from fastdiff.ops import Coeffs, cpu, extension
 from fastdiff.ops.layout import LINEAR, StageSpec
 
 SHAPE = (2, 3, 5, 4)
@@ -291,7 +291,7 @@ def test_arguments_of_a_walk_are_checked() -> None:
     tensors, times = (state.x,) * 4 + (None,), state.times
     with pytest.raises(TypeError, match="expected what `pack` and `course` returned"):
         cpu._ext.Walk(b"12", course, like, 2, False, False, 1, tensors, [], times, None)
-    packed = cpu._packed(state.r.coeffs, 2, 60, (torch.float32,) * 3)
+    packed = extension.packed(cpu._ext, state.r.coeffs, 2, 60, (torch.float32,) * 3)
     for length, few, clock in ((9, tensors, times), (2, tensors[:4], times), (2, tensors, times[1:])):
         with pytest.raises(ValueError, match="a number of values, tensors or times is out of range"):
             cpu._ext.Walk(packed, course, like, length, False, False, 1, few, [], clock, None)
