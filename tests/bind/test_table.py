@@ -9,7 +9,7 @@ import pytest
 from helpers.analytic import Array, mixture
 from helpers.run_plan import network, run
 
-from fastdiff.bind import Binding, bind, bind_stage_x0
+from fastdiff.bind import Binding, bind, bind_stages_x0
 from fastdiff.guidance import ClassifierFree
 from fastdiff.ops.layout import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, W1, W2, WIDTH
 from fastdiff.plan import H1, NREG, SECOND, ZA, M, U, X
@@ -143,7 +143,7 @@ def test_conversion_kinds() -> None:
     assert [s.m_reads_u for s in bind(p, Binding("score")).specs[1:]] == [False] * 3
     assert all(s.m_reads_u for s in bind(p, Binding("v")).specs[1:])
     assert {s.convert for s in bind(p, Binding(clip=True)).specs[1:]} == {CLIP}
-    assert bind_stage_x0(p.stages[0], Binding())[1].convert == LINEAR
+    assert bind_stages_x0(p.stages[:1], Binding())[1][0].convert == LINEAR
     lifted = bind(plan("heun", 3, "edm", s_churn=2.0)).specs[1]
     assert lifted.convert == NONE and not lifted.m_reads_u
 
