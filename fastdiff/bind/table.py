@@ -223,7 +223,7 @@ def bind_stages_x0(stages: Sequence[Stage], binding: Binding, learned: int = 0) 
     rows, specs = bind_stages(places, observed, learned=learned, combine=False)
     rows[:, NEXT_U : NEXT_X + NREG] = 0.0
     rows[:, NEXT_U + M] = 1.0
-    return rows, [spec._replace(u_mask=1 << M, x_mask=0) for spec in specs]
+    return rows, [StageSpec(s.convert, s.guided, s.m_reads_u, 1 << M, 0, 0, s.learned) for s in specs]
 
 
 def bind_stages(
