@@ -189,19 +189,16 @@ class Plan:
                 )
 
     def _check_schedule(self) -> None:
-        schedule = _schedule(self.schedule)
-        t = np.array([s.t for s in self.stages])
-        truth = {"alpha": schedule.alpha(t), "sigma": schedule.sigma(t)}
-        if not self.origin:
-            # The times that a fitted plan gives to the network are numbers of their own.
-            truth["model_time"] = schedule.model_time(t)
-        for name, values in truth.items():
-            own = np.array([getattr(s, name) for s in self.stages])
-            # No more than the exp and log of another machine may change.
-            bad = np.abs(own - values) > 1e-9 * np.abs(values) + 1e-12
-            if bad.any():
-                k = int(np.argmax(bad))
-                fail(f"stage {k}", f"{name}={own[k]:g}, but the schedule has {values[k]:g} at t={t[k]:g}")
+        points = _schedule(self.schedule).points([s.t for s in self.stages])
+        # The times that a fitted plan gives to the network are numbers of their own.
+        own = [(s.alpha, s.sigma, p.model_time if self.origin else s.model_time) for s, p in zip(self.stages, points, strict=True)]
+        truth = np.array([(p.alpha, p.sigma, p.model_time) for p in points])
+        # No more than the exp and log of another machine may change.
+        bad = np.abs(own - truth) > 1e-9 * np.abs(truth) + 1e-12
+        if bad.any():
+            j, k = (int(i) for i in np.argwhere(bad.T)[0])
+            name = ("alpha", "sigma", "model_time")[j]
+            fail(f"stage {k}", f"{name}={own[k][j]:g}, but the schedule has {truth[k, j]:g} at t={self.stages[k].t:g}")
 
     def to_json(self) -> str:
         """Lossless JSON: floats are written with their shortest round-trip representation."""

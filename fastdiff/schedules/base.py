@@ -90,27 +90,29 @@ class NoiseSchedule:
 
     def check(self, t: float | Array) -> None:
         """Raise ValueError unless every time is in `[t_clean, t_max]`, or above it by float32's rounding alone."""
-        self._check(self.within(t), self.t_max)
+        self._inside(floats("t", t, "times, a number or an array of them"), self.t_max)
 
     def within(self, t: float | Array) -> Array:
         """The times, those above `t_max` by float32's rounding taken for it. float64."""
         x = floats("t", t, "times, a number or an array of them")
         return np.where((x > self.t_max) & (x <= self.t_max * (1.0 + ROUNDING)), self.t_max, x)
 
-    def _check(self, t: float | Array, upper: float) -> None:
-        x = floats("t", t, "times, a number or an array of them")
+    def _inside(self, x: Array, upper: float) -> Array:
+        """The times, which are at most `upper`, or ValueError."""
+        if ((x >= self.t_clean) & (x <= upper)).all():
+            return x
+        # Where any sigma is a time, none is rounded to the last.
+        x = x if math.isinf(upper) else self.within(x)
         bad = ~((x >= self.t_clean) & (x <= upper))
-        if np.any(bad):
+        if bad.any():
             raise ValueError(
                 f"time {float(x[bad].flat[0])!r} is outside the range of {self!r}: expected "
                 f"{self.t_clean!r} (clean) <= t <= {upper!r}"
             )
+        return x
 
     def _times(self, t: float | Array) -> Array:
-        # Where any sigma is a time, none is rounded to the last.
-        x = floats("t", t, "times, a number or an array of them") if math.isinf(self._t_limit) else self.within(t)
-        self._check(x, self._t_limit)
-        return x
+        return self._inside(floats("t", t, "times, a number or an array of them"), self._t_limit)
 
     @property
     def _t_limit(self) -> float:
