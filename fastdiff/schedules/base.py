@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -152,6 +153,11 @@ class NoiseSchedule:
         _, _, log_alpha, log_sigma = self._all(t)
         return cast(Values, (log_alpha - log_sigma)[()])
 
+    @cached_property
+    def lam_min(self) -> float:
+        """log(alpha / sigma) at `t_max`."""
+        return float(self.lam(self.t_max))
+
     def model_time(self, t: Values) -> Values:
         """The time given to the network."""
         return cast(Values, (self.time_scale * self._model_time(self._times(t)))[()])
@@ -190,12 +196,15 @@ class NoiseSchedule:
 
     def points(self, times: ArrayLike) -> list[Point]:
         """Everything at several times, from one evaluation."""
+        return list(map(Point._make, self.table(times).T.tolist()))
+
+    def table(self, times: ArrayLike) -> Array:
+        """(5, n): the fields of the `Point` of each of n times."""
         given = np.asarray(times, dtype=np.float64)
         x = self._times(given)
         with np.errstate(divide="ignore"):
             alpha, sigma, log_alpha, log_sigma = self._log_alpha_sigma(x)
-        parts = (given, self.time_scale * self._model_time(x), alpha, sigma, log_alpha - log_sigma)
-        return [Point(*values) for values in zip(*(part.tolist() for part in parts), strict=True)]
+        return np.array((given, self.time_scale * self._model_time(x), alpha, sigma, log_alpha - log_sigma))
 
     def inverse_lambda(self, lam: Values) -> Values:
         """The time at which log(alpha / sigma) is `lam`; inf gives `t_clean`.
@@ -203,17 +212,17 @@ class NoiseSchedule:
         Raises ValueError where `lam` is below its value at `t_max` by more than rounding.
         """
         x = floats("lam", lam, "values of log(alpha/sigma), a number or an array of them")
-        lowest = -math.inf if math.isinf(self._t_limit) else self.lam(self.t_max)
+        lowest = -math.inf if math.isinf(self._t_limit) else self.lam_min
         # Rounding: lam(t) is good to a few units in the last place of |lam| + 1.
         bad = ~(x >= lowest - 1e-12 * (1.0 + abs(lowest))) if math.isfinite(lowest) else np.isnan(x)
-        if np.any(bad):
+        if bad.any():
             raise ValueError(
                 f"lambda {float(x[bad].flat[0])!r} is not reached by {self!r}: expected at least {lowest!r}, "
                 f"its value at t_max = {self.t_max!r}"
             )
         with np.errstate(over="ignore", divide="ignore"):
             t = self._inverse_lambda(x)
-        return cast(Values, np.clip(t, self.t_clean, self._t_limit)[()])
+        return cast(Values, np.minimum(np.maximum(t, self.t_clean), self._t_limit)[()])
 
     def prior_std(self, t: float | None = None) -> float:
         """The standard deviation of x at time `t` (default `t_max`) when nothing but noise is known."""

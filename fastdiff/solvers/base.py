@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.names import representable, short, unknown, unknown_option
-from fastdiff.plan import H1, MAX_DRAWS, MAX_HISTORY, NREG, REGISTERS, SECOND, ZA, Plan, Stage, register
+from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, NO_DRAWS, NREG, REGISTERS, ZA, Plan, Stage, register
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.schedules.grids import MAX_STEPS, end_time, grid
@@ -245,35 +245,45 @@ class Recorder:
                 f"this plan would have more than {2 * MAX_STEPS} rows: use fewer steps, or fewer corrections a step "
                 "(n_corrector)"
             )
-        base = next_u if next_x is None else next_x
-        draws, spans = [-1] * MAX_DRAWS, [Draw().span] * MAX_DRAWS
-        given = tuple(noise) or (Draw(),)
-        for d in range(MAX_DRAWS):
-            if next_u[ZA + d] or base[ZA + d]:
-                if d >= len(given):
-                    raise ValueError(
-                        f"stage {len(self.stages)} reads {REGISTERS[ZA + d]}, but {len(noise)} draws were given: "
-                        "add(..., noise=(Draw(s, mid), Draw(mid, t)))"
-                    )
-                draws[d], spans[d] = self.numbers.setdefault(given[d], len(self.numbers)), given[d].span
+        u = tuple(next_u.tolist())
+        x = u if next_x is None else tuple(next_x.tolist())
+        draws, spans = NO_DRAWS, ()
+        if any(u[ZA:]) or any(x[ZA:]):
+            draws, spans = self._drawn(u, x, tuple(noise))
         self.stages.append(
             Stage(
                 t=at.t,
                 model_time=at.model_time,
                 alpha=at.alpha,
                 sigma=at.sigma,
-                next_u=tuple(next_u.tolist()),
-                next_x=tuple(base.tolist()),
+                next_u=u,
+                next_x=x,
                 t_next=to.t,
                 evaluate=evaluate,
                 keep=keep,
-                draws=(draws[0], draws[1], draws[2]),
-                spans=tuple(spans) if any(spans) else (),
+                draws=draws,
+                spans=spans,
                 step=step,
                 langevin_norm=langevin_norm,
                 model_time_to=model_time_to,
             )
         )
+
+    def _drawn(
+        self, u: Sequence[float], x: Sequence[float], noise: tuple[Draw, ...]
+    ) -> tuple[tuple[int, int, int], tuple[tuple[float, ...], ...]]:
+        """The numbers and the spans of the draws that a stage with these rows reads."""
+        draws, spans = list(NO_DRAWS), [Draw().span] * MAX_DRAWS
+        given = noise or (Draw(),)
+        for d in range(MAX_DRAWS):
+            if u[ZA + d] or x[ZA + d]:
+                if d >= len(given):
+                    raise ValueError(
+                        f"stage {len(self.stages)} reads {REGISTERS[ZA + d]}, but {len(noise)} draws were given: "
+                        "add(..., noise=(Draw(s, mid), Draw(mid, t)))"
+                    )
+                draws[d], spans[d] = self.numbers.setdefault(given[d], len(self.numbers)), given[d].span
+        return (draws[0], draws[1], draws[2]), tuple(spans) if any(spans) else ()
 
     def finish(self) -> tuple[Stage, ...]:
         """The stages, which keep no value in the history that no later stage reads."""
@@ -288,7 +298,7 @@ class Recorder:
                 # numbers of the others stay.
                 if oldest_read > number:
                     stages[k] = s = replace(s, keep=False)
-            reach = max((j - H1 + 1 for j in range(H1, SECOND) if s.next_u[j] or s.next_x[j]), default=0)
+            reach = s.reach
             if reach:
                 oldest_read = min(oldest_read, number - reach)
         return tuple(stages)

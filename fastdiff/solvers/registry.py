@@ -380,11 +380,10 @@ def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) ->
         return "linspace" if schedule.discrete else "karras"
     if own in ("leading", "lcm"):
         return own if schedule.discrete else "uniform"
-    if (
-        own in ("logsnr", "karras")
-        and schedule.lam(end_time("t_start", t_start, schedule.t_max, schedule)) == -math.inf
-    ):
-        return "time_uniform"
+    if own in ("logsnr", "karras"):
+        start = end_time("t_start", t_start, schedule.t_max, schedule)
+        if (schedule.lam_min if t_start is None else schedule.lam(start)) == -math.inf:
+            return "time_uniform"
     return own
 
 
