@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 Values = TypeVar("Values", float, NDArray[np.float64])
 
-# The series is used for |h| < max(2, k) <= 8. The first term left out, relative to the first term, is below |h|^n k! / (n
-# + k)! with k >= 1 and n one more than the number of terms: less than 1e-19 in each line.
+# The series is used for |h| < max(2, k) <= 8. The first term left out, relative to the first one of all, is at most
+# |h|^n k! / (n + k)!, k >= 1, where n is one more than the number of terms: less than 2e-19 in each line.
 _TERMS = ((0.25, 12), (1.0, 20), (2.0, 26), (math.inf, 48))
 _FEW = 32
 """Up to so many numbers the series costs less one by one."""

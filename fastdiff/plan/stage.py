@@ -85,8 +85,10 @@ class Stage:
     @property
     def reach(self) -> int:
         """How many of h1, h2, … the rows read: the number of the last one."""
-        read = map(any, zip(self.next_u[H1:SECOND], self.next_x[H1:SECOND], strict=True))
-        return max((i for i, used in enumerate(read, 1) if used), default=0)
+        for j in range(SECOND - 1, H1 - 1, -1):
+            if self.next_u[j] or self.next_x[j]:
+                return j - H1 + 1
+        return 0
 
     def span(self, d: int) -> tuple[float, ...]:
         """(from, to) of the d-th draw, or ()."""

@@ -247,9 +247,8 @@ class Recorder:
             )
         u = tuple(next_u.tolist())
         x = u if next_x is None else tuple(next_x.tolist())
-        draws, spans = NO_DRAWS, ()
-        if any(u[ZA:]) or any(x[ZA:]):
-            draws, spans = self._drawn(u, x, tuple(noise))
+        read = any(u[ZA:]) or any(x[ZA:])
+        draws, spans = self._drawn(u, x, tuple(noise)) if read else (NO_DRAWS, ())
         self.stages.append(
             Stage(
                 t=at.t,
@@ -338,8 +337,13 @@ def finite(value: float | np.ndarray) -> bool:
     return math.isfinite(value) if isinstance(value, float) else bool(np.isfinite(value).all())
 
 
+def nonzero(value: float | np.ndarray) -> bool:
+    """Whether the number, or all of a column, are other than 0."""
+    return value != 0.0 if isinstance(value, float) else bool(value.all())
+
+
 def multistep(
-    points: Sequence[Point], orders: Sequence[int], update: Callable[[np.ndarray, list[Point], Point], Row]
+    points: Sequence[Point], orders: Sequence[int], update: Callable[[np.ndarray, Sequence[Point], Point], Row]
 ) -> Row:
     """The rows of steps that read the points behind them: float64 (steps, 13).
 
@@ -382,12 +386,12 @@ class Exponential:
         self.h = t.lam - s.lam
         self.finite = finite(self.h)
         """Whether h is finite, so that orders above 1 exist."""
-        if space == "noise" and not np.all(s.alpha):
+        if space == "noise" and not nonzero(s.alpha):
             raise ValueError(
                 f"a noise-prediction solver cannot start at t={np.extract(s.alpha == 0, s.t)[0]:g}, where alpha = 0 "
                 "(zero terminal SNR): use a data-prediction one (ddim, dpmpp2m, unipc, ...) or an earlier t_start"
             )
-        if space == "data" and not np.all(s.sigma):
+        if space == "data" and not nonzero(s.sigma):
             raise ValueError(
                 f"a data-prediction solver cannot start at t={np.extract(s.sigma == 0, s.t)[0]:g}, where sigma = 0: "
                 "use a noise-prediction one (dpm1, dpm2, dpm3, ...) or a later start"

@@ -100,7 +100,7 @@ ABSENT = {
     "edmdpmsolvermultistep": "dpmpp2m, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
 }
 """Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""
-_KNOWN: Container[str] = ChainMap(METHODS, GUIDED, ALIASES, ABSENT)  # type: ignore[arg-type]
+_KNOWN: Container[str] = ChainMap[str, Any](METHODS, GUIDED, ALIASES, ABSENT)
 """Every key of a method, now and later."""
 
 

@@ -26,7 +26,7 @@ def build_multistep(request: Request, *, order: int) -> Plan:
     points = request.points()
     values = (ROW["m"], *HISTORY)
 
-    def made(at: np.ndarray, nodes: list[Point], t: Point) -> Row:
+    def made(at: np.ndarray, nodes: Sequence[Point], t: Point) -> Row:
         # The exponential Adams-Bashforth weights: those of UniP with every difference's exact.
         return update("data", "vary_coeff", ROW["x"], nodes, values[: len(nodes)], t, None)
 

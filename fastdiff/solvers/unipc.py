@@ -75,14 +75,14 @@ def build(
     bases = np.tile(ROW["x"], (steps, 1))
     if corrector:
 
-        def correct(at: np.ndarray, nodes: list[Point], t: Point) -> Row:
+        def correct(at: np.ndarray, nodes: Sequence[Point], t: Point) -> Row:
             return update(space, variant, ROW["x"], nodes, HISTORY[: len(nodes)], t, ROW["m"])
 
         bases[1:] = multistep(points[:-1], orders[:-1], correct)
     # In stages of its own, the evaluation's value is h1 from the corrector on, which the first step has none of.
     values = HISTORY if split else (ROW["m"], *HISTORY)
 
-    def predict(at: np.ndarray, nodes: list[Point], t: Point) -> Row:
+    def predict(at: np.ndarray, nodes: Sequence[Point], t: Point) -> Row:
         return update(space, variant, ROW["x"] if split else bases[at], nodes, values[: len(nodes)], t, None)
 
     predicted = multistep(points, orders, predict)
