@@ -260,7 +260,6 @@ def bind_stages(
             if not one[k]:
                 next_x[k] = guidance.combine(place, next_x[k])
     weigh = None if binding.corrected else guidance.weights if combine else guidance.observed
-    given = "x0" if binding.corrected else binding.prediction
     blends, specs = guidance.blends, []
     for place, row, w, (u_mask, x_mask), alone, count in zip(
         places, rows, unclipped or none, masks_of(rows), one, copies or none, strict=True
@@ -271,30 +270,34 @@ def bind_stages(
         if not stage.evaluate:
             specs.append(StageSpec(NONE, False, False, u_mask, x_mask, count))
             continue
-        weights, reads_u = None if weigh is None else weigh(place), False
+        weights, blends_u = None if weigh is None else weigh(place), False
         if weights is None:
             row[W1] = 1.0
         else:
             # Where `blend` gives them they are not known yet: a row that is run without it is seen to be none.
             late = blends or any(isinstance(v, np.ndarray) for v in weights)
             row[W1], row[W2] = (math.nan, math.nan) if late else weights
-            reads_u = blends and guidance.reads_u(place)
-        if binding.clip:
-            row[PU], row[PG] = _conversion(stage, given, "data")
-            row[QU], row[QX] = conversion("x0", place.space, stage.alpha, stage.sigma)
-            convert = CLIP
-            if w:
-                # The part of x0 that the clip leaves alone, written out in u and g.
-                row[[QU, QG]] += w * row[QX] * row[[PU, PG]]
-                row[QX] *= 1.0 - w
-                convert = BLEND
-            reads_u = reads_u or bool(row[PU] or row[QU])
-        else:
-            row[CU], row[CG] = made = _conversion(stage, given, place.space)
-            convert = RAW if made == (0.0, 1.0) and not reads_u else LINEAR
-            reads_u = reads_u or bool(made[0])
+            blends_u = blends and guidance.reads_u(place)
+        convert, reads_u = _convert(row, place, binding, w)
+        if blends_u:
+            convert, reads_u = max(convert, LINEAR), True
         specs.append(StageSpec(convert, weights is not None, reads_u, u_mask, x_mask, count, learned))
     return rows, specs
+
+
+def _convert(row: np.ndarray, place: Place, binding: Binding, unclipped: float) -> tuple[int, bool]:
+    """Write into the row how m is made of u and g. Returns its kind, and whether it reads u."""
+    stage, given = place.stage, "x0" if binding.corrected else binding.prediction
+    if not binding.clip:
+        row[CU], row[CG] = made = _conversion(stage, given, place.space)
+        return RAW if made == (0.0, 1.0) else LINEAR, bool(made[0])
+    row[PU], row[PG] = _conversion(stage, given, "data")
+    row[QU], row[QX] = conversion("x0", place.space, stage.alpha, stage.sigma)
+    if unclipped:
+        # The part of x0 that the clip leaves alone, written out in u and g.
+        row[[QU, QG]] += unclipped * row[QX] * row[[PU, PG]]
+        row[QX] *= 1.0 - unclipped
+    return BLEND if unclipped else CLIP, bool(row[PU] or row[QU])
 
 
 def join(specs: Sequence[StageSpec]) -> StageSpec:
