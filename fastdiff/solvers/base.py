@@ -327,7 +327,7 @@ class Recorder:
             times=tuple(times),
             stages=self.finish(),
             prior_std=request.schedule.prior_std(times[0]),
-            schedule=request.schedule.to_dict(),
+            schedule=request.schedule.told,
             options=options,
         )
 
