@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TypeVar, cast
 
 import numpy as np
@@ -32,13 +33,13 @@ def phi(k: int, h: Values) -> Values:
         if k == 1 and 0.0 < abs(h) < 700.0:
             return cast(Values, np.float64(np.expm1(h) / h))
         if k > 1 and abs(h) < limit:
-            return cast(Values, np.float64(_series(k, float(h), abs(h))))
+            return cast(Values, _series_at(k, float(h)))
     x = np.asarray(h, dtype=np.float64)
     if k == 1 and x.all() and (np.abs(x) < 700.0).all():
         return cast(Values, np.expm1(x) / x)
     near = np.abs(x) < limit if k > 1 else x == 0.0
     if 0 < x.size <= _FEW and near.all():
-        return cast(Values, np.array([_series(k, v, abs(v)) for v in x.ravel().tolist()]).reshape(x.shape)[()])
+        return cast(Values, np.array([_series_at(k, v) for v in x.ravel().tolist()]).reshape(x.shape)[()])
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         if k == 0:
             return cast(Values, np.exp(x)[()])
@@ -48,6 +49,12 @@ def phi(k: int, h: Values) -> Values:
     value = np.where(np.isposinf(x), np.inf, value)
     value = np.where(near, _series(k, np.where(near, x, 0.0), limit), value)
     return cast(Values, value[()])
+
+
+# Correctors ask for what their predictors asked for.
+@lru_cache(maxsize=4096)
+def _series_at(k: int, h: float) -> np.float64:
+    return np.float64(_series(k, h, abs(h)))
 
 
 def _series(k: int, x: Values, largest: float) -> Values:

@@ -21,6 +21,7 @@ from fastdiff.plan.file import dump, parse
 from fastdiff.plan.stage import Stage, fail
 from fastdiff.plan.text import table_text
 from fastdiff.schedules import NoiseSchedule
+from fastdiff.schedules.base import Told
 
 SPACES = ("noise", "data", "velocity", "score")
 
@@ -58,7 +59,8 @@ class Plan:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schedule", _frozen(self.schedule))
+        if not isinstance(self.schedule, Told):
+            object.__setattr__(self, "schedule", _frozen(self.schedule))
         object.__setattr__(self, "options", _frozen(self.options))
         object.__setattr__(self, "origin", _frozen(self.origin))
         self._validate()
@@ -248,6 +250,8 @@ class Plan:
 
 def _schedule(data: Mapping[str, Any]) -> NoiseSchedule:
     """That of a frozen mapping, kept for the next plan on it."""
+    if isinstance(data, Told):
+        return data.schedule
     try:
         return _kept_schedule(tuple((k, type(v), v) for k, v in data.items()))
     except TypeError:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
@@ -246,9 +246,16 @@ class NoiseSchedule:
         """A JSON object from which `NoiseSchedule.from_dict` makes an equal schedule."""
         return {"type": type(self).__name__, **self._parameters()}
 
+    @cached_property
+    def told(self) -> Told:
+        """`to_dict()`, read-only: the same object every time, of which `from_dict` gives this schedule."""
+        return Told(self)
+
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> NoiseSchedule:
         """The schedule that `to_dict` wrote; ValueError for an unknown type or field."""
+        if isinstance(data, Told):
+            return data.schedule
         fields = dict(data)
         name = fields.pop("type", None)
         cls = NoiseSchedule._types.get(name) if isinstance(name, str) else None
@@ -271,6 +278,26 @@ class NoiseSchedule:
         """SHA-256, in hexadecimal, of the canonical JSON of the content: equal for equal schedules."""
         content = {"type": type(self).__name__, **self._parameters()}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Told(Mapping[str, Any]):
+    """What a schedule's `to_dict` gives, read-only, with lists as tuples; and the schedule itself."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        self.schedule = schedule
+        self._values = {k: tuple(v) if isinstance(v, list) else v for k, v in schedule.to_dict().items()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
 
 
 class Indexed(NoiseSchedule):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 
 import numpy as np
 
@@ -18,10 +17,14 @@ from fastdiff.solvers.dpm_multistep import TO_ZERO
 def weights(ratios: Sequence[float], hh: float, base: float) -> np.ndarray:
     """The rho of eq. 11: sum_m rho_m r_m^(i−1) = i!·hh·phi_{i+1}(hh)/B(h) for i = 1 … len(ratios). Shape (count,), of
     columns (n, 1, count)."""
-    count, r = len(ratios), np.stack(np.broadcast_arrays(*ratios), -1)
-    powers = np.stack(list(accumulate([r] * (count - 1), np.multiply, initial=np.ones_like(r))), -2)
-    right = [math.factorial(i) * hh * phi(i + 1, hh) / base for i in range(1, count + 1)]
-    return np.linalg.solve(powers, np.stack(right, -1)[..., None])[..., 0]
+    count = len(ratios)
+    powers, right = np.ones((*np.shape(hh), count, count)), np.empty((*np.shape(hh), count, 1))
+    for j, r in enumerate(ratios):
+        for i in range(1, count):
+            powers[..., i, j] = powers[..., i - 1, j] * r
+    for i in range(1, count + 1):
+        right[..., i - 1, 0] = math.factorial(i) * hh * phi(i + 1, hh) / base
+    return np.linalg.solve(powers, right)[..., 0]
 
 
 def update(
