@@ -88,7 +88,7 @@ class Block(NamedTuple):
 
 def block(values: torch.Tensor, draws: np.ndarray, clock: torch.Tensor, order: np.ndarray) -> Block:
     """Coefficients, draws (int32) and times, and `order`, in which the rows evaluate."""
-    follow = np.full(len(values), IDLE, dtype=np.int32)
+    follow = np.zeros(len(values), dtype=np.int32)
     follow[order[:-1]] = order[1:]
     return Block(values, torch.from_numpy(draws), clock, follow)
 
