@@ -126,17 +126,18 @@ def fewest_ticks(steps: list[int], due: list[float], slots: int) -> int:
     """The ticks that any order of work needs at least: those of longest remaining first, which no order beats where
     the host sees the requests as they come (each takes at most one evaluation a tick, and may pause)."""
     left: dict[int, int] = {}
-    coming, tick = 0, 0
+    coming, tick, busy = 0, 0, 0
     while coming < len(steps) or left:
         while coming < len(steps) and due[coming] <= tick:
             left[coming] = steps[coming]
             coming += 1
+        busy += bool(left)
         for i in sorted(left, key=lambda i: -left[i])[:slots]:
             left[i] -= 1
             if not left[i]:
                 del left[i]
         tick += 1
-    return tick
+    return busy
 
 
 def arrivals(seed: int, slots: int, load: float, guided: bool, parked: int | None) -> report.Data:
