@@ -232,8 +232,12 @@ class Plan:
         """SHA-256 of the plan's JSON, in hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def __hash__(self) -> int:
+    @cached_property
+    def _hash(self) -> int:
         return hash((self.method, self.space, self.times, self.stages))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __str__(self) -> str:
         return table_text(self)
