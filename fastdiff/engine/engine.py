@@ -267,6 +267,7 @@ class Engine:
             if guided and (floor.buckets[-1] < 2 or (run.block != IDLE and not floor.holds(0, True))):
                 raise ValueError("there is no room for another unconditional half: Engine(..., buckets=...) with more")
             run.next = bound
+            floor.stirred = True
 
     def recall(self, request: Request) -> None:
         """What `request.cancel()` calls."""
@@ -276,6 +277,7 @@ class Engine:
                 self._waiting.remove((run.order, run))
                 heapq.heapify(self._waiting)
                 del self._known[request]
+            self._floor.stirred = True
 
     def _forget(self, run: Run) -> None:
         with self._door:
@@ -287,16 +289,12 @@ class Engine:
             if not self._waiting:
                 return None
             run = self._waiting[0][1]
-            if run.next is not None:
-                run.joint, run.next = run.next, None
+            run.renew()
             if (bound is not None and run.order[0] > bound) or run.width > rows or not self._floor.holds(1, run.guided):
                 return None
-            block = self._floor.batch.table.take(run.size)
-            if block is None:
+            if not self._floor.admit(run):
                 return None
             heapq.heappop(self._waiting)
-            run.block = block
-            self._floor.coming.append(run)
             return run
 
     def step(self) -> int:
@@ -348,7 +346,7 @@ class Engine:
             with sampling_mode():
                 floor.arrange(bool(self._waiting), self._following)
                 needed = floor.evaluate() if floor.running else 0
-                if floor.over and not self._waiting:
+                if floor.stirred and floor.over and not self._waiting:
                     # No tick may come, and they would keep their memory.
                     floor.arrange(False, self._following)
                 return needed

@@ -81,7 +81,7 @@ class Graphs:
         static = network.with_kwargs(leaves.fill(leaves.tensors))
         body = functools.partial(batch.tick, shape, static)
         # The warm-up is a tick like any other, which must not count.
-        memory = (batch.states, batch.given, batch.numbers, batch.before)
+        memory = (batch.states, batch.given, batch.seats.rows, batch.before)
         with self.pool.turn():
             before = [t.clone() for t in memory]
             made = graph.CAPTURE(self.device, self.pool)

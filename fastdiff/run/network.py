@@ -3,7 +3,6 @@ here."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -284,14 +283,14 @@ class Network:
 
     def of(self, model: Any, kwargs: dict[str, Any]) -> Network:
         """The same for a model of that kind, given these arguments, already batched."""
-        other: Network = Network.__new__(Network)
-        other.__dict__.update(self.__dict__, model=model, kwargs=kwargs)
+        other = self.with_kwargs(kwargs)
+        other.model = model
         return other
 
     def with_kwargs(self, kwargs: dict[str, Any]) -> Network:
         """The same network, given other keyword arguments, already batched."""
-        other = copy.copy(self)
-        other.kwargs = kwargs
+        other: Network = Network.__new__(Network)
+        other.__dict__.update(self.__dict__, kwargs=kwargs)
         return other
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
