@@ -115,9 +115,9 @@ class Batch:
         self.flat = self.states.flatten(0, 1)
         # h1, h2, ... lie in memory[order[0]], memory[order[1]], ...
         self.order = list(range(2, 2 + history))
-        # The slots that the last tick took; and of all other places, the order that held when they were left.
+        # The slots that the last tick took; and where the order changes, that of all other places when they were left.
         self.taken = 0
-        self.left = [tuple(self.order)] * places
+        self.left = [tuple(self.order)] * places if ring and not own else None
         self.fresh = None if ring else torch.zeros_like(self.x[:slots])
         self.before = torch.zeros_like(self.x[:slots])
         self.given = torch.zeros((places, *shape), dtype=network_dtype, device=device)
@@ -143,7 +143,8 @@ class Batch:
             seeds, index, rows, steps, partner = (
                 part[:count] for part in (seats.seeds, seats.index, seats.rows, seats.steps, seats.partner)
             )
-            coeffs = Coeffs(table.values, table.draws, seeds, index, *seats.bounds[:, :count], rows)
+            bounds = seats.lo[:count], seats.hi[:count], seats.scale[:count]
+            coeffs = Coeffs(table.values, table.draws, seeds, index, *bounds, rows)
             state = (memory[:count] for memory in (self.u, self.given, self.before))
             found = self._spans[count] = Span(coeffs, rows, steps, partner, *state)
         return found
@@ -153,16 +154,19 @@ class Batch:
         found = self._slots.get(at)
         if found is None:
             only, seats, table = slice(at, at + 1), self.seats, self.table
-            coeffs = Coeffs(table.values, table.draws, seats.seeds[only], seats.index[only], *seats.bounds[:, only])
+            own = (part[only] for part in (seats.seeds, seats.index, seats.lo, seats.hi, seats.scale))
+            coeffs = Coeffs(table.values, table.draws, *own)
             state = self.x[only], self.u[only], self.states[2:, only], self.given[only]
             found = self._slots[at] = Slot(coeffs, *state, self.u[at])
         return found
 
     def begin(self, at: int) -> None:
-        """A new request's x is in its slot: the rest of it. The history is zero, so that no NaN is left of another's."""
+        """A new request's x is in its slot: the rest of it."""
         slot = self.slot(at)
         slot.u.copy_(slot.x)
-        slot.history.zero_()
+        if not self.own_history:
+            # Multiplied by 0 it is read all the same: no NaN must be left of another's.
+            slot.history.zero_()
         if not self.direct:
             slot.given.copy_(slot.x)
 
@@ -177,20 +181,24 @@ class Batch:
 
         The others keep the history as it lies: the order goes on turning without them.
         """
-        now = tuple(self.order)
-        self.left[: self.taken] = [now] * self.taken
-        if moves:
-            places = len(self.given)
-            source = [k * places + at for at, _ in moves for k in (0, 1, *self.left[at])]
-            ends = [k * places + to for _, to in moves for k in (0, 1, *now)]
-            whole = sent((source, ends), self.x.device)
-            self.flat.index_copy_(0, whole[1], self.flat.index_select(0, whole[0]))
-            if not self.direct:
-                alone = sent(list(zip(*moves, strict=True)), self.x.device)
-                self.given.index_copy_(0, alone[1], self.given.index_select(0, alone[0]))
-            for _, place in moves:
-                self.left[place] = now
+        if self.left is not None:
+            self.left[: self.taken] = [tuple(self.order)] * self.taken
         self.taken = count
+        if not moves:
+            return
+        source, ends = sent(list(zip(*moves, strict=True)), self.x.device).unbind()
+        if not self.direct:
+            self.given.index_copy_(0, ends, self.given.index_select(0, source))
+        if self.left is None:
+            self.states.index_copy_(1, ends, self.states.index_select(1, source))
+            return
+        places, now = len(self.given), (0, 1, *self.order)
+        lay = [[k * places + at for k in (0, 1, *self.left[at])] for at, _ in moves]
+        lie = [[k * places + to for k in now] for _, to in moves]
+        source, ends = sent((lay, lie), self.x.device).flatten(1).unbind()
+        self.flat.index_copy_(0, ends, self.flat.index_select(0, source))
+        for _, to in moves:
+            self.left[to] = now[2:]
 
     def run(self, at: int, row: int, spec: StageSpec, done: int, depth: int) -> None:
         """One table row of one slot without a network: an opening, or noise between two evaluations, of which `done`

@@ -101,8 +101,8 @@ class Floor:
         self.entering: list[Run] = []
         # Places behind the slots that nobody has.
         self.vacant = list(range(slots, slots + parked))
-        # Rows of the table's blocks are held by so many.
-        self.blocks = 0
+        # How many have a block of the table's rows; and of those, whose input for the network is other than u.
+        self.blocks = self.scaled = 0
         # Whether somebody may be over, or wants other guidance. Any thread may say so.
         self.stirred = False
         # Of those that run: whose evaluations are only counted, until the first of them is done after so many ticks;
@@ -143,7 +143,7 @@ class Floor:
         if block is None:
             return False
         run.block = block
-        self.blocks += 1
+        self.blocks, self.scaled = self.blocks + 1, self.scaled + run.scales
         self.coming.append(run)
         return True
 
@@ -156,8 +156,9 @@ class Floor:
             self.stirred = False
             changed = self._looked_after() or changed
         if changed or waits or self.parked:
-            here = [run for run in self.residents if run.block != IDLE]
-            changed = self._seat(here, turns(here, self.slots, self.buckets[-1], following)) or changed
+            # The parked ones are in order.
+            here = [run for run in (*self.parked, *self.running) if run.block != IDLE]
+            changed = self._seat(*turns(here, self.slots, self.buckets[-1], following)) or changed
         if changed:
             self._settle()
 
@@ -180,7 +181,8 @@ class Floor:
     def _settle(self) -> None:
         """What the next tick needs, without those that cannot begin, or whose conditions do not go with the others'."""
         if self.graphs is None:
-            self.batch.hand_over(self._direct())
+            # Whether u can be the network's input.
+            self.batch.hand_over(not self.scaled and self.batch.given.dtype is self.batch.u.dtype)
         self._tell()
         entering, self.entering = self.entering, []
         for run in entering:
@@ -206,35 +208,39 @@ class Floor:
             moved = self.running.pop()
             if slot != last:
                 self.running[slot], moved.slot = moved, slot
+                self.batch.seats.take(slot, moved.row, moved.key)
         self.batch.move([(last, slot)] if slot != last else [], last)
         self._tell()
 
     def _bucket(self, rows: int) -> int:
         return self.buckets[bisect.bisect_left(self.buckets, rows)]
 
-    def _seat(self, here: list[Run], going: list[Run]) -> bool:
+    def _seat(self, going: list[Run], paused: list[Run]) -> bool:
         """Give those who go on and those who come the first slots, and the others a place behind. Returns whether
         anything changed."""
-        count, chosen = len(going) + len(self.coming), set(map(id, going))
-        paused = [run for run in here if id(run) not in chosen]
+        count = len(going) + len(self.coming)
         held = {run.slot for run in going if run.slot < count}
         if len(held) == count == len(self.running):
             self.parked = paused
             return False
         seats = iter([slot for slot in range(count) if slot not in held])
         moves: list[tuple[int, int]] = []
+        taken = list(self.coming)
         for run in going:
             if run.slot >= count:
                 if run.slot >= self.slots:
                     self.vacant.append(run.slot)
                 moves.append((run.slot, next(seats)))
                 run.slot = moves[-1][1]
+                taken.append(run)
         for run in paused:
             if run.slot < self.slots:
                 moves.append((run.slot, self.vacant.pop()))
                 run.slot = moves[-1][1]
         for run in self.coming:
             run.slot = next(seats)
+        for run in taken:
+            self.batch.seats.take(run.slot, run.row, run.key)
         self.batch.move(moves, count)
         with self.door:
             self.running, self.parked = sorted([*going, *self.coming], key=attrgetter("slot")), paused
@@ -245,33 +251,30 @@ class Floor:
         if run.block != IDLE:
             self.batch.table.give(run.block, run.size)
             run.block = IDLE
-            self.blocks -= 1
+            self.blocks, self.scaled = self.blocks - 1, self.scaled - run.scales
         run.state = None
         self.ended(run)
 
     def _tell(self) -> None:
         """Who sits where, for the device; and what is to be done after each tick."""
-        source, partner = (list(range(len(self.running))) for _ in range(2))
-        self.counted, self.attended, left = [], [], []
-        for slot, run in enumerate(self.running):
-            if run.guided:
-                partner[slot] = len(source)
-                source.append(slot)
-            run.partner = partner[slot]
-            if run.plain:
-                self.counted.append(run.request)
-                left.append(run.request.nfe - run.request.count)
-            else:
-                self.attended.append(run)
-        self.needed, self.until = len(source), min(left, default=0)
-        self.batch.seats.tell([run.row for run in self.running], [run.key for run in self.running], source, partner)
+        running, seats = self.running, self.batch.seats
+        guided = [run for run in running if run.guided]
+        self.needed = len(running)
+        for run in guided:
+            run.partner, self.needed = self.needed, self.needed + 1
+        seats.link(len(running), [run.slot for run in guided])
+        seats.send()
+        self.counted = [run.request for run in running if run.plain]
+        self.until = min([request.nfe - request.count for request in self.counted], default=0)
+        self.attended = [run for run in running if not run.plain]
 
     def _compose(self) -> blame.Blamed | None:
         """The conditions of the network's rows and the union of the table's. Where the conditions do not go together,
         who is to blame."""
         batch, running = self.batch, self.running
         rows = [run.cond for run in running]
-        rows += [run.uncond for run in running if run.guided and run.uncond is not None]
+        if self.needed > len(running):
+            rows += [run.uncond for run in running if run.guided and run.uncond is not None]
         size = self._bucket(self.needed)
         if self.collate is None:
             blamed = blame.unlike(running, self.residents, self._called_alone)
@@ -294,10 +297,6 @@ class Floor:
             history = len(batch.order)
             self.shape = Shape(min(size, self.slots), size, self._learned(widest(history)), history, False, False, True)
         return None
-
-    def _direct(self) -> bool:
-        """Whether u can be the network's input."""
-        return self.batch.given.dtype is self.batch.u.dtype and not any([run.scales for run in self.residents])
 
     def _learned(self, spec: Any) -> Any:
         return spec._replace(learned=1 + spec.guided) if self.learned else spec
@@ -347,6 +346,7 @@ class Floor:
                 raise
             self._settle()
             return self.evaluate() if self.running else 0
+        batch.seats.advanced()
         self.ticks += 1
         self.evaluations += self.needed
         self.padded += shape.network
@@ -391,8 +391,11 @@ class Floor:
             self.verdicts.append(Verdict(runs, None, None))
             return
         # A sum of finite values that overflows has left the range of any sample.
-        states = self.batch.u[: len(runs)] if every else torch.stack([run.result for run in runs])
-        sums, event = states.flatten(1).sum(1), None
+        event = None
+        if every:
+            sums = self.batch.u[: len(runs)].flatten(1).sum(1)
+        else:
+            sums = torch.stack([run.result.sum() for run in runs if run.result is not None])
         if sums.device.type == "cuda":
             seen = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
             sums = seen.copy_(sums, non_blocking=True)
@@ -430,7 +433,7 @@ class Floor:
         """Let go of all requests, without the device, which may be broken."""
         for runs in (self.running, self.parked, self.coming, self.entering, self.verdicts):
             runs.clear()
-        self.vacant, self.blocks, self.shape = list(range(self.slots, self.places)), 0, None
+        self.vacant, self.blocks, self.scaled, self.shape = list(range(self.slots, self.places)), 0, 0, None
 
     def abandon(self, error: BaseException) -> None:
         """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing."""

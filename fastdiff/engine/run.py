@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from fastdiff.engine.batch import Batch
 from fastdiff.engine.joint import Joint
 from fastdiff.engine.request import Preview, Request
+from fastdiff.engine.seats import Key
 from fastdiff.engine.table import IDLE
 from fastdiff.guidance import Guidance
 from fastdiff.options import RUN_DEFAULTS
@@ -64,6 +64,10 @@ class Run:
         block: its first row in the device's table.
         next: its rows with other guidance, from the next tick on.
         guided: whether it takes two rows of the network's input.
+        plain: whether nothing is to be done for it between two ticks.
+        shows: whether previews are made of rows in the table.
+        scales: whether the network's input is other than u.
+        key: of its seat.
         urgency: what its turn is judged by, while it does not run.
     """
 
@@ -89,10 +93,19 @@ class Run:
     result: torch.Tensor | None = None
     seen: list[Preview] = field(default_factory=list)
     guided: bool = field(init=False)
+    plain: bool = field(init=False)
+    shows: bool = field(init=False)
+    scales: bool = field(init=False)
+    key: Key = field(init=False)
     urgency: tuple[int, int, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.guided = self.joint.binding.guidance.batched
+        self.shows = self.previews and self.alone is None
+        self.plain = self.alone is None and not self.previews and self.request.nfe == len(self.joint.plan.stages)
+        self.scales = self.alone is not None or self.joint.scaled
+        seed, index = resolve_seeds(self.arguments["seed"], self.arguments["first_sample"], 1, torch.device("cpu"))
+        self.key = int(seed), int(index), *(self.bounds if isinstance(self.bounds, tuple) else FREE)
 
     @property
     def at(self) -> int:
@@ -108,22 +121,6 @@ class Run:
     def over(self) -> bool:
         """Whether its slot is free: its sample is made, it failed, or was cancelled."""
         return self.result is not None or self.request.ended
-
-    @cached_property
-    def plain(self) -> bool:
-        """Whether nothing is to be done for it between two ticks."""
-        return self.alone is None and not self.previews and self.joint.plan.nfe == len(self.joint.plan.stages)
-
-    @cached_property
-    def scales(self) -> bool:
-        """Whether the network's input is other than u."""
-        return self.alone is not None or self.joint.scaled
-
-    @cached_property
-    def key(self) -> tuple[int, int, float, float]:
-        """Its seed, the sample's index, and the bounds of x0."""
-        seed, index = resolve_seeds(self.arguments["seed"], self.arguments["first_sample"], 1, torch.device("cpu"))
-        return int(seed), int(index), *(self.bounds if isinstance(self.bounds, tuple) else FREE)
 
     def renew(self) -> bool:
         """Take the guidance that was asked for. Returns whether any was."""
@@ -142,10 +139,6 @@ class Run:
     def size(self) -> int:
         """Rows of the table: previews have theirs after the stages'."""
         return len(self.joint.values) * (1 + self.shows)
-
-    @property
-    def shows(self) -> bool:
-        return self.previews and self.alone is None
 
     def place(self, batch: Batch) -> None:
         """Write its rows into its block."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from fastdiff.engine.table import IDLE, Slate, shared
+from fastdiff.engine.table import IDLE, shared
+
+Key = tuple[int, int, float, float]
+"""A request's seed, its sample's index, and the bounds of its x0."""
 
 
 class Seats:
@@ -23,52 +25,58 @@ class Seats:
         rows: (slots,) int32: the table's row of the next evaluation, which a tick advances by `steps`, (slots,) int32: 1,
             or 0 for a slot that nobody uses.
         source: (widest,) int64: the slot of each row of the network's input.
-        partner: (slots,) int64: of each slot, the row of its unconditional half.
-        bounds: (3, slots) in the state's dtype: lo, hi and scale of x0.
+        partner: (slots,) int64: of each slot, the row of its unconditional half, or its own where it has none.
+        lo, hi, scale: (slots,) in the state's dtype: bounds of x0, and the factor after clamping.
     """
 
     def __init__(self, slots: int, widest: int, dtype: torch.dtype, device: torch.device) -> None:
         # In this order each part lies at a multiple of its dtype's size.
-        kinds = [torch.int64] * 3 + [dtype] + [torch.int32] * 3
-        counts = [slots, widest, slots, 3 * slots, slots, slots, slots]
-        sizes = [count * kind.itemsize for count, kind in zip(counts, kinds, strict=True)]
+        kinds = [torch.int64] * 3 + [dtype] * 3 + [torch.int32] * 3
+        sizes = [(widest if k == 1 else slots) * kind.itemsize for k, kind in enumerate(kinds)]
 
         def parts(memory: torch.Tensor) -> list[torch.Tensor]:
             return [part.view(kind) for part, kind in zip(memory.split(sizes), kinds, strict=True)]
 
         self.there = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
+        # The same on the host, always.
         self.here = self.there if shared(device) else torch.zeros_like(self.there, device="cpu")
-        self.seeds, self.source, self.partner, bounds, self.rows, self.index, self.steps = parts(self.there)
-        self.bounds = bounds.view(3, slots)
-        self._seeds, self._source, self._partner, own, self._rows, self._index, self._steps = (
-            part.numpy() for part in parts(self.here)
+        self.seeds, self.source, self.partner, self.lo, self.hi, self.scale, self.rows, self.index, self.steps = parts(
+            self.there
         )
-        self._bounds = own.reshape(3, slots)
-        self._row = Slate(self.rows)
+        said = [part.numpy() for part in parts(self.here)]
+        self._seeds, self._source, self._partner, self._lo, self._hi, scale, self._rows, self._index, self._steps = said
+        scale[:] = 1.0
+        self._linked: tuple[int, list[int]] = 0, []
 
-    def tell(
-        self,
-        rows: Sequence[int],
-        keys: Sequence[tuple[int, int, float, float]],
-        source: Sequence[int],
-        partner: Sequence[int],
-    ) -> None:
-        """Who has the first slots: the row, the key (seed, index, lo, hi) and the partner of each; and `source`, as
-        far as requests need it. The other slots are nobody's, and read a row too, which must be there."""
-        n = len(rows)
-        if keys:
-            self._seeds[:n], self._index[:n], self._bounds[0, :n], self._bounds[1, :n] = zip(*keys, strict=True)
-        self._bounds[2, :n] = 1.0
-        self._rows[:n], self._steps[:n], self._partner[:n] = rows, 1, partner
-        self._rows[n:], self._steps[n:] = IDLE, 0
-        self._source[: len(source)] = source
-        self._partner[n:] = self._source[len(source) :] = 0
-        self._send()
+    def take(self, slot: int, row: int, key: Key) -> None:
+        """A slot is a request's from now on, whose next evaluation is at `row`; the device knows after `send`."""
+        self._rows[slot] = row
+        self._seeds[slot], self._index[slot], self._lo[slot], self._hi[slot] = key
+
+    def link(self, count: int, guided: Sequence[int]) -> None:
+        """The first `count` slots are in use, and those of `guided` have an unconditional half, in this order after all
+        slots; the device knows after `send`."""
+        if (count, guided) == self._linked:
+            return
+        ends = count + len(guided)
+        self._rows[count:], self._steps[:count], self._steps[count:] = IDLE, 1, 0
+        # What nobody uses is read too, and must be there.
+        self._source[:count], self._source[count:ends], self._source[ends:] = range(count), guided, 0
+        self._partner[:count], self._partner[count:] = range(count), 0
+        self._partner[guided] = range(count, ends)
+        self._linked = count, list(guided)
+
+    def advanced(self) -> None:
+        """A tick was made: the device's rows are the next ones."""
+        if self.here is not self.there:
+            self._rows += self._steps
 
     def go_to(self, slot: int, row: int) -> None:
         """One slot's next evaluation is not at the row after its last."""
-        self._row.write(slot, torch.tensor([row], dtype=torch.int32))
+        self._rows[slot] = row
+        self.send()
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Tell the device."""
         if self.here is not self.there:
             self.there.copy_(self.here.pin_memory(), non_blocking=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def shared(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def sent(numbers: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+def sent(numbers: Sequence[Any], device: torch.device) -> torch.Tensor:
     """Indices from the host, without waiting for the device."""
     made = torch.from_numpy(np.array(numbers))
     return made if shared(device) else made.pin_memory().to(device, non_blocking=True)

@@ -23,20 +23,22 @@ Following = Callable[[int | None, int], Run | None]
 or None."""
 
 
-def turns(here: Sequence[Run], slots: int, rows: int, following: Following) -> list[Run]:
-    """Those of `here` whose turn it is; `following` is told of those who enter, who take slots and rows too."""
+def turns(here: Sequence[Run], slots: int, rows: int, following: Following) -> tuple[list[Run], list[Run]]:
+    """Those of `here` whose turn it is, and the others; `following` is told of those who enter, who take slots and rows
+    too."""
     seats, free = slots, slots - len(here)
-    room = rows - sum(run.width for run in here) if free > 0 else 0
+    room = rows - sum([run.width for run in here]) if free > 0 else 0
     while free > 0 and room > 0 and (entering := following(None, room)) is not None:
         free, room = free - 1, room - entering.width
         slots, rows = slots - 1, rows - entering.width
     if free > 0 and room >= 0:
-        return list(here)
+        return list(here), []
     for run in here:
         # The others are parked, and theirs does not change.
         if run.slot < seats:
             run.urgency = _urgency(run)
     going: list[Run] = []
+    paused: list[Run] = []
     asked: int | None = None
     for run in (*sorted(here, key=attrgetter("urgency")), None):
         while slots and (run is None or run.order[0] != asked):
@@ -46,10 +48,13 @@ def turns(here: Sequence[Run], slots: int, rows: int, following: Following) -> l
         if run is None:
             break
         asked = run.order[0]
-        if slots and run.width <= rows:
+        width = run.width
+        if slots and width <= rows:
             going.append(run)
-            slots, rows = slots - 1, rows - run.width
-    return going
+            slots, rows = slots - 1, rows - width
+        else:
+            paused.append(run)
+    return going, paused
 
 
 def _urgency(run: Run) -> tuple[int, int, int]:

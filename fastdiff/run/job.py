@@ -171,10 +171,10 @@ def draw_start(
     else:
         backend.normal_(x, seeds, index, 0, PRIOR)
     std = engine.prior_std
-    if std > torch.finfo(x.dtype).max:
-        # A compiler sees no branch on an array's values.
-        in_range(np.array(std), x.dtype, "the prior's standard deviation")
     if std != 1.0:
+        if std > torch.finfo(x.dtype).max:
+            # A compiler sees no branch on an array's values.
+            in_range(np.array(std), x.dtype, "the prior's standard deviation")
         x *= std
 
 

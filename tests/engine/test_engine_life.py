@@ -16,7 +16,8 @@ import torch
 
 import fastdiff
 from fastdiff import guidance
-from fastdiff.engine import Closed, Preview, QueueFull, floor
+from fastdiff.engine import Closed, Preview, QueueFull
+from fastdiff.engine import run as entering
 from fastdiff.plan import IDENTITY
 
 SHAPE = (1, 4, 4)
@@ -416,19 +417,19 @@ def test_guidance_that_cannot_change() -> None:
 
 
 def test_guidance_that_comes_while_a_request_enters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has left the queue and has no slot yet: its half needs room all the same."""
+    """It has left the queue and has not begun: its half needs room all the same."""
     labels = {"cond": {"y": torch.tensor([1.0])}, "uncond": {"y": torch.tensor([0.0])}}
-    e, real, refused = engine(slots=2, buckets=(1, 2), parked=0), floor.begin, []
+    e, real, refused = engine(slots=2, buckets=(1, 2), parked=0), entering.draw_start, []
     first, second = e.submit(**labels), e.submit(**labels)
 
     def begin(*given: Any) -> Any:
-        if e._floor.running:
+        if second.running():
             with pytest.raises(ValueError, match="no room for another unconditional half"):
                 second.guidance = 2.0
             refused.append(True)
         return real(*given)
 
-    monkeypatch.setattr(floor, "begin", begin)
+    monkeypatch.setattr(entering, "draw_start", begin)
     e.step()
     first.cancel()
     e.step()
