@@ -176,29 +176,29 @@ class Batch:
             self.given.copy_(self.u)
         self.direct = direct
 
-    def move(self, moves: Sequence[tuple[int, int]], count: int) -> None:
-        """The states of some places into others, all at once; then the first `count` slots are those of the next tick.
+    def move(self, places: Sequence[int], to: Sequence[int], count: int) -> None:
+        """The states of some places to others, all at once; then the first `count` slots are those of the next tick.
 
         The others keep the history as it lies: the order goes on turning without them.
         """
         if self.left is not None:
             self.left[: self.taken] = [tuple(self.order)] * self.taken
         self.taken = count
-        if not moves:
+        if not places:
             return
-        source, ends = sent(list(zip(*moves, strict=True)), self.x.device).unbind()
+        source, ends = sent((places, to), self.x.device).unbind()
         if not self.direct:
             self.given.index_copy_(0, ends, self.given.index_select(0, source))
         if self.left is None:
             self.states.index_copy_(1, ends, self.states.index_select(1, source))
             return
-        places, now = len(self.given), (0, 1, *self.order)
-        lay = [[k * places + at for k in (0, 1, *self.left[at])] for at, _ in moves]
-        lie = [[k * places + to for k in now] for _, to in moves]
+        all_places, now = len(self.given), tuple(self.order)
+        lay = [[k * all_places + at for k in (0, 1, *self.left[at])] for at in places]
+        lie = [[k * all_places + at for k in (0, 1, *now)] for at in to]
         source, ends = sent((lay, lie), self.x.device).flatten(1).unbind()
         self.flat.index_copy_(0, ends, self.flat.index_select(0, source))
-        for _, to in moves:
-            self.left[to] = now[2:]
+        for at in to:
+            self.left[at] = now
 
     def run(self, at: int, row: int, spec: StageSpec, done: int, depth: int) -> None:
         """One table row of one slot without a network: an opening, or noise between two evaluations, of which `done`

@@ -19,16 +19,24 @@ from fastdiff.engine.graphs import Graphs, Uncaptured
 from fastdiff.engine.joint import union, widest
 from fastdiff.engine.place import Place
 from fastdiff.engine.request import Request
-from fastdiff.engine.run import Run
+from fastdiff.engine.run import Mix, Run
 from fastdiff.engine.table import IDLE
 from fastdiff.engine.turns import Following, turns
 from fastdiff.names import warn
+from fastdiff.ops.layout import StageSpec
 from fastdiff.run.network import Network
 
 _LOOKS = 8
 """Ticks between two looks at all states."""
 
-_union = functools.lru_cache(256)(union)
+
+@functools.lru_cache(256)
+def _mixture(mixes: frozenset[Mix | None]) -> tuple[StageSpec, int, bool]:
+    """The structure of a launch for all of these, the history that it reads, and whether any makes previews."""
+    joint = [mix for mix in mixes if mix is not None]
+    history, before = max((mix.history for mix in joint), default=0), any(mix.shows for mix in joint)
+    return union(mix.spec for mix in joint), history, before
+
 
 
 class Stats(NamedTuple):
@@ -209,7 +217,7 @@ class Floor:
             if slot != last:
                 self.running[slot], moved.slot = moved, slot
                 self.batch.seats.take(slot, moved.row, moved.key)
-        self.batch.move([(last, slot)] if slot != last else [], last)
+        self.batch.move(*(([last], [slot]) if slot != last else ([], [])), last)
         self._tell()
 
     def _bucket(self, rows: int) -> int:
@@ -224,24 +232,24 @@ class Floor:
             self.parked = paused
             return False
         seats = iter([slot for slot in range(count) if slot not in held])
-        moves: list[tuple[int, int]] = []
-        taken = list(self.coming)
+        take, places, to = self.batch.seats.take, [], []
         for run in going:
             if run.slot >= count:
                 if run.slot >= self.slots:
                     self.vacant.append(run.slot)
-                moves.append((run.slot, next(seats)))
-                run.slot = moves[-1][1]
-                taken.append(run)
+                places.append(run.slot)
+                run.slot = next(seats)
+                to.append(run.slot)
+                take(run.slot, run.row, run.key)
         for run in paused:
             if run.slot < self.slots:
-                moves.append((run.slot, self.vacant.pop()))
-                run.slot = moves[-1][1]
+                places.append(run.slot)
+                run.slot = self.vacant.pop()
+                to.append(run.slot)
         for run in self.coming:
             run.slot = next(seats)
-        for run in taken:
-            self.batch.seats.take(run.slot, run.row, run.key)
-        self.batch.move(moves, count)
+            take(run.slot, run.row, run.key)
+        self.batch.move(places, to, count)
         with self.door:
             self.running, self.parked = sorted([*going, *self.coming], key=attrgetter("slot")), paused
             self.entering, self.coming = self.coming, []
@@ -286,12 +294,10 @@ class Floor:
             return blame.uncollated(running, self._collated, error)
         self.version += 1
         if self.graphs is None:
-            joint = [run.joint for run in running if run.alone is None]
-            spec = _union(frozenset([j.spec for j in joint]))
+            spec, history, before = _mixture(frozenset([run.mix for run in running]))
             if batch.direct:
                 spec = spec._replace(copies=0)
-            history = max([j.history for j in joint], default=0)
-            before, whole = any([run.shows for run in running]), size == len(running)
+            whole = size == len(running)
             self.shape = Shape(len(running), size, self._learned(spec), history, whole, batch.direct, before)
         else:
             history = len(batch.order)
@@ -444,5 +450,5 @@ class Floor:
         self.running.clear()
         self.coming.clear()
         self.entering.clear()
-        self.batch.move([], 0)
+        self.batch.move([], [], 0)
         self.shape = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +13,7 @@ from fastdiff.engine.request import Preview, Request
 from fastdiff.engine.seats import Key
 from fastdiff.engine.table import IDLE
 from fastdiff.guidance import Guidance
+from fastdiff.ops.layout import StageSpec
 from fastdiff.options import RUN_DEFAULTS
 from fastdiff.run.evaluate import Hooks
 from fastdiff.run.arguments import resolve_seeds
@@ -45,6 +46,20 @@ def needs_own_stage(joint: Joint, bounds: Bounds, arguments: dict[str, Any], his
     return None
 
 
+class Mix(NamedTuple):
+    """What a request adds to the joint launch.
+
+    Attributes:
+        spec: the union of its rows'.
+        history: as of `Joint`.
+        shows: whether its previews are made of rows in the table.
+    """
+
+    spec: StageSpec
+    history: int
+    shows: bool
+
+
 @dataclass(eq=False)
 class Run:
     """What the engine knows of a request.
@@ -65,7 +80,7 @@ class Run:
         next: its rows with other guidance, from the next tick on.
         guided: whether it takes two rows of the network's input.
         plain: whether nothing is to be done for it between two ticks.
-        shows: whether previews are made of rows in the table.
+        mix: None where its stages run by themselves.
         scales: whether the network's input is other than u.
         key: of its seat.
         urgency: what its turn is judged by, while it does not run.
@@ -94,14 +109,13 @@ class Run:
     seen: list[Preview] = field(default_factory=list)
     guided: bool = field(init=False)
     plain: bool = field(init=False)
-    shows: bool = field(init=False)
+    mix: Mix | None = field(init=False)
     scales: bool = field(init=False)
     key: Key = field(init=False)
     urgency: tuple[int, int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.guided = self.joint.binding.guidance.batched
-        self.shows = self.previews and self.alone is None
+        self._bind(self.joint)
         self.plain = self.alone is None and not self.previews and self.request.nfe == len(self.joint.plan.stages)
         self.scales = self.alone is not None or self.joint.scaled
         seed, index = resolve_seeds(self.arguments["seed"], self.arguments["first_sample"], 1, torch.device("cpu"))
@@ -126,9 +140,13 @@ class Run:
         """Take the guidance that was asked for. Returns whether any was."""
         if self.next is None:
             return False
-        self.joint, self.next = self.next, None
-        self.guided = self.joint.binding.guidance.batched
+        self._bind(self.next)
+        self.next = None
         return True
+
+    def _bind(self, joint: Joint) -> None:
+        self.joint, self.guided = joint, joint.binding.guidance.batched
+        self.mix = None if self.alone is not None else Mix(joint.spec, joint.history, self.previews)
 
     @property
     def width(self) -> int:
@@ -139,6 +157,11 @@ class Run:
     def size(self) -> int:
         """Rows of the table: previews have theirs after the stages'."""
         return len(self.joint.values) * (1 + self.shows)
+
+    @property
+    def shows(self) -> bool:
+        """Whether previews are made of rows in the table."""
+        return self.mix is not None and self.previews
 
     def place(self, batch: Batch) -> None:
         """Write its rows into its block."""

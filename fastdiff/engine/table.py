@@ -28,7 +28,7 @@ class Slate:
 
     def write(self, first: int, values: torch.Tensor) -> None:
         """From place `first` on, in the memory's dtype."""
-        end = first + len(values)
+        end = first + values.shape[0]
         if self.here is not None:
             self.here[first:end] = values.numpy()
         else:

@@ -40,20 +40,20 @@ def turns(here: Sequence[Run], slots: int, rows: int, following: Following) -> t
     going: list[Run] = []
     paused: list[Run] = []
     asked: int | None = None
-    for run in (*sorted(here, key=attrgetter("urgency")), None):
-        while slots and (run is None or run.order[0] != asked):
-            if (entering := following(None if run is None else run.order[0], rows)) is None:
-                break
+    order = sorted(here, key=attrgetter("urgency"))
+    for k, run in enumerate(order):
+        while slots and run.order[0] != asked and (entering := following(run.order[0], rows)) is not None:
             slots, rows = slots - 1, rows - entering.width
-        if run is None:
-            break
         asked = run.order[0]
-        width = run.width
-        if slots and width <= rows:
+        if not slots:
+            return going, paused + order[k:]
+        if (width := run.width) > rows:
+            paused.append(run)
+        else:
             going.append(run)
             slots, rows = slots - 1, rows - width
-        else:
-            paused.append(run)
+    while slots and (entering := following(None, rows)) is not None:
+        slots, rows = slots - 1, rows - entering.width
     return going, paused
 
 

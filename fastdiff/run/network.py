@@ -341,12 +341,14 @@ class Network:
     def _checked(self, out: Any, x: torch.Tensor, outputs: int) -> torch.Tensor:
         if type(out) is not torch.Tensor:
             out = _tensor(out)
-        if self.learned and x.ndim < 2:
-            raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
-        channels = x.shape[1:2] if not self.learned else (2 * x.shape[1],)
-        want = (outputs * x.shape[0], *channels, *x.shape[2:])
+        want: tuple[int, ...] = x.shape
+        if self.learned or outputs > 1:
+            if self.learned and x.ndim < 2:
+                raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
+            channels = x.shape[1:2] if not self.learned else (2 * x.shape[1],)
+            want = (outputs * x.shape[0], *channels, *x.shape[2:])
         if out.shape != want or out.device != x.device or not out.dtype.is_floating_point:
-            self._reject(out, x, want)
+            self._reject(out, x, tuple(want))
         return out
 
     def _reject(self, out: torch.Tensor, x: torch.Tensor, want: tuple[int, ...]) -> None:
