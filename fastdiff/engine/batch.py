@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from fastdiff.engine.seats import Seats
-from fastdiff.engine.table import Rows, sent
+from fastdiff.engine.table import Rows, Slate
 from fastdiff.ops import Backend, Buffers, Coeffs, Launch
 from fastdiff.ops.layout import StageSpec
 from fastdiff.run.evaluate import clamped
@@ -112,7 +112,8 @@ class Batch:
         self.states = torch.zeros((2 + history, places, *shape), dtype=dtype, device=device)
         self.memory = list(self.states)
         self.x, self.u = self.memory[:2]
-        self.flat = self.states.flatten(0, 1)
+        # By places, and by places of each of these.
+        self._places, self._lines = Slate(self.states.transpose(0, 1)), Slate(self.states.flatten(0, 1))
         # h1, h2, ... lie in memory[order[0]], memory[order[1]], ...
         self.order = list(range(2, 2 + history))
         # The slots that the last tick took; and where the order changes, that of all other places when they were left.
@@ -121,6 +122,8 @@ class Batch:
         self.fresh = None if ring else torch.zeros_like(self.x[:slots])
         self.before = torch.zeros_like(self.x[:slots])
         self.given = torch.zeros((places, *shape), dtype=network_dtype, device=device)
+        # NumPy has no bfloat16.
+        self._given = Slate(self.given.view(torch.int16) if network_dtype.itemsize == 2 else self.given)
         self.direct = False
         self.own_memory = [t.untyped_storage().data_ptr() for t in (self.states, self.given)]
         self.seats = Seats(slots, widest, dtype, device)
@@ -186,17 +189,14 @@ class Batch:
         self.taken = count
         if not places:
             return
-        source, ends = sent((places, to), self.x.device).unbind()
         if not self.direct:
-            self.given.index_copy_(0, ends, self.given.index_select(0, source))
+            self._given.move(places, to)
         if self.left is None:
-            self.states.index_copy_(1, ends, self.states.index_select(1, source))
+            self._places.move(places, to)
             return
         all_places, now = len(self.given), tuple(self.order)
-        lay = [[k * all_places + at for k in (0, 1, *self.left[at])] for at in places]
-        lie = [[k * all_places + at for k in (0, 1, *now)] for at in to]
-        source, ends = sent((lay, lie), self.x.device).flatten(1).unbind()
-        self.flat.index_copy_(0, ends, self.flat.index_select(0, source))
+        source = [k * all_places + at for at in places for k in (0, 1, *self.left[at])]
+        self._lines.move(source, [k * all_places + at for at in to for k in (0, 1, *now)])
         for at in to:
             self.left[at] = now
 

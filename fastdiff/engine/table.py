@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,14 @@ class Slate:
             self.here[first:end] = values.numpy()
         else:
             self.tensor[first:end].copy_(values.pin_memory(), non_blocking=True)
+
+    def move(self, places: Sequence[int], to: Sequence[int]) -> None:
+        """What lies in some places to others, all at once."""
+        if self.here is not None:
+            self.here[to] = self.here[places]
+        else:
+            at = torch.tensor((places, to)).pin_memory().to(self.tensor.device, non_blocking=True)
+            self.tensor.index_copy_(0, at[1], self.tensor.index_select(0, at[0]))
 
 
 class Rows:
@@ -119,9 +127,3 @@ def block(
 def shared(device: torch.device) -> bool:
     """Whether the host may write into memory there."""
     return device.type == "cpu"
-
-
-def sent(numbers: Sequence[Any], device: torch.device) -> torch.Tensor:
-    """Indices from the host, without waiting for the device."""
-    made = torch.from_numpy(np.array(numbers))
-    return made if shared(device) else made.pin_memory().to(device, non_blocking=True)
