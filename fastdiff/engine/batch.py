@@ -133,6 +133,7 @@ class Batch:
         self.read: torch.dtype | None = None
         self._slots: dict[int, Slot] = {}
         self._spans: dict[int, Span] = {}
+        self._sources: dict[int, torch.Tensor] = {}
         self._launcher = getattr(backend, "launcher", None)
         self._launches: dict[tuple[int, torch.dtype, int], Launch] = {}
         self._addresses = [value.data_ptr() for value in self.memory]
@@ -230,7 +231,9 @@ class Batch:
         if shape.whole:
             given = span.u if shape.direct else span.given
         else:
-            source = self.seats.source[: shape.network]
+            source = self._sources.get(shape.network)
+            if source is None:
+                source = self._sources[shape.network] = self.seats.source[: shape.network]
             given = (self.u if shape.direct else self.given).index_select(0, source)
             clock = clock.index_select(0, source)
         out = self._admitted(self._called(network, given, clock, shape.whole and shape.direct).contiguous())

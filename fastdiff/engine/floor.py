@@ -31,12 +31,17 @@ _LOOKS = 8
 
 
 @functools.lru_cache(256)
-def _mixture(mixes: frozenset[Mix | None]) -> tuple[StageSpec, int, bool]:
-    """The structure of a launch for all of these, the history that it reads, and whether any makes previews."""
+def _mixture(mixes: frozenset[Mix | None], direct: bool, learned: bool) -> tuple[StageSpec, int, bool]:
+    """The structure of a launch for all of these, the history that it reads, and whether any makes previews. `direct`,
+    `learned`: as of `Batch` and `Floor`."""
     joint = [mix for mix in mixes if mix is not None]
     history, before = max((mix.history for mix in joint), default=0), any(mix.shows for mix in joint)
-    return union(mix.spec for mix in joint), history, before
+    spec = union(mix.spec for mix in joint)._replace(copies=int(not direct))
+    return _learned(spec) if learned else spec, history, before
 
+
+def _learned(spec: StageSpec) -> StageSpec:
+    return spec._replace(learned=1 + spec.guided)
 
 
 class Stats(NamedTuple):
@@ -294,18 +299,14 @@ class Floor:
             return blame.uncollated(running, self._collated, error)
         self.version += 1
         if self.graphs is None:
-            spec, history, before = _mixture(frozenset([run.mix for run in running]))
-            if batch.direct:
-                spec = spec._replace(copies=0)
-            whole = size == len(running)
-            self.shape = Shape(len(running), size, self._learned(spec), history, whole, batch.direct, before)
+            mixes = frozenset([run.mix for run in running])
+            spec, history, before = _mixture(mixes, batch.direct, self.learned)
+            self.shape = Shape(len(running), size, spec, history, size == len(running), batch.direct, before)
         else:
             history = len(batch.order)
-            self.shape = Shape(min(size, self.slots), size, self._learned(widest(history)), history, False, False, True)
+            spec = _learned(widest(history)) if self.learned else widest(history)
+            self.shape = Shape(min(size, self.slots), size, spec, history, False, False, True)
         return None
-
-    def _learned(self, spec: Any) -> Any:
-        return spec._replace(learned=1 + spec.guided) if self.learned else spec
 
     def _collated(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
         if self.collate is None:

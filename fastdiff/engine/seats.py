@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from fastdiff.engine.table import IDLE, shared
@@ -46,6 +47,7 @@ class Seats:
         said = [part.numpy() for part in parts(self.here)]
         self._seeds, self._source, self._partner, self._lo, self._hi, scale, self._rows, self._index, self._steps = said
         scale[:] = 1.0
+        self._all = np.arange(max(slots, widest))
         self._linked: tuple[int, list[int]] = 0, []
 
     def take(self, slot: int, row: int, key: Key) -> None:
@@ -61,9 +63,10 @@ class Seats:
         ends = count + len(guided)
         self._rows[count:], self._steps[:count], self._steps[count:] = IDLE, 1, 0
         # What nobody uses is read too, and must be there.
-        self._source[:count], self._source[count:ends], self._source[ends:] = range(count), guided, 0
-        self._partner[:count], self._partner[count:] = range(count), 0
-        self._partner[guided] = range(count, ends)
+        self._source[:count], self._source[ends:] = self._all[:count], 0
+        self._partner[:count], self._partner[count:] = self._all[:count], 0
+        if guided:
+            self._source[count:ends], self._partner[guided] = guided, self._all[count:ends]
         self._linked = count, list(guided)
 
     def advanced(self) -> None:
