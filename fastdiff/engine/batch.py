@@ -158,8 +158,8 @@ class Batch:
         found = self._slots.get(at)
         if found is None:
             only, seats, table = slice(at, at + 1), self.seats, self.table
-            own = (part[only] for part in (seats.seeds, seats.index, seats.lo, seats.hi, seats.scale))
-            coeffs = Coeffs(table.values, table.draws, *own)
+            bounds = seats.lo[only], seats.hi[only], seats.scale[only]
+            coeffs = Coeffs(table.values, table.draws, seats.seeds[only], seats.index[only], *bounds)
             state = self.x[only], self.u[only], self.states[2:, only], self.given[only]
             found = self._slots[at] = Slot(coeffs, *state, self.u[at])
         return found

@@ -18,7 +18,7 @@ Collate = Callable[[Sequence[Tree]], Tree]
 def stack(trees: Sequence[Tree]) -> dict[str, Any]:
     """Tensors with a first dimension of 1 are joined along it; what is no tensor must be the same in all."""
     first = dict(trees[0])
-    if all([isinstance(v, torch.Tensor) for v in first.values()]):
+    if all(isinstance(v, torch.Tensor) for v in first.values()):
         return {key: torch.cat([tree[key] for tree in trees]) for key in first}
     leaves, spec = tree_flatten(first)
     columns = [[leaf] for leaf in leaves]

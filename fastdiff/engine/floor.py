@@ -176,7 +176,7 @@ class Floor:
             self._settle()
 
     def _looked_after(self) -> bool:
-        """Let those go who are over, and give the others the guidance they ask for. Returns whether anything changed."""
+        """Let those go who are over, and give the others the guidance they ask for. Returns whether there was any."""
         changed = False
         for run in self.residents:
             if run.over:

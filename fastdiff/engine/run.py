@@ -15,8 +15,8 @@ from fastdiff.engine.table import IDLE
 from fastdiff.guidance import Guidance
 from fastdiff.ops.layout import StageSpec
 from fastdiff.options import RUN_DEFAULTS
-from fastdiff.run.evaluate import Hooks
 from fastdiff.run.arguments import resolve_seeds
+from fastdiff.run.evaluate import Hooks
 from fastdiff.run.job import Bounds, Job, begin, draw_start
 from fastdiff.run.loop import State
 from fastdiff.run.network import Network
@@ -206,7 +206,7 @@ class Run:
         slot.given.copy_(self.state.input[:1])
 
     def advance(self, batch: Batch) -> None:
-        """After a tick that was counted: what is left of the stage, the predicted x0, and the sample. May raise what the
+        """After a tick that was counted: what is left of the stage, the predicted x0, the sample. May raise what the
         caller's functions do."""
         at, done, slot = self.at, self.at == self.request.nfe, batch.slot(self.slot)
         if self.plain:

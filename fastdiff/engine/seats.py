@@ -1,4 +1,4 @@
-"""What the host says of every slot of a tick: its row, its seed and bounds, and where the network's input comes from."""
+"""What the host says of the slots of a tick: rows, seeds and bounds, and where the network's input comes from."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Seats:
 
     Attributes:
         seeds: (slots,) int64. index: (slots,) int32, of the sample.
-        rows: (slots,) int32: the table's row of the next evaluation, which a tick advances by `steps`, (slots,) int32: 1,
-            or 0 for a slot that nobody uses.
+        rows: (slots,) int32: the table's row of the next evaluation, which a tick advances by `steps`. steps: (slots,)
+            int32: 1, or 0 for a slot that nobody uses.
         source: (widest,) int64: the slot of each row of the network's input.
         partner: (slots,) int64: of each slot, the row of its unconditional half, or its own where it has none.
         lo, hi, scale: (slots,) in the state's dtype: bounds of x0, and the factor after clamping.
