@@ -160,13 +160,15 @@ def end_time(name: str, value: float | None, default: float, schedule: NoiseSche
     if value is None:
         return default
     try:
-        number = float(schedule.within(float(value)))
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} got {short(value)}; expected a time of {schedule!r}") from None
-    try:
-        schedule.check(number)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    if not schedule.t_clean <= number <= schedule.t_max:
+        number = float(schedule.within(number))
+        try:
+            schedule.check(number)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     return number
 
 
