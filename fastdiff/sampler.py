@@ -262,7 +262,7 @@ class Sampler:
     ) -> Job:
         """One run, from arguments that are checked here; within `sampling_mode`."""
         check_flags(given)
-        own = self.engine.plan if isinstance(self.engine, PlanEngine) else None
+        own = self._known_plan()
         chosen = guidance.choose(given, self.engine.name, own)
         check_conditions(chosen, given["guidance_scale"], given["cond"], given["uncond"])
         chosen.check(own, self.engine.name)
@@ -315,6 +315,14 @@ class Sampler:
             given["frames"],
             note,
         )
+
+    def _known_plan(self) -> Plan | None:
+        """The plan, of a method that has one, with what it keeps of itself where this is compiled."""
+        if not isinstance(self.engine, PlanEngine):
+            return None
+        if torch.compiler.is_dynamo_compiling():
+            self.engine.settle()
+        return self.engine.plan
 
     @shows(RUN_DEFAULTS)
     def rollout(
@@ -501,7 +509,8 @@ class Sampler:
             raise ValueError(
                 f"method {self.engine.name!r} is adaptive: its loop cannot be the caller's; call the sampler itself"
             )
-        chosen = guidance.choose({**RUN_DEFAULTS, **given}, self.engine.name, self.plan)
+        own = self._known_plan()
+        chosen = guidance.choose({**RUN_DEFAULTS, **given}, self.engine.name, own)
         chosen.check(self.plan, self.engine.name)
         check_observed(chosen, self.clip, None)
         if self._unnamed:

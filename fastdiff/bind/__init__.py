@@ -1,13 +1,13 @@
 """From a plan to numbers: prediction, guidance and clipping bound into table rows, and the rows on a device."""
 
 from fastdiff.bind.frames import program_of_frames
-from fastdiff.bind.program import Move, Program, Site, clock_dtype, echo_rows, in_range, program
+from fastdiff.bind.program import Move, Program, Site, clock_dtype, echo_rows, in_range, program, rounded
 from fastdiff.bind.table import (
     Binding,
     Table,
     bind,
-    bind_stage,
-    bind_stage_x0,
+    bind_stages,
+    bind_stages_x0,
     blend_numbers,
     check_batch,
     join,
@@ -21,8 +21,8 @@ __all__ = [
     "Site",
     "Table",
     "bind",
-    "bind_stage",
-    "bind_stage_x0",
+    "bind_stages",
+    "bind_stages_x0",
     "blend_numbers",
     "check_batch",
     "clock_dtype",
@@ -31,5 +31,6 @@ __all__ = [
     "join",
     "program",
     "program_of_frames",
+    "rounded",
     "without_late",
 ]

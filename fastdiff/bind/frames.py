@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fastdiff.bind.program import Move, Program, check_growth, clock_dtype, in_range
+from fastdiff.bind.program import Move, Program, check_growth, clock_dtype, rounded
 from fastdiff.bind.table import Binding, Table, bind, bind_x0, join
 from fastdiff.ops.layout import IN_SCALE, NEXT_U, NEXT_X, NONE, RAW, WIDTH, StageSpec, mask_of
 from fastdiff.plan import H1, IDENTITY, MAX_HISTORY, NREG, Frames, Plan, U, X
@@ -258,8 +258,7 @@ def program_of_frames(
     here = np.array(
         [[w if s == WAITS or not c.evaluate else s for s, w in zip(c.stages, c.following, strict=True)] for c in calls]
     )
-    floats = clock_dtype(network_dtype)
-    clock = torch.from_numpy(in_range(model_time_of[here], floats, "the network's time")).to(floats)
+    clock = rounded(model_time_of[here], clock_dtype(network_dtype), "the network's time")
     clock = clock[:, torch.from_numpy(lane_of)].repeat(1, rows // batch, 1)
     t = torch.from_numpy(t_of[here])[:, torch.from_numpy(lane_of)]
     ticks = np.cumsum([c.ends for c in calls])
@@ -267,7 +266,7 @@ def program_of_frames(
     final = t_of[[[*at, CLEAN][n] for n in flat[-1].tolist()]][lane_of]
 
     def put(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(in_range(array, dtype)).to(device=device, dtype=dtype).contiguous()
+        return rounded(array, dtype).to(device)
 
     x0 = _x0(plan, binding, list(known), lanes) if observed else None
     return Program(

@@ -197,7 +197,7 @@ def program(
         check_batch(table.numbers, batch)
 
     def put(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(in_range(array, dtype)).to(device=device, dtype=dtype).contiguous()
+        return rounded(array, dtype).to(device)
 
     def put_rows(array: np.ndarray) -> torch.Tensor:
         return put(array if table.numbers is None else without_late(array))
@@ -207,8 +207,8 @@ def program(
         values, specs = bind_x0(plan, binding)
         x0 = put_rows(values), specs
     # Spread over the rows before it goes to the device: what is kept there can then be read from any stream.
-    times = torch.from_numpy(in_range(table.times, clock_dtype(network_dtype), "the network's time"))
-    clock = times.to(clock_dtype(network_dtype)).unsqueeze(-1).expand(*times.shape, rows).contiguous().to(device)
+    times = rounded(table.times, clock_dtype(network_dtype), "the network's time")
+    clock = times.unsqueeze(-1).expand(*times.shape, rows).contiguous().to(device)
     return Program(
         plan=plan,
         moves=moves(plan, table.specs),
@@ -233,17 +233,17 @@ def check_growth(plan: Plan, dtype: torch.dtype) -> None:
 
     Row by row the coefficients may be harmless: alpha grows by e^100 over a run of vp_linear(0.1, 400).
     """
-    grown = 0.0
+    grown, limit = 0.0, math.log(torch.finfo(dtype).max)
     for s in plan.stages:
         # The base; a plan of two registers leaves it alone until its step ends.
         kept = abs(s.next_x[X]) + abs(s.next_x[U])
-        grown += math.log(kept) if kept else -math.inf
-        if grown > math.log(torch.finfo(dtype).max):
+        grown = grown + math.log(kept) if kept else 0.0
+        if grown > limit:
             raise ValueError(
                 f"x grows by a factor above e^{grown:.0f} on the way to t={s.t_next:g}, which {dtype} cannot hold: "
                 "start at a less noisy t_start, or check the schedule's range"
             )
-        grown = max(grown, 0.0) if kept else 0.0
+        grown = max(grown, 0.0)
 
 
 def clock_dtype(network_dtype: torch.dtype) -> torch.dtype:
@@ -264,6 +264,12 @@ def in_range(values: np.ndarray, dtype: torch.dtype, what: str = "a coefficient"
             f"and the guidance scale{wider}"
         )
     return values
+
+
+def rounded(values: np.ndarray, dtype: torch.dtype, what: str = "a coefficient") -> torch.Tensor:
+    """`in_range`, in `dtype`, float32 or float64; on the host, contiguous."""
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    return torch.from_numpy(np.ascontiguousarray(in_range(values, dtype, what), dtype=kind))
 
 
 def echo_rows(values: torch.Tensor) -> torch.Tensor:

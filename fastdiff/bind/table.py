@@ -21,6 +21,7 @@ from fastdiff.ops.layout import (
     CG,
     CLIP,
     CU,
+    HISTORY,
     IN_SCALE,
     LINEAR,
     NEXT_U,
@@ -38,9 +39,9 @@ from fastdiff.ops.layout import (
     W2,
     WIDTH,
     StageSpec,
-    mask_of,
+    masks_of,
 )
-from fastdiff.plan import H1, IDENTITY, MAX_DRAWS, MAX_HISTORY, NREG, REGISTERS, SECOND, ZA, M, Plan, Stage, U, X
+from fastdiff.plan import H1, IDENTITY, MAX_DRAWS, NREG, REGISTERS, SECOND, ZA, M, Plan, Stage, U, X
 from fastdiff.prediction import PREVIOUS, check_previous, conversion, previous_conversion
 from fastdiff.schedules import NoiseSchedule
 from fastdiff.solvers import step_variances
@@ -97,33 +98,28 @@ def bind(plan: Plan, binding: Binding = DEFAULT, *, copies: int = 1, path: bool 
             at some stage; with `path`, as `path_table`.
     """
     check_previous(binding.prediction, plan.method)
-    learned = _learned(plan, binding)
-    rows, draws, specs = [_opening(plan)], [(-1, -1, -1)], [StageSpec(NONE, False, False, 1 << X, 0, copies)]
-    variances, unclipped = step_variances(plan), unclipped_parts(plan)
-    kept, read, scales = 0, [], _scales_ahead(plan)
-    for k, stage in enumerate(plan.stages):
-        place = Place(stage, plan.space, binding.prediction, None if variances is None else variances[k])
-        row, spec = bind_stage(place, binding, unclipped[k])
-        _check_reads(f"stage {k} of method {plan.method!r}", spec, stage, binding.guidance, kept)
-        kept += stage.keep
-        read.append(binding.guidance.numbers(place) if stage.evaluate else ())
-        row[IN_SCALE] = scales[k + 1]
-        writes_input = k + 1 < len(plan.stages) and plan.stages[k + 1].evaluate
-        specs.append(spec._replace(copies=copies if writes_input else 0, learned=learned if stage.evaluate else 0))
-        rows.append(row)
-        draws.append(stage.draws)
-    times = np.array([s.model_time for s in plan.stages])
+    stages, guidance = plan.stages, binding.guidance
+    variances = step_variances(plan) or (None,) * len(stages)
+    places = [Place(s, plan.space, binding.prediction, v) for s, v in zip(stages, variances, strict=True)]
+    written = [copies if following.evaluate else 0 for following in stages[1:]] + [0]
+    rows, specs = bind_stages(places, binding, unclipped_parts(plan), written, _learned(plan, binding))
+    _check_reads(plan, specs, guidance)
+    read = [guidance.numbers(place) if place.stage.evaluate else () for place in places]
+    values = np.concatenate([_opening(), rows])
+    values[:, IN_SCALE] = _scales_ahead(plan)
+    specs.insert(0, StageSpec(NONE, False, False, 1 << X, 0, copies))
+    times = np.array([s.model_time for s in stages])
     if plan.two_times:
-        times = np.stack(
-            [times, [s.model_time if s.model_time_to is None else s.model_time_to for s in plan.stages]], 1
-        )
-    numbers = np.array(draws, dtype=np.int32)
+        times = np.stack([times, [s.model_time if s.model_time_to is None else s.model_time_to for s in stages]], 1)
+    draws = np.full((len(values), MAX_DRAWS), -1, dtype=np.int32)
+    if plan.stochastic:
+        draws[1:] = [s.draws for s in stages]
     if path and plan.stochastic:
-        numbers = path_table(plan)
+        draws = path_table(plan)
         # One structure for all of them, and for other times, so that rows can share a launch and grids a graph.
-        terms = -(-int(numbers[:, ::PATH_WIDTH].max()) // _TERMS) * _TERMS
+        terms = -(-int(draws[:, ::PATH_WIDTH].max()) // _TERMS) * _TERMS
         specs = [spec._replace(path=terms if spec.noises else 0) for spec in specs]
-    return Table(np.stack(rows), numbers, tuple(specs), times, blend_numbers([(), *read], binding.guidance))
+    return Table(values, draws, tuple(specs), times, blend_numbers([(), *read], guidance))
 
 
 def blend_numbers(read: Sequence[tuple[Number, ...]], guidance: Guidance) -> np.ndarray | None:
@@ -191,96 +187,117 @@ def path_table(plan: Plan) -> np.ndarray:
     return table.reshape(len(table), -1)
 
 
-def _check_reads(where: str, spec: StageSpec, stage: Stage, guidance: Guidance, kept: int) -> None:
-    """Raise ValueError for a register that the bound row reads and that no run with this binding gives."""
-    two = stage.evaluate and (bool(guidance.halves) or guidance.gradient is not None)
-    given = 1 << X | 1 << U | stage.evaluate << M | two << SECOND | ((1 << min(kept, MAX_HISTORY)) - 1) << H1
-    for i, d in enumerate(stage.draws):
-        given |= (d >= 0) << ZA + i
-    missing = (spec.mask | spec.guided << SECOND) & ~given
-    if not missing:
-        return
-    lacking = (missing & -missing).bit_length() - 1
-    why = {
-        SECOND: "the unconditional output or a classifier's gradient: give guidance=..., cond=... and uncond=..., or "
-        "classifier_grad=...",
-        M: "the model value, and the stage does not evaluate the network",
-    }.get(lacking, f"which the plan does not have there ({kept} model values kept, draws {stage.draws})")
-    raise ValueError(f"{where} reads {REGISTERS[lacking]!r}, {why}")
+def _check_reads(plan: Plan, specs: Sequence[StageSpec], guidance: Guidance) -> None:
+    """Raise ValueError for a register that a bound row reads and that no run with this guidance gives."""
+    two, history = bool(guidance.halves) or guidance.gradient is not None, 0
+    for k, (stage, spec) in enumerate(zip(plan.stages, specs, strict=True)):
+        given = 1 << X | 1 << U | history | stage.evaluate * (1 << M | two << SECOND)
+        missing = (spec.u_mask | spec.x_mask | spec.guided << SECOND) & ~given
+        if missing:
+            missing &= ~sum((d >= 0) << ZA + i for i, d in enumerate(stage.draws))
+        if missing:
+            lacking = (missing & -missing).bit_length() - 1
+            kept = sum(s.keep for s in plan.stages[:k])
+            why = {
+                SECOND: "the unconditional output or a classifier's gradient: give guidance=..., cond=... and "
+                "uncond=..., or classifier_grad=...",
+                M: "the model value, and the stage does not evaluate the network",
+            }.get(lacking, f"which the plan does not have there ({kept} model values kept, draws {stage.draws})")
+            raise ValueError(f"stage {k} of method {plan.method!r} reads {REGISTERS[lacking]!r}, {why}")
+        if stage.keep:
+            history = (history << 1 | 1 << H1) & HISTORY
 
 
 def bind_x0(plan: Plan, binding: Binding) -> tuple[np.ndarray, tuple[StageSpec, ...]]:
     """The rows that give the predicted x0 of every stage as u', guided, neither corrected nor clipped."""
-    learned = _learned(plan, binding)
-    pairs = [bind_stage_x0(stage, binding) for stage in plan.stages]
-    specs = [
-        spec._replace(learned=learned if s.evaluate else 0) for (_, spec), s in zip(pairs, plan.stages, strict=True)
-    ]
-    opening = StageSpec(NONE, False, False, 1 << M, 0, 0)
-    return np.stack([_opening(plan), *(row for row, _ in pairs)]), (opening, *specs)
+    rows, specs = bind_stages_x0(plan.stages, binding, _learned(plan, binding))
+    values = np.concatenate([_opening(), rows])
+    values[0, IN_SCALE] = _scales_ahead(plan)[0]
+    return values, (StageSpec(NONE, False, False, 1 << M, 0, 0), *specs)
 
 
-def bind_stage_x0(stage: Stage, binding: Binding) -> tuple[np.ndarray, StageSpec]:
-    """One row whose u' is the predicted x0."""
+def bind_stages_x0(stages: Sequence[Stage], binding: Binding, learned: int = 0) -> tuple[np.ndarray, list[StageSpec]]:
+    """For each stage the row whose u' is the predicted x0."""
     observed = Binding(binding.prediction, binding.guidance)
-    row, spec = bind_stage(Place(stage, "data", binding.prediction), observed, 0.0, combine=False)
-    return model_value_row(row), spec._replace(u_mask=1 << M, x_mask=0, copies=0)
+    places = [Place(s, "data", binding.prediction) for s in stages]
+    rows, specs = bind_stages(places, observed, learned=learned, combine=False)
+    rows[:, NEXT_U : NEXT_X + NREG] = 0.0
+    rows[:, NEXT_U + M] = 1.0
+    return rows, [StageSpec(s.convert, s.guided, s.m_reads_u, 1 << M, 0, 0, s.learned) for s in specs]
 
 
-def model_value_row(row: np.ndarray) -> np.ndarray:
-    """The row with u' = m and no other output."""
-    only = row.copy()
-    only[NEXT_U : NEXT_X + NREG] = 0.0
-    only[NEXT_U + M] = 1.0
-    return only
-
-
-def bind_stage(
-    place: Place, binding: Binding, unclipped: float = 0.0, *, combine: bool = True
-) -> tuple[np.ndarray, StageSpec]:
-    """The table row of one stage, and its structure.
+def bind_stages(
+    places: Sequence[Place],
+    binding: Binding,
+    unclipped: Sequence[float] | None = None,
+    copies: Sequence[int] | None = None,
+    learned: int = 0,
+    *,
+    combine: bool = True,
+) -> tuple[np.ndarray, list[StageSpec]]:
+    """The table rows of some stages, (stages, WIDTH), and their structures.
 
     Args:
-        unclipped: w where x0 is clipped for (1 − w) of m alone, m = (1 − w)·clip(x0) + w·x0.
+        unclipped: of each, w where x0 is clipped for (1 − w) of m alone, m = (1 − w)·clip(x0) + w·x0; default: 0.
+        copies, learned: as of `StageSpec`, the former of each; default: 0. `learned` is of those that evaluate.
         combine: whether the guidance may change the outputs' rows.
     """
-    stage, space, guidance = place.stage, place.space, binding.guidance
-    row = np.zeros(WIDTH)
-    outputs = [np.array(stage.next_u), np.array(stage.next_x)]
-    one = stage.next_x in (IDENTITY, stage.next_u)
-    if stage.learned_variance:
-        row[S0], row[S1] = stage.learned_variance
-    if stage.evaluate and combine:
-        outputs = [guidance.combine(place, values) for values in outputs[: 1 if one else 2]] + outputs[1:] * one
-    row[NEXT_U : NEXT_U + NREG], row[NEXT_X : NEXT_X + NREG] = outputs
-    u_mask, x_mask = mask_of(outputs[0]), 0 if one else mask_of(outputs[1])
-    if not stage.evaluate:
-        return row, StageSpec(NONE, False, False, u_mask, x_mask, 0)
-    weights = None if binding.corrected else (guidance.weights if combine else guidance.observed)(place)
-    reads_u = False
-    if weights is not None:
-        # Where `blend` gives them they are not known yet: a row that is run without it is seen to be none.
-        late = guidance.blends or any(isinstance(w, np.ndarray) for w in weights)
-        row[W1], row[W2] = (math.nan, math.nan) if late else weights
-        reads_u = guidance.blends and guidance.reads_u(place)
-    else:
-        row[W1] = 1.0
-    given = "x0" if binding.corrected else binding.prediction
-    if binding.clip:
-        row[PU], row[PG] = _conversion(stage, given, "data")
-        row[QU], row[QX] = conversion("x0", space, stage.alpha, stage.sigma)
-        convert = CLIP
-        if unclipped:
-            # The part of x0 that the clip leaves alone, written out in u and g.
-            row[[QU, QG]] += unclipped * row[QX] * row[[PU, PG]]
-            row[QX] *= 1.0 - unclipped
-            convert = BLEND
-        reads_u = reads_u or bool(row[PU] or row[QU])
-    else:
-        row[CU], row[CG] = _conversion(stage, given, space)
-        convert = RAW if (row[CU], row[CG]) == (0.0, 1.0) and not reads_u else LINEAR
-        reads_u = reads_u or bool(row[CU])
-    return row, StageSpec(convert, weights is not None, reads_u, u_mask, x_mask, 0)
+    guidance, none = binding.guidance, (0,) * len(places)
+    rows = np.zeros((len(places), WIDTH))
+    next_u, next_x = rows[:, NEXT_U : NEXT_U + NREG], rows[:, NEXT_X : NEXT_X + NREG]
+    next_u[:] = [place.stage.next_u for place in places]
+    next_x[:] = next_u
+    # Most forms leave the outputs as they are.
+    one, changes = [], combine and type(guidance).combine is not Guidance.combine
+    for k, place in enumerate(places):
+        stage = place.stage
+        same = stage.next_x == stage.next_u
+        if not same:
+            next_x[k] = stage.next_x
+        one.append(same or stage.next_x == IDENTITY)
+        if changes and stage.evaluate:
+            next_u[k] = guidance.combine(place, next_u[k])
+            if not one[k]:
+                next_x[k] = guidance.combine(place, next_x[k])
+    weigh = None if binding.corrected else guidance.weights if combine else guidance.observed
+    blends, specs = guidance.blends, []
+    for place, row, w, (u_mask, x_mask), alone, count in zip(
+        places, rows, unclipped or none, masks_of(rows), one, copies or none, strict=True
+    ):
+        stage, x_mask = place.stage, 0 if alone else x_mask
+        if stage.learned_variance:
+            row[S0], row[S1] = stage.learned_variance
+        if not stage.evaluate:
+            specs.append(StageSpec(NONE, False, False, u_mask, x_mask, count))
+            continue
+        weights, blends_u = None if weigh is None else weigh(place), False
+        if weights is None:
+            row[W1] = 1.0
+        else:
+            # Where `blend` gives them they are not known yet: a row that is run without it is seen to be none.
+            late = blends or any(isinstance(v, np.ndarray) for v in weights)
+            row[W1], row[W2] = (math.nan, math.nan) if late else weights
+            blends_u = blends and guidance.reads_u(place)
+        convert, reads_u = _convert(row, place, binding, w)
+        if blends_u:
+            convert, reads_u = max(convert, LINEAR), True
+        specs.append(StageSpec(convert, weights is not None, reads_u, u_mask, x_mask, count, learned))
+    return rows, specs
+
+
+def _convert(row: np.ndarray, place: Place, binding: Binding, unclipped: float) -> tuple[int, bool]:
+    """Write into the row how m is made of u and g. Returns its kind, and whether it reads u."""
+    stage, given = place.stage, "x0" if binding.corrected else binding.prediction
+    if not binding.clip:
+        row[CU], row[CG] = made = _conversion(stage, given, place.space)
+        return RAW if made == (0.0, 1.0) else LINEAR, bool(made[0])
+    row[PU], row[PG] = _conversion(stage, given, "data")
+    row[QU], row[QX] = conversion("x0", place.space, stage.alpha, stage.sigma)
+    if unclipped:
+        # The part of x0 that the clip leaves alone, written out in u and g.
+        row[[QU, QG]] += unclipped * row[QX] * row[[PU, PG]]
+        row[QX] *= 1.0 - unclipped
+    return BLEND if unclipped else CLIP, bool(row[PU] or row[QU])
 
 
 def join(specs: Sequence[StageSpec]) -> StageSpec:
@@ -303,10 +320,10 @@ def is_raw(table: Table, plan: Plan) -> bool:
     return all(spec.convert == RAW and not spec.guided and not spec.learned for spec in kept)
 
 
-def _opening(plan: Plan) -> np.ndarray:
-    row = np.zeros(WIDTH)
-    row[IN_SCALE] = _scales_ahead(plan)[0]
-    row[NEXT_U + X] = 1.0
+def _opening() -> np.ndarray:
+    """(1, WIDTH): u' = x."""
+    row = np.zeros((1, WIDTH))
+    row[0, NEXT_U + X] = 1.0
     return row
 
 

@@ -32,6 +32,8 @@ def stack(trees: Sequence[Tree]) -> dict[str, Any]:
 
 def likeness(tree: Tree) -> tuple[Any, ...]:
     """What two conditions must share for `stack` to join them: equal where they do."""
+    if not tree:
+        return ()
     leaves, spec = tree_flatten(_by_key(dict(tree)))
     return str(spec), *[(tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else v for v in leaves]
 

@@ -129,7 +129,7 @@ class Desk:
                 f"method {engine.name!r} reads a learned variance, twice the channels, which this engine's network "
                 "does not give: Engine(..., learned_variance=True)"
             )
-        size = len(bound.values) * 2
+        size = len(bound.block.values) * 2
         if size >= terms.capacity:
             raise ValueError(
                 f"a plan of {len(bound.plan.stages)} stages takes up to {size} rows of the table, which has "
@@ -176,9 +176,10 @@ class Desk:
                 raise TypeError(f"{name} is the engine's, for all requests: Engine(..., {name}=...)")
             if name in ELSEWHERE:
                 raise TypeError(f"a request of an Engine takes no {name}: {ELSEWHERE[name]}")
-        if options.get("plan") is None:
-            options = {**options, "schedule": self.terms.schedule}
         key = same({"method": method, "steps": steps, **options})
+        if options.get("plan") is None:
+            # The engine's, and no part of the key: its hash is made of 1000 numbers.
+            options = {**options, "schedule": self.terms.schedule}
 
         def made() -> Sampler:
             return Sampler(

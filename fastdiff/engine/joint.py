@@ -15,13 +15,14 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fastdiff.bind import Binding, Table, bind, bind_stage_x0, clock_dtype, in_range, without_late
+from fastdiff.bind import Binding, Table, bind, bind_stages_x0, clock_dtype, rounded, without_late
 from fastdiff.bind.program import check_growth
 from fastdiff.engine.table import Block, block
 from fastdiff.ops.layout import (
     CG,
     CU,
     DEPTH,
+    HISTORY,
     IN_SCALE,
     KEEP,
     LINEAR,
@@ -33,12 +34,11 @@ from fastdiff.ops.layout import (
     QX,
     RAW,
     StageSpec,
+    masks_of,
 )
 from fastdiff.plan import H1, MAX_HISTORY, NREG, SECOND, Plan, U, X
 
 ALL = (1 << NREG) - 1
-_IN_ORDER = tuple(range(1, MAX_HISTORY + 1))
-_HISTORY = ((1 << MAX_HISTORY) - 1) << H1
 
 
 @dataclass(frozen=True)
@@ -47,27 +47,20 @@ class Joint:
 
     Attributes:
         plan, binding: what it was made from.
-        values: (stages + 1, WIDTH) float64; row 0 is the opening, row k + 1 the plan's stage k.
-        draws: (stages + 1, 3) int32.
-        clock: (stages + 1,) float64: the model's time of the evaluation of each row; 0 where there is none.
         specs: of each row, u' and x' apart, the network's input written once.
-        block: values, draws and clock as the device's table has them.
-        dtypes: of the state and of the network's time.
+        block: of stages + 1 rows; row 0 is the opening, row k + 1 the plan's stage k. Its clock is 0 where nothing is
+            evaluated.
         history: how many evaluations ago the oldest value is that a row reads.
         evaluated: the rows that evaluate the network.
         spec: the union of these.
         scaled: whether the network's input is ever other than u.
-        opens: whether row 0 changes anything: whether its u' or the network's input is other than x.
+        opens: whether row 0 changes anything: whether the network's first input is other than x.
     """
 
     plan: Plan
     binding: Binding
-    values: np.ndarray
-    draws: np.ndarray
-    clock: np.ndarray
     specs: tuple[StageSpec, ...]
     block: Block
-    dtypes: tuple[torch.dtype, torch.dtype]
     history: int
     evaluated: tuple[int, ...]
     spec: StageSpec
@@ -77,7 +70,9 @@ class Joint:
     @cached_property
     def held(self) -> Block:
         """`block` with rows that do nothing, for a request whose stages run by themselves."""
-        return block(_hold(self.values), self.draws, self.clock, self.evaluated, *self.dtypes)
+        values = torch.zeros_like(self.block.values)
+        values[:, [NEXT_U + U, NEXT_X + X, IN_SCALE]], values[:, DEPTH] = 1.0, -1.0
+        return self.block._replace(values=values)
 
     @cached_property
     def observed(self) -> tuple[torch.Tensor, tuple[StageSpec, ...]]:
@@ -86,11 +81,12 @@ class Joint:
         Raises:
             ValueError: numbers that the state's dtype cannot hold.
         """
-        pairs = [bind_stage_x0(s, self.binding) for s in self.plan.stages if s.evaluate]
-        seen, found = np.zeros_like(self.values), [self.specs[0]] * len(self.values)
-        for k, (row, spec) in zip(self.evaluated, pairs, strict=True):
-            seen[k], found[k] = without_late(row[None])[0], spec
-        return torch.from_numpy(in_range(seen, self.dtypes[0])).to(self.dtypes[0]), tuple(found)
+        rows, specs = bind_stages_x0([s for s in self.plan.stages if s.evaluate], self.binding)
+        seen, found = torch.zeros_like(self.block.values), list(self.specs)
+        seen[list(self.evaluated)] = rounded(without_late(rows), seen.dtype)
+        for k, spec in zip(self.evaluated, specs, strict=True):
+            found[k] = spec
+        return seen, tuple(found)
 
 
 def union(specs: Iterable[StageSpec]) -> StageSpec:
@@ -104,7 +100,7 @@ def union(specs: Iterable[StageSpec]) -> StageSpec:
 
 def widest(history: int) -> StageSpec:
     """The structure that holds every row with at most so long a history: that of a graph, which is captured once."""
-    mask = ALL & ~_HISTORY | ((1 << history) - 1) << H1
+    mask = ALL & ~HISTORY | ((1 << history) - 1) << H1
     return StageSpec(4, True, True, mask, mask, 1, 0)
 
 
@@ -124,47 +120,45 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
         # Such a request runs its stages by itself.
         table = table._replace(values=without_late(table.values))
     check_growth(plan, dtype)
-    ages, most = _ages(plan)
-    apart = _apart(plan)
-    values = _rows(plan, table, ages, apart)
-    bits = 1 << np.arange(NREG)
-    u_masks, x_masks = (((values[:, at : at + NREG] != 0.0) @ bits).tolist() for at in (NEXT_U, NEXT_X))
-    # An x that nobody reads stays as it is, beside rows that write theirs.
-    specs = [
-        spec._replace(u_mask=u_mask, x_mask=x_mask if apart else 0, copies=1)
-        for spec, u_mask, x_mask in zip(table.specs, u_masks, x_masks, strict=True)
-    ]
-    evaluated = tuple(k + 1 for k, s in enumerate(plan.stages) if s.evaluate)
+    same = [s.next_u == s.next_x for s in plan.stages]
+    # Whether x is ever another state than u; if not, u stands for both. Two terms are added one after the other, which
+    # one coefficient would not repeat to the last bit.
+    apart = not all(same) or any(s.next_u[X] and s.next_u[U] for s in plan.stages)
+    moved, most = _ages(plan, table)
+    values = _rows(table, moved, same, apart)
+    order = np.array([k for k, s in enumerate(plan.stages, 1) if s.evaluate])
     if own and most <= MAX_HISTORY:
         values[:, DEPTH] = most or -1
-        values[list(evaluated), KEEP] = np.arange(len(evaluated)) % max(most, 1)
-    in_range(values, dtype)
+        values[order, KEEP] = np.arange(len(order)) % max(most, 1)
+    host = rounded(values, dtype)
     clock = np.array([0.0, *(s.model_time if s.evaluate else 0.0 for s in plan.stages)])
-    in_range(clock, clock_dtype(network_dtype), "the network's time")
-    dtypes = dtype, clock_dtype(network_dtype)
-    spec, scaled = union(specs[k] for k in evaluated), bool((values[:-1, IN_SCALE] != 1.0).any())
-    still = np.zeros(NREG)
-    still[X] = 1.0
-    opens = bool((values[0, NEXT_U : NEXT_U + NREG] != still).any() or values[0, IN_SCALE] != 1.0 or specs[0].convert)
+    times = rounded(clock, clock_dtype(network_dtype), "the network's time")
+    evaluated = tuple(order.tolist())
+    specs = tuple(
+        # An x that nobody reads stays as it is, beside rows that write theirs.
+        StageSpec(s.convert, s.guided, s.m_reads_u, u_mask, x_mask if apart else 0, 1, s.learned)
+        for s, (u_mask, x_mask) in zip(table.specs, masks_of(values), strict=True)
+    )
     return Joint(
         plan=plan,
         binding=binding,
-        values=values,
-        draws=table.draws,
-        clock=clock,
-        specs=tuple(specs),
-        block=block(values, table.draws, clock, evaluated, *dtypes),
-        dtypes=dtypes,
+        specs=specs,
+        block=block(host, table.draws, times, order),
         history=most,
         evaluated=evaluated,
-        spec=spec,
-        scaled=scaled,
-        opens=opens,
+        spec=union({specs[k] for k in evaluated}),
+        scaled=bool((values[:-1, IN_SCALE] != 1.0).any()),
+        opens=bool(values[0, IN_SCALE] != 1.0),
     )
 
 
-def _rows(plan: Plan, table: Table, ages: list[tuple[int, ...]], apart: bool) -> np.ndarray:
-    """All rows, with x' written out or without any x, the conversion in both forms, and the history by evaluations."""
+def _rows(table: Table, moved: dict[int, list[int]], same: list[bool], apart: bool) -> np.ndarray:
+    """All rows, with x' written out or without any x, the conversion in both forms, and the history by evaluations.
+
+    Args:
+        moved: as `_ages` has it.
+        same: whether u' is x', of each stage. apart: whether there is an x.
+    """
     made = table.values.copy()
     next_u, next_x = made[:, NEXT_U : NEXT_U + NREG], made[:, NEXT_X : NEXT_X + NREG]
     if not apart:
@@ -173,48 +167,36 @@ def _rows(plan: Plan, table: Table, ages: list[tuple[int, ...]], apart: bool) ->
         next_u[1:, U] += next_u[1:, X]
         next_u[1:, X] = 0.0
     else:
-        same = [0, *(k + 1 for k, s in enumerate(plan.stages) if s.next_u == s.next_x)]
-        next_x[same] = next_u[same]
-    for k, of_row in enumerate(ages):
-        if of_row != _IN_ORDER[: len(of_row)]:
-            for row in (next_u[k], next_x[k]):
-                old = row[H1:SECOND].copy()
-                row[H1:SECOND] = 0.0
-                for i in np.flatnonzero(old):
-                    # Beyond the sixth there is no register; such a plan is not run in the joint launch.
-                    if of_row[i] <= MAX_HISTORY:
-                        row[H1 + of_row[i] - 1] = old[i]
+        both = [True, *same]
+        next_x[both] = next_u[both]
+    for k, ages in moved.items():
+        for row in (next_u[k], next_x[k]):
+            old = row[H1:SECOND].copy()
+            row[H1:SECOND] = 0.0
+            for i in np.flatnonzero(old):
+                # Beyond the sixth there is no register; such a plan is not run in the joint launch.
+                if ages[i] <= MAX_HISTORY:
+                    row[H1 + ages[i] - 1] = old[i]
     # As a clip without bounds: clamp(cu·u + cg·g)·1 is m.
-    plain = [k for k, spec in enumerate(table.specs) if spec.convert in (RAW, LINEAR)]
-    made[plain, PU], made[plain, PG], made[plain, QX] = made[plain, CU], made[plain, CG], 1.0
+    plain = np.array([k for k, spec in enumerate(table.specs) if spec.convert in (RAW, LINEAR)], dtype=np.intp)
+    made[plain, PU : PG + 1], made[plain, QX] = made[plain, CU : CG + 1], 1.0
     return made
 
 
-def _apart(plan: Plan) -> bool:
-    """Whether x is ever another state than u; if not, u stands for both."""
-    if any(s.next_u != s.next_x for s in plan.stages):
-        return True
-    # Two terms are added one after the other, which one coefficient would not repeat to the last bit.
-    return any(s.next_u[X] and s.next_u[U] for s in plan.stages)
-
-
-def _ages(plan: Plan) -> tuple[list[tuple[int, ...]], int]:
-    """For each row, how many evaluations ago h1, h2, … were made, newest first; and the greatest that is read."""
+def _ages(plan: Plan, table: Table) -> tuple[dict[int, list[int]], int]:
+    """How many evaluations ago h1, h2, … were made, newest first, by row, where that is not 1, 2, …; and the greatest
+    that is read."""
     kept: list[int] = []
+    moved: dict[int, list[int]] = {}
     done, most = 0, 0
-    ages: list[tuple[int, ...]] = [()] * (len(plan.stages) + 1)
-    for k, s in enumerate(plan.stages):
-        ages[k + 1] = tuple(done - at for at in reversed(kept[-MAX_HISTORY:]))
-        read = [i for i in range(SECOND - H1) if s.next_u[H1 + i] or s.next_x[H1 + i]]
-        most = max([most, *(ages[k + 1][i] for i in read)])
+    for k, (s, spec) in enumerate(zip(plan.stages, table.specs[1:], strict=True), 1):
+        count = (((spec.u_mask | spec.x_mask) & HISTORY) >> H1).bit_length()
+        if count:
+            oldest = done - kept[-count]
+            most = max(most, oldest)
+            if oldest > count:
+                moved[k] = [done - at for at in reversed(kept[-count:])]
         if s.keep:
             kept.append(done)
         done += s.evaluate
-    return ages, most
-
-
-def _hold(rows: np.ndarray) -> np.ndarray:
-    """As many rows that do nothing in the joint launch."""
-    values = np.zeros_like(rows)
-    values[:, [NEXT_U + U, NEXT_X + X, IN_SCALE]], values[:, DEPTH] = 1.0, -1.0
-    return values
+    return moved, most

@@ -156,7 +156,7 @@ class Run:
     @property
     def size(self) -> int:
         """Rows of the table: previews have theirs after the stages'."""
-        return len(self.joint.values) * (1 + self.shows)
+        return len(self.joint.block.values) * (1 + self.shows)
 
     @property
     def shows(self) -> bool:
@@ -168,14 +168,14 @@ class Run:
         joint, table = self.joint, batch.table
         table.place(self.block, joint.block if self.alone is None else joint.held)
         if self.shows:
-            table.write(self.block + len(joint.values), joint.observed[0])
+            table.write(self.block + len(joint.block.values), joint.observed[0])
 
     def rewrite(self, batch: Batch) -> None:
         """Other guidance: the same rows with other coefficients."""
         joint = self.joint
         batch.table.write(self.block, joint.block.values)
         if self.shows:
-            batch.table.write(self.block + len(joint.values), joint.observed[0])
+            batch.table.write(self.block + len(joint.block.values), joint.observed[0])
 
     def enter(self, batch: Batch, model: Any) -> None:
         """Begin in its slot, up to the first evaluation."""

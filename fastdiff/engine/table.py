@@ -109,19 +109,11 @@ class Block(NamedTuple):
     follow: np.ndarray
 
 
-def block(
-    values: np.ndarray,
-    draws: np.ndarray,
-    clock: np.ndarray,
-    order: tuple[int, ...],
-    dtype: torch.dtype,
-    clock_dtype: torch.dtype,
-) -> Block:
-    """Coefficients, draws and times, and `order`, in which the rows evaluate."""
+def block(values: torch.Tensor, draws: np.ndarray, clock: torch.Tensor, order: np.ndarray) -> Block:
+    """Coefficients, draws (int32) and times, and `order`, in which the rows evaluate."""
     follow = np.full(len(values), IDLE, dtype=np.int32)
-    follow[list(order[:-1])] = order[1:]
-    rows, numbers, times = (torch.from_numpy(made) for made in (values, draws, clock))
-    return Block(rows.to(dtype), numbers.to(torch.int32), times.to(clock_dtype), follow)
+    follow[order[:-1]] = order[1:]
+    return Block(values, torch.from_numpy(draws), clock, follow)
 
 
 def shared(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -169,6 +170,8 @@ UNGUIDED = Guidance()
 def scale_at(scale: Any, t: float) -> Number:
     """The scale at a schedule time: a float, or (B,) float64; raises for one that is neither, or not finite."""
     value = scale(t) if callable(scale) else scale
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
     got = short(value)
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()

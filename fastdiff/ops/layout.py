@@ -24,6 +24,10 @@ WIDTH = 40
 INTERFACE = 1
 """Of the compiled modules; csrc/bindings.h has the same number."""
 
+HISTORY = ((1 << MAX_HISTORY) - 1) << H1
+"""The bits of h1 … h6 in a mask."""
+_BITS = 1 << np.arange(NREG)
+
 # How m is made: not at all, m = g, m = cu·u + cg·g, through the clipped x0, or that and qg·g, past the clip.
 NONE, RAW, LINEAR, CLIP, BLEND = 0, 1, 2, 3, 4
 
@@ -80,7 +84,7 @@ class StageSpec(NamedTuple):
     @property
     def history(self) -> int:
         """How many history entries must be given (h1 … h_history)."""
-        return (self.mask >> H1 & (1 << MAX_HISTORY) - 1).bit_length()
+        return ((self.mask & HISTORY) >> H1).bit_length()
 
     def reads_h(self, i: int) -> bool:
         """Whether h_{i+1} is read."""
@@ -102,3 +106,9 @@ def mask_of(coefficients: Iterable[float]) -> int:
         if c:
             mask |= 1 << j
     return mask
+
+
+def masks_of(rows: np.ndarray) -> list[list[int]]:
+    """Of table rows (n, WIDTH): `mask_of` next_u and next_x."""
+    masks: list[list[int]] = ((rows[:, NEXT_U : NEXT_X + NREG].reshape(-1, 2, NREG) != 0.0) @ _BITS).tolist()
+    return masks

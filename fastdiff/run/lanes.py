@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastdiff.bind import Binding, bind_stage, bind_stage_x0, blend_numbers, check_batch, join, without_late
+from fastdiff.bind import Binding, bind_stages, bind_stages_x0, blend_numbers, check_batch, join, without_late
 from fastdiff.guidance import Place
 from fastdiff.ops.layout import IN_SCALE, StageSpec
 from fastdiff.plan import Stage
@@ -38,16 +38,16 @@ class Lane:
 
 def stage_rows(stages: Sequence[Stage], space: str, binding: Binding, copies: int) -> tuple[np.ndarray, StageSpec]:
     """The table rows of one stage, of each lane, and the structure that holds all of them."""
-    pairs = [bind_stage(Place(s, space, binding.prediction), binding) for s in stages]
-    values = without_late(np.stack([row for row, _ in pairs]))
+    rows, specs = bind_stages([Place(s, space, binding.prediction) for s in stages], binding)
+    values = without_late(rows)
     values[:, IN_SCALE] = 1.0
-    return values, join([spec for _, spec in pairs])._replace(copies=copies)
+    return values, join(specs)._replace(copies=copies)
 
 
 def x0_rows(stages: Sequence[Stage], binding: Binding) -> tuple[np.ndarray, StageSpec]:
     """Rows that give the predicted x0 of those stages, neither corrected nor clipped."""
-    pairs = [bind_stage_x0(s, binding) for s in stages]
-    return without_late(np.stack([row for row, _ in pairs])), join([spec for _, spec in pairs])
+    rows, specs = bind_stages_x0(stages, binding)
+    return without_late(rows), join(specs)
 
 
 def lane_numbers(stages: Sequence[Stage], space: str, binding: Binding, batch: int) -> np.ndarray | None:

@@ -22,6 +22,7 @@ from fastdiff.run.report import Info, Trajectory, progress_bar
 from fastdiff.run.threshold import Dynamic
 
 _KEPT = 16
+_OF_PLAN = tuple(name for name, value in vars(Plan).items() if isinstance(value, cached_property))
 _COMPARED = 3
 """Inputs of a loop of the caller's own that are compared with a copy: the network is not known there."""
 
@@ -45,10 +46,12 @@ class PlanEngine:
         self.programs: dict[tuple[Any, ...], Program] = {}
         self.compiled = Shelf()
         """The programs of compiled graphs."""
-        for name, value in vars(Plan).items():
-            # A compiler cannot enter the lock of Python 3.11's cached properties.
-            if isinstance(value, cached_property):
-                getattr(plan, name)
+
+    @untraced
+    def settle(self) -> None:
+        """Make what the plan keeps of itself: a compiler cannot enter the lock of Python 3.11's cached properties."""
+        for name in _OF_PLAN:
+            getattr(self.plan, name)
 
     @property
     def first(self) -> Stage:

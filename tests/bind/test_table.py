@@ -6,11 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from helpers.analytic import Array, mixture
 from helpers.run_plan import network, run
 
-from fastdiff.bind import Binding, bind, bind_stage_x0
-from fastdiff.guidance import ClassifierFree
+from fastdiff.bind import Binding, bind, bind_stages, bind_stages_x0, rounded
+from fastdiff.guidance import AdaptiveProjected, CFGPlusPlus, ClassifierFree, Guidance, Place
 from fastdiff.ops.layout import CG, CLIP, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, NONE, PG, PU, QU, QX, RAW, W1, W2, WIDTH
 from fastdiff.plan import H1, NREG, SECOND, ZA, M, U, X
 from fastdiff.prediction import PREDICTIONS, conversion, score_shift
@@ -143,7 +144,7 @@ def test_conversion_kinds() -> None:
     assert [s.m_reads_u for s in bind(p, Binding("score")).specs[1:]] == [False] * 3
     assert all(s.m_reads_u for s in bind(p, Binding("v")).specs[1:])
     assert {s.convert for s in bind(p, Binding(clip=True)).specs[1:]} == {CLIP}
-    assert bind_stage_x0(p.stages[0], Binding())[1].convert == LINEAR
+    assert bind_stages_x0(p.stages[:1], Binding())[1][0].convert == LINEAR
     lifted = bind(plan("heun", 3, "edm", s_churn=2.0)).specs[1]
     assert lifted.convert == NONE and not lifted.m_reads_u
 
@@ -192,3 +193,29 @@ def test_input_scale_belongs_to_the_next_stage() -> None:
         p, stages=tuple(dataclasses.replace(s, in_scale=c) for s, c in zip(p.stages, scales, strict=True))
     )
     assert bind(p).values[:, IN_SCALE].tolist() == [0.5, 0.25, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("method", ["heun", "unipc", "ddpm", "dpmpp2m_sde"])
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize(
+    "form",
+    [ClassifierFree(lambda t: 1.0 + t), CFGPlusPlus(0.6), AdaptiveProjected(2.0)],
+    ids=["function", "cfg++", "projected"],
+)
+def test_no_row_depends_on_those_beside_it(method: str, clip: bool, form: Guidance) -> None:
+    p = plan(method, 5, "vp_linear")
+    places, binding = [Place(s, p.space, "v") for s in p.stages], Binding("v", form, clip)
+    rows, specs = bind_stages(places, binding, copies=range(len(places)), learned=1)
+    for k, place in enumerate(places):
+        row, spec = bind_stages([place], binding, copies=[k], learned=1)
+        assert row.tobytes() == rows[k].tobytes() and spec == [specs[k]]
+
+
+def test_numbers_are_rounded_as_torch_rounds_them() -> None:
+    random = np.random.default_rng(0)
+    values = random.standard_normal((64, WIDTH)) * 10.0 ** random.uniform(-46.0, 38.0, (64, WIDTH))
+    # Halfway between two numbers of float32, the largest, and a subnormal one.
+    values[0, :4] = 1.0 + 2.0**-24, 1.0 + 3 * 2.0**-24, -np.finfo(np.float32).max, 2.0**-149
+    for dtype in (torch.float32, torch.float64):
+        assert torch.equal(rounded(values[:, ::2], dtype), torch.from_numpy(values).to(dtype)[:, ::2])
+        assert rounded(values[:, ::2], dtype).is_contiguous()

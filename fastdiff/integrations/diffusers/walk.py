@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fastdiff import ops
-from fastdiff.bind import Binding, bind, bind_stage_x0, in_range
+from fastdiff.bind import Binding, bind, bind_stages_x0, rounded
 from fastdiff.integrations.diffusers.spacing import Grid
 from fastdiff.ops import Buffers, Coeffs
 from fastdiff.ops.layout import CG, CU, IN_SCALE, LINEAR, NEXT_U, NEXT_X, PG, PU, QG, QU, RAW, StageSpec
@@ -54,9 +54,8 @@ def bound(
     """`plan` for a network that gives `sign` times `prediction`, on the pipeline's own scale of the sample."""
     binding = Binding(prediction, clip=clip)
     made = bind(plan, binding, copies=0)
-    learned = int(plan.learned_variance)
-    watched = [bind_stage_x0(stage, binding) for stage in plan.stages]
-    values, x0 = made.values.copy(), np.stack([row for row, _ in watched])
+    x0, watched = bind_stages_x0(plan.stages, binding, int(plan.learned_variance))
+    values = made.values.copy()
     specs, x0_specs = list(made.specs[1:]), []
     base = plan.stages[0].t
     for k, stage in enumerate(plan.stages):
@@ -72,14 +71,13 @@ def bound(
         seen[NEXT_U:NEXT_X] *= grid.data_std
         if stage.next_x != IDENTITY:
             base = stage.t_next
-        spec = watched[k][1]._replace(learned=learned)
+        spec = watched[k]
         if sign != 1.0:
             specs[k], spec = _scaled(specs[k]), _scaled(spec)
         x0_specs.append(spec)
 
     def put(array: np.ndarray) -> torch.Tensor:
-        host = torch.from_numpy(in_range(array, dtype)).to(dtype).contiguous()
-        return on(host, device)
+        return on(rounded(array, dtype), device)
 
     values[:, IN_SCALE] = 1.0
     draws = on(torch.from_numpy(made.draws), device)
