@@ -161,6 +161,13 @@ class Batch:
             self.numbers[0, count : self.taken].fill_(IDLE)
         self.taken = count
 
+    def clear(self) -> None:
+        """Nobody is there any more. Nothing here asks anything of the device, which may be broken."""
+        self.table.free = [(IDLE + 1, self.table.capacity - 1)]
+        self.order[:] = range(2, len(self.memory))
+        # So that the next seats leave every other slot's row idle.
+        self.taken = len(self.partner)
+
     def run(self, slot: int, row: int, spec: StageSpec, done: int, depth: int) -> None:
         """One table row of one slot without a network: an opening, or noise between two evaluations, of which `done`
         were made, and the last `depth` kept."""

@@ -15,6 +15,7 @@ from fastdiff.engine.batch import Batch, Shape
 from fastdiff.engine.graphs import Graphs, Uncaptured
 from fastdiff.engine.joint import union, widest
 from fastdiff.engine.place import Place
+from fastdiff.engine.request import Request
 from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, put
 from fastdiff.engine.turns import Following, turns
@@ -43,9 +44,10 @@ class Stats(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether the states after a tick are finite. The host knows it where `event` is None or done."""
+    """Whether the states after a tick are finite. The host knows it where `event` is None or done. `runs`: with their
+    samples, where these were made by that tick."""
 
-    runs: list[Run]
+    runs: list[tuple[Run, torch.Tensor | None]]
     good: torch.Tensor
     event: torch.cuda.Event | None
 
@@ -97,6 +99,8 @@ class Floor:
         self.direct = False
         self.verdicts: deque[Verdict] = deque()
         self.ticks = self.evaluations = self.padded = self.version = self.needed = 0
+        # Whether everybody has the place that its slot says.
+        self.settled = True
         self.network = Network(model, 1, learned=learned)
         self.shape: Shape | None = None
 
@@ -125,7 +129,7 @@ class Floor:
     def arrange(self, waits: bool, following: Following) -> None:
         """Let those leave who are done, those enter who wait, and those pause whose turn it is not; then what the next
         tick needs is known. `waits`: whether anybody does."""
-        changed = self.shape is None
+        changed, self.settled = self.shape is None, False
         for run in self.residents:
             if run.over:
                 self._release(run)
@@ -140,6 +144,7 @@ class Floor:
             changed = self._seat(here, turns(here, self.slots, self.buckets[-1], following)) or changed
         if changed:
             self._settle()
+        self.settled = True
 
     def _settle(self) -> None:
         """What the next tick needs, without those whose conditions do not go with the others'."""
@@ -363,7 +368,7 @@ class Floor:
         slots = list(range(len(self.running))) if every else done
         if not slots:
             return
-        runs = [self.running[slot] for slot in slots]
+        runs = [(run, run.result) for run in (self.running[slot] for slot in slots)]
         if not self.finite:
             self.verdicts.append(Verdict(runs, torch.ones(len(runs), dtype=torch.bool), None))
             return
@@ -386,8 +391,7 @@ class Floor:
                 if not wait:
                     return
                 event.synchronize()
-            self.verdicts.popleft()
-            for run, fine in zip(runs, good.tolist(), strict=True):
+            for (run, made), fine in zip(runs, good.tolist(), strict=True):
                 if not fine and not run.request.ended:
                     run.request.fail(
                         FloatingPointError(
@@ -396,27 +400,36 @@ class Floor:
                             "guidance"
                         )
                     )
-                elif fine and run.result is not None:
-                    run.request.finish(run.result)
+                elif fine and made is not None:
+                    run.request.finish(made)
+            # Afterwards, so that nobody is forgotten where a callback is interrupted.
+            self.verdicts.popleft()
 
     @property
     def over(self) -> bool:
         """Whether every resident is over."""
         return all(run.over for run in self.running) and all(run.over for run in self.parked)
 
-    def forget(self) -> None:
-        """Let go of all requests, without the device, which may be broken."""
+    def forget(self) -> list[Request]:
+        """Let go of all requests, and return them. Without the device, which may be broken."""
+        known = [*self.residents, *self.coming, *(run for verdict in self.verdicts for run, _ in verdict.runs)]
         for runs in (self.running, self.parked, self.coming, self.verdicts):
             runs.clear()
+        self.batch.clear()
         self.shape = None
+        return [run.request for run in known]
 
-    def abandon(self, error: BaseException) -> None:
-        """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing."""
-        for run in (*self.running, *self.coming):
-            if run.result is None:
+    def abandon(self, error: Exception) -> None:
+        """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing, but where
+        it came while requests changed places."""
+        judged = {id(run) for verdict in self.verdicts for run, made in verdict.runs if made is not None}
+        for run in (*self.running, *self.coming, *([] if self.settled else self.parked)):
+            if id(run) not in judged:
                 run.request.fail(error)
             self._release(run)
         self.running.clear()
         self.coming.clear()
+        if not self.settled:
+            self.parked.clear()
         self.batch.seat([], 0)
         self.shape = None
