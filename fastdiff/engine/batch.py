@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from fastdiff.engine.seats import Seats
-from fastdiff.engine.table import Rows, Slate
+from fastdiff.engine.table import IDLE, Rows, Slate
 from fastdiff.ops import Backend, Buffers, Coeffs, Launch
 from fastdiff.ops.layout import StageSpec
 from fastdiff.run.evaluate import clamped
@@ -200,6 +200,13 @@ class Batch:
         self._lines.move(source, [k * all_places + at for at in to for k in (0, 1, *now)])
         for at in to:
             self.left[at] = now
+
+    def clear(self) -> None:
+        """Nobody is there any more. Nothing here asks anything of the device, which may be broken."""
+        self.table.free = [(IDLE + 1, self.table.capacity - 1)]
+        self.order[:] = range(2, len(self.memory))
+        self.taken = 0
+        self.seats.clear()
 
     def run(self, at: int, row: int, spec: StageSpec, done: int, depth: int) -> None:
         """One table row of one slot without a network: an opening, or noise between two evaluations, of which `done`

@@ -61,9 +61,9 @@ class Stats(NamedTuple):
 
 class Verdict(NamedTuple):
     """Whether the states after a tick are finite: then the sum of each is. The host knows it where `event` is None or
-    done."""
+    done. `runs`: with their samples, where these were made by that tick."""
 
-    runs: list[Run]
+    runs: list[tuple[Run, torch.Tensor | None]]
     sums: torch.Tensor | None
     event: torch.cuda.Event | None
 
@@ -125,6 +125,8 @@ class Floor:
         self.attended: list[Run] = []
         self.verdicts: deque[Verdict] = deque()
         self.ticks = self.evaluations = self.padded = self.version = self.needed = 0
+        # Whether everybody has the place that its slot says.
+        self.settled = True
         self.network = Network(model, 1, learned=learned)
         self.shape: Shape | None = None
 
@@ -163,7 +165,7 @@ class Floor:
     def arrange(self, waits: bool, following: Following) -> None:
         """Let those leave who are done, those enter who wait, and those pause whose turn it is not; then what the next
         tick needs is known. `waits`: whether anybody does."""
-        changed = self.shape is None
+        changed, self.settled = self.shape is None, False
         if self.stirred:
             # Before the look, so that what is said meanwhile counts at the next tick.
             self.stirred = False
@@ -174,6 +176,7 @@ class Floor:
             changed = self._seat(*turns(here, self.slots, self.buckets[-1], following)) or changed
         if changed:
             self._settle()
+        self.settled = True
 
     def _looked_after(self) -> bool:
         """Let those go who are over, and give the others the guidance they ask for. Returns whether there was any."""
@@ -391,7 +394,7 @@ class Floor:
         """Look for states that are not finite, without waiting for the device: of those that are done, and now and then
         of all, since a NaN stays."""
         every = self.finite and self.ticks % _LOOKS == 0
-        runs = list(self.running) if every else done
+        runs = [(run, run.result) for run in (self.running if every else done)]
         if not runs:
             return
         if not self.finite:
@@ -402,7 +405,7 @@ class Floor:
         if every:
             sums = self.batch.u[: len(runs)].flatten(1).sum(1)
         else:
-            sums = torch.stack([run.result.sum() for run in runs if run.result is not None])
+            sums = torch.stack([made.sum() for _, made in runs if made is not None])
         if sums.device.type == "cuda":
             seen = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
             sums = seen.copy_(sums, non_blocking=True)
@@ -417,10 +420,9 @@ class Floor:
                 if not wait:
                     return
                 event.synchronize()
-            self.verdicts.popleft()
-            for run, total in zip(runs, [0.0] * len(runs) if sums is None else sums.tolist(), strict=True):
-                if run.result is not None and math.isfinite(total):
-                    run.request.finish(run.result)
+            for (run, made), total in zip(runs, [0.0] * len(runs) if sums is None else sums.tolist(), strict=True):
+                if made is not None and math.isfinite(total):
+                    run.request.finish(made)
                 elif not (math.isfinite(total) or run.request.ended):
                     run.request.fail(
                         FloatingPointError(
@@ -430,26 +432,36 @@ class Floor:
                         )
                     )
                     self.stirred = True
+            # Afterwards, so that nobody is forgotten where a callback is interrupted.
+            self.verdicts.popleft()
 
     @property
     def over(self) -> bool:
         """Whether every resident is over."""
         return all(run.over for run in self.running) and all(run.over for run in self.parked)
 
-    def forget(self) -> None:
-        """Let go of all requests, without the device, which may be broken."""
+    def forget(self) -> list[Request]:
+        """Let go of all requests, and return them. Without the device, which may be broken."""
+        known = [*self.residents, *self.coming, *(run for verdict in self.verdicts for run, _ in verdict.runs)]
         for runs in (self.running, self.parked, self.coming, self.entering, self.verdicts):
             runs.clear()
+        self.batch.clear()
         self.vacant, self.blocks, self.scaled, self.shape = list(range(self.slots, self.places)), 0, 0, None
+        return [run.request for run in known]
 
-    def abandon(self, error: BaseException) -> None:
-        """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing."""
-        for run in (*self.running, *self.coming):
-            if run.result is None:
+    def abandon(self, error: Exception) -> None:
+        """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing, but where
+        it came while requests changed places."""
+        judged = {id(run) for verdict in self.verdicts for run, made in verdict.runs if made is not None}
+        for run in (*self.running, *self.coming, *([] if self.settled else self.parked)):
+            if id(run) not in judged:
                 run.request.fail(error)
             self._release(run)
         self.running.clear()
         self.coming.clear()
         self.entering.clear()
+        if not self.settled:
+            self.parked.clear()
+            self.vacant = list(range(self.slots, self.places))
         self.batch.move([], [], 0)
         self.shape = None

@@ -50,6 +50,10 @@ class Seats:
         self._all = np.arange(max(slots, widest))
         self._linked: tuple[int, list[int]] = 0, []
 
+    def clear(self) -> None:
+        """What was said last may not be whole."""
+        self._linked = -1, []
+
     def take(self, slot: int, row: int, key: Key) -> None:
         """A slot is a request's from now on, whose next evaluation is at `row`; the device knows after `send`."""
         self._rows[slot] = row

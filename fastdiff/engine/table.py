@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from fastdiff.ops.layout import WIDTH
@@ -100,20 +99,11 @@ class Block(NamedTuple):
 
     Attributes:
         values, draws, clock: as of `Rows`.
-        follow: as of `Rows`, counted from the block's first row, which follows none.
     """
 
     values: torch.Tensor
     draws: torch.Tensor
     clock: torch.Tensor
-    follow: np.ndarray
-
-
-def block(values: torch.Tensor, draws: np.ndarray, clock: torch.Tensor, order: np.ndarray) -> Block:
-    """Coefficients, draws (int32) and times, and `order`, in which the rows evaluate."""
-    follow = np.full(len(values), IDLE, dtype=np.int32)
-    follow[order[:-1]] = order[1:]
-    return Block(values, torch.from_numpy(draws), clock, follow)
 
 
 def shared(device: torch.device) -> bool:

@@ -11,6 +11,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -356,7 +357,8 @@ SUBMITTED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"cond": [1]}, TypeError, r"cond must be a dict of keyword arguments of the network"),
     ({"cond": {"y": torch.zeros(2)}}, ValueError, r"cond\['y'\] has shape \(2,\); expected the first dimension 1"),
     ({"priority": 0.5}, TypeError, "priority=0.5: expected an integer"),
-    ({"on_preview": 3}, TypeError, "must be callable"),
+    ({"on_preview": 3}, TypeError, r"on_preview=3: expected a function, on_preview\(preview\)"),
+    ({"cond": {"y": np.zeros((1, 2))}}, TypeError, r"cond\['y'\] is an array of NumPy.*torch.from_numpy\(value\)"),
     ({"stepz": 3}, ValueError, "stepz"),
     ({"method": "ddpm", "variance": "learned_range"}, ValueError, r"Engine\(..., learned_variance=True\)"),
     ({"method": "mean_flow", "two_times": True}, ValueError, r"calls the network as model\(x, t, s\)"),
@@ -374,6 +376,8 @@ ENGINES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"slots": 0}, ValueError, "slots=0: expected an integer from 1"),
     ({"shape": None}, ValueError, "cannot tell the shape of a sample"),
     ({"buckets": (4, 2)}, ValueError, "expected ascending sizes"),
+    ({"buckets": 4}, TypeError, r"buckets=4: expected ascending sizes, such as buckets=\(1, 2, 4, 8\)"),
+    ({"shape": 3}, TypeError, r"shape=3: expected \(C, ...\), without a batch, such as shape=\(3, 32, 32\)"),
     ({"collate": 3}, TypeError, "collate=3: expected a function"),
     ({"graph": True}, RuntimeError, "graph=True: it needs a CUDA device"),
     ({"history": 7}, ValueError, "history=7: expected an integer from 0 to 6"),
