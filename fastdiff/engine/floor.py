@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from operator import attrgetter
@@ -22,6 +20,7 @@ from fastdiff.engine.request import Request
 from fastdiff.engine.run import Mix, Run
 from fastdiff.engine.table import IDLE
 from fastdiff.engine.turns import Following, turns
+from fastdiff.engine.verdicts import Verdicts
 from fastdiff.names import warn
 from fastdiff.ops.layout import StageSpec
 from fastdiff.run.network import Network
@@ -57,15 +56,6 @@ class Stats(NamedTuple):
     evaluations: int
     padded: int
     captures: int
-
-
-class Verdict(NamedTuple):
-    """Whether the states after a tick are finite: then the sum of each is. The host knows it where `event` is None or
-    done. `runs`: with their samples, where these were made by that tick."""
-
-    runs: list[tuple[Run, torch.Tensor | None]]
-    sums: torch.Tensor | None
-    event: torch.cuda.Event | None
 
 
 class Floor:
@@ -105,7 +95,7 @@ class Floor:
     ) -> None:
         self.model, self.model_kwargs, self.batch = model, dict(model_kwargs), batch
         self.slots, self.places, self.buckets, self.collate = slots, slots + parked, buckets, collate
-        self.graphs, self.finite, self.learned, self.strict, self.ended = graphs, finite, learned, strict, ended
+        self.graphs, self.learned, self.strict, self.ended = graphs, learned, strict, ended
         self.door, self.place = door, place
         self.running: list[Run] = []
         self.parked: list[Run] = []
@@ -123,7 +113,7 @@ class Floor:
         self.counted: list[Request] = []
         self.until = 0
         self.attended: list[Run] = []
-        self.verdicts: deque[Verdict] = deque()
+        self.verdicts = Verdicts(place, finite)
         self.ticks = self.evaluations = self.padded = self.version = self.needed = 0
         # Whether everybody has the place that its slot says.
         self.settled = True
@@ -376,7 +366,11 @@ class Floor:
             if run.result is not None:
                 done.append(run)
             self.stirred |= run.over
-        self._judge(done)
+        # Of those that are done, and now and then of all, since a NaN stays.
+        if self.verdicts.finite and self.ticks % _LOOKS == 0:
+            self.verdicts.ask(self.running, batch.u[: len(self.running)])
+        elif done:
+            self.verdicts.ask(done, None)
         return self.needed
 
     def _ticked(self, shape: Shape) -> torch.Tensor:
@@ -390,50 +384,10 @@ class Floor:
                 self.graphs = None
         return self.batch.tick(shape, self.network)
 
-    def _judge(self, done: list[Run]) -> None:
-        """Look for states that are not finite, without waiting for the device: of those that are done, and now and then
-        of all, since a NaN stays."""
-        every = self.finite and self.ticks % _LOOKS == 0
-        runs = [(run, run.result) for run in (self.running if every else done)]
-        if not runs:
-            return
-        if not self.finite:
-            self.verdicts.append(Verdict(runs, None, None))
-            return
-        # A sum of finite values that overflows has left the range of any sample.
-        event = None
-        if every:
-            sums = self.batch.u[: len(runs)].flatten(1).sum(1)
-        else:
-            sums = torch.stack([made.sum() for _, made in runs if made is not None])
-        if sums.device.type == "cuda":
-            seen = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
-            sums = seen.copy_(sums, non_blocking=True)
-            event = self.place.mark()
-        self.verdicts.append(Verdict(runs, sums, event))
-
     def collect(self, wait: bool) -> None:
-        """Hand out the results, and end the requests, whose states the host knows by now. `wait`: for all of them."""
-        while self.verdicts:
-            runs, sums, event = self.verdicts[0]
-            if event is not None and not event.query():
-                if not wait:
-                    return
-                event.synchronize()
-            for (run, made), total in zip(runs, [0.0] * len(runs) if sums is None else sums.tolist(), strict=True):
-                if made is not None and math.isfinite(total):
-                    run.request.finish(made)
-                elif not (math.isfinite(total) or run.request.ended):
-                    run.request.fail(
-                        FloatingPointError(
-                            f"a sample of method {run.request.method!r} is NaN or Inf after evaluation {run.at} of "
-                            f"{run.request.nfe}: check the network's dtype, its input scale, prediction=... and "
-                            "guidance"
-                        )
-                    )
-                    self.stirred = True
-            # Afterwards, so that nobody is forgotten where a callback is interrupted.
-            self.verdicts.popleft()
+        """Hand out the samples, and end the requests, whose states the host knows by now. `wait`: for all of them."""
+        if self.verdicts:
+            self.stirred |= self.verdicts.collect(wait)
 
     @property
     def over(self) -> bool:
@@ -442,7 +396,7 @@ class Floor:
 
     def forget(self) -> list[Request]:
         """Let go of all requests, and return them. Without the device, which may be broken."""
-        known = [*self.residents, *self.coming, *(run for verdict in self.verdicts for run, _ in verdict.runs)]
+        known = [*self.residents, *self.coming, *(run for run, _ in self.verdicts.runs)]
         for runs in (self.running, self.parked, self.coming, self.entering, self.verdicts):
             runs.clear()
         self.batch.clear()
@@ -452,7 +406,7 @@ class Floor:
     def abandon(self, error: Exception) -> None:
         """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing, but where
         it came while requests changed places."""
-        judged = {id(run) for verdict in self.verdicts for run, made in verdict.runs if made is not None}
+        judged = {id(run) for run, made in self.verdicts.runs if made is not None}
         for run in (*self.running, *self.coming, *([] if self.settled else self.parked)):
             if id(run) not in judged:
                 run.request.fail(error)
