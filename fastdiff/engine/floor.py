@@ -106,7 +106,7 @@ class Floor:
         self.vacant = list(range(slots, slots + parked))
         # How many have a block of the table's rows; and of those, whose input for the network is other than u.
         self.blocks = self.scaled = 0
-        # Whether somebody may be over, or wants other guidance. Any thread may say so.
+        # Whether somebody may be over, or wants other guidance. Any thread may say so; a tick alone takes it back.
         self.stirred = False
         # Of those that run: whose evaluations are only counted, until the first of them is done after so many ticks;
         # and for whom there is something to do after every tick.
@@ -133,14 +133,14 @@ class Floor:
     def holds(self, more: int, guided: bool) -> bool:
         """Whether there is a place for all residents, for those that enter at this moment, and for `more`: some have
         their turn, and the others lie behind. `guided`: whether one of them has, or will have, two halves."""
+        behind, rows = self.places - self.slots, self.buckets[-1]
+        if self.blocks + more <= behind + min(self.slots, rows // 2):
+            return True
         # Who is cancelled after the others were let go at this tick keeps a place until the next. What is asked for
         # between two ticks comes after they left.
-        count = self.blocks if more else sum(not run.over for run in (*self.residents, *self.coming))
-        behind, count, rows = self.places - self.slots, count + more, self.buckets[-1]
-        if count <= behind + min(self.slots, rows // 2):
-            return True
-        guided = guided or any(run.width > 1 for run in (*self.residents, *self.coming) if not run.over)
-        return count <= behind + min(self.slots, rows // (1 + guided))
+        runs = [run for run in (*self.residents, *self.coming) if (run.block != IDLE if more else not run.over)]
+        guided = guided or any(run.width > 1 for run in runs)
+        return len(runs) + more <= behind + min(self.slots, rows // (1 + guided))
 
     def admit(self, run: Run) -> bool:
         """Let a request come that the floor holds, if there is room for its rows in the table."""
@@ -365,7 +365,8 @@ class Floor:
                 request.fail(error)
             if run.result is not None:
                 done.append(run)
-            self.stirred |= run.over
+            if run.over:
+                self.stirred = True
         # Of those that are done, and now and then of all, since a NaN stays.
         if self.verdicts.finite and self.ticks % _LOOKS == 0:
             self.verdicts.ask(self.running, batch.u[: len(self.running)])
@@ -386,8 +387,8 @@ class Floor:
 
     def collect(self, wait: bool) -> None:
         """Hand out the samples, and end the requests, whose states the host knows by now. `wait`: for all of them."""
-        if self.verdicts:
-            self.stirred |= self.verdicts.collect(wait)
+        if self.verdicts and self.verdicts.collect(wait):
+            self.stirred = True
 
     @property
     def over(self) -> bool:
