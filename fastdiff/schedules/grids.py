@@ -131,7 +131,7 @@ def grid(
         times = _listed(request, counts)
     else:
         times = _listed_continuous(request)
-    return _checked(times, schedule, f"spacing {spacing!r} with steps={count}")
+    return checked(times, schedule, f"spacing {spacing!r} with steps={count}")
 
 
 def spacing_key(spacing: str) -> str:
@@ -172,7 +172,8 @@ def end_time(name: str, value: float | None, default: float, schedule: NoiseSche
     return number
 
 
-def _checked(times: Array, schedule: NoiseSchedule, what: str) -> Array:
+def checked(times: Array, schedule: NoiseSchedule, what: str) -> Array:
+    """The times, which are strictly decreasing times of the schedule, also in float32; or ValueError."""
     schedule.check(times)
     # Two times that are one in float32 are one to a network, and solvers divide by what lies between them.
     near = ROUNDING * np.maximum(np.abs(times[:-1]), np.abs(times[1:]))
@@ -215,7 +216,7 @@ def _own(
             "own times increase; a run goes from noise to data: give them in decreasing order, times[::-1]"
         )
     _check_axis(times, schedule)
-    return _checked(times, schedule, "own times")
+    return checked(times, schedule, "own times")
 
 
 def _check_axis(times: Array, schedule: NoiseSchedule) -> None:

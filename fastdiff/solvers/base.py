@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fastdiff.names import representable, short, unknown, unknown_option
 from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, NO_DRAWS, NREG, REGISTERS, ZA, Plan, Stage, register
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.schedules.grids import MAX_STEPS, end_time, grid
+from fastdiff.schedules.grids import MAX_STEPS, checked, end_time, grid
 
 Row = np.ndarray
 """A linear form over the registers: float64 (13,)."""
@@ -148,14 +149,29 @@ class Request:
     def _grid(self, steps: int | None) -> np.ndarray:
         return grid(self.spacing, self.schedule, steps, self.t_start, self.t_end, **self.grid_options)
 
-    def between(self, s: float, t: float, steps: int) -> list[Point]:
-        """The schedule at `steps + 1` times from s to t: spaced as the whole grid, or in logSNR where it lists
-        times."""
-        curved = self.spacing in ("time_uniform", "time_quadratic", "karras", "exponential")
-        options = {k: v for k, v in self.grid_options.items() if k == "rho"}
-        spacing = self.spacing if curved else "logsnr"
-        times = grid(spacing, self.schedule, steps, max(s, t), min(s, t), final="t_min", **options)
-        return self.schedule.points(times if s > t else times[::-1])
+    def inside(self, steps: Sequence[tuple[Point, Point, int]]) -> list[list[Point]]:
+        """For each step (s, t, count), in the order of the run, the count − 1 points that part it: spaced as the whole
+        grid, or in logSNR where that lists times.
+
+        Raises:
+            ValueError: times that are one in float32.
+        """
+        if self.spacing in ("time_uniform", "time_quadratic", "karras", "exponential"):
+            options = {k: v for k, v in self.grid_options.items() if k == "rho"}
+            parts = [
+                grid(self.spacing, self.schedule, count, max(s.t, t.t), min(s.t, t.t), final="t_min", **options)[1:-1]
+                for s, t, count in steps
+            ]
+            times = np.concatenate([[], *(part[::-1] if self.upward else part for part in parts)])
+        else:
+            lam = [s.lam + np.arange(1, count) / count * (t.lam - s.lam) for s, t, count in steps]
+            times = self.schedule.inverse_lambda(np.concatenate([[], *lam]))
+        found = iter(self.schedule.points(times))
+        inner = [list(islice(found, count - 1)) for _, _, count in steps]
+        path = [p.t for (s, *_), part in zip(steps, inner, strict=True) for p in (s, *part)]
+        path += [t.t for _, t, _ in steps[-1:]]
+        checked(np.array(path[::-1] if self.upward else path), self.schedule, f"spacing {self.spacing!r} inside a step")
+        return inner
 
 
 @dataclass(frozen=True)
