@@ -236,7 +236,8 @@ def check_growth(plan: Plan, dtype: torch.dtype) -> None:
     grown, limit = 0.0, math.log(torch.finfo(dtype).max)
     for s in plan.stages:
         # The base; a plan of two registers leaves it alone until its step ends.
-        kept = abs(s.next_x[X]) + abs(s.next_x[U])
+        x = s.next_x
+        kept = abs(x[X]) + abs(x[U])
         grown = grown + math.log(kept) if kept else 0.0
         if grown > limit:
             raise ValueError(
@@ -254,10 +255,10 @@ def clock_dtype(network_dtype: torch.dtype) -> torch.dtype:
 
 def in_range(values: np.ndarray, dtype: torch.dtype, what: str = "a coefficient") -> np.ndarray:
     """`values`; ValueError where one is not finite, or not once it is rounded to `dtype`."""
-    size = np.abs(values)
-    limit = torch.finfo(dtype).max
-    if not (size <= limit).all():
-        bad = float(values[~(size <= limit)].flat[0])
+    good = np.abs(values) <= torch.finfo(dtype).max
+    # all() takes longer than the comparison.
+    if np.count_nonzero(good) < good.size:
+        bad = float(values[~good].flat[0])
         wider = "; dtype=torch.float64 (and a network in float64) holds it" if np.isfinite(bad) else ""
         raise ValueError(
             f"{what} of this run is {bad:.4g}, which {dtype} cannot hold: check the schedule's range, its time_scale "

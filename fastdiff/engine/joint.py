@@ -147,7 +147,7 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
         history=most,
         evaluated=evaluated,
         spec=union({specs[k] for k in evaluated}),
-        scaled=bool((values[:-1, IN_SCALE] != 1.0).any()),
+        scaled=any(s.evaluate and s.in_scale != 1.0 for s in plan.stages),
         opens=bool(values[0, IN_SCALE] != 1.0),
     )
 
