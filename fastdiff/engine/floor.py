@@ -391,7 +391,9 @@ class Floor:
                 if not wait:
                     return
                 event.synchronize()
-            for (run, made), fine in zip(runs, good.tolist(), strict=True):
+            judged = zip(runs, good.tolist(), strict=True)
+            # Those of one tick are told of in the order in which they came.
+            for (run, made), fine in sorted(judged, key=lambda one: one[0][0].order[1]):
                 if not fine and not run.request.ended:
                     run.request.fail(
                         FloatingPointError(
