@@ -214,7 +214,13 @@ class _Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if not self.bar.disable:
+            self._look()
         self.bar.close()
+
+    def _look(self) -> None:
+        self.looked = time.monotonic()
+        self.bar.update(self._others() + self.own - self.bar.n)
 
     def _others(self) -> int:
         """Samples in finished shards that this run did not make."""
@@ -227,8 +233,7 @@ class _Progress:
         if self.bar.disable:
             return
         if time.monotonic() - self.looked > _LOOK:
-            self.looked = time.monotonic()
-            self.bar.update(self._others() + self.own - self.bar.n)
+            self._look()
         else:
             self.bar.update(samples)
 

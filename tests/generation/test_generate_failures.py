@@ -158,6 +158,16 @@ def test_a_directory_of_many_samples_is_not_listed_for_each(tmp_path: Path, monk
     assert listed.count("images") <= 3
 
 
+def test_the_bar_ends_with_what_all_workers_have_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if not (tmp_path / "shards" / "00001.json").exists():
+            assert not make(tmp_path, worker=(1, 2))
+        return model(x, t)
+
+    assert make(tmp_path, network=network, worker=(0, 2), progress=True)
+    assert "20/20" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
     make(tmp_path, format="png")
     (tmp_path / "shards" / "00001.json").unlink()
