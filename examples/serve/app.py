@@ -109,6 +109,8 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | N
         prediction="eps",
         uncond=nothing,
     )
+    # Of each method, whether it is CFG++.
+    offered = {name: told["guided"] for name, told in fastdiff.methods().items() if not told["adaptive"]}
     requests: dict[int, fastdiff.Request] = {}
     sessions: dict[str, tuple[Stream, set[asyncio.Task[None]]]] = {}
     numbers = itertools.count(1)
@@ -170,7 +172,7 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | N
     @app.get("/methods")
     def methods() -> dict[str, bool]:
         """Each method, and whether it is CFG++, whose guidance must be given, about 0.6."""
-        return {name: told["guided"] for name, told in fastdiff.methods().items() if not told["adaptive"]}
+        return offered
 
     @app.get("/stats")
     def stats() -> dict[str, Any]:
@@ -191,7 +193,8 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | N
                 guidance=asked.guidance,
                 cond={"y": torch.tensor([asked.digit])},
                 priority=asked.priority,
-                clip=(-1.0, 1.0),
+                # What a method of CFG++ computes with is the unconditional x0, which has no clip.
+                clip=None if offered.get(asked.method) else (-1.0, 1.0),
                 previews=True,
             )
         except (QueueFull, Closed) as error:

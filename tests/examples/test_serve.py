@@ -197,6 +197,29 @@ def test_a_client_that_reads_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(main(address))
 
 
+def test_every_method_that_the_page_offers_makes_a_digit() -> None:
+    async def main(address: str) -> dict[str, str]:
+        ended: dict[str, str] = {}
+        async with httpx.AsyncClient(base_url=address) as http:
+            offered, asked = (await http.get("/methods")).json(), dict[int, str]()
+            async with http.stream("GET", "/events") as response, contextlib.aclosing(told(response)) as events:
+                session = (await anext(events))[1]["key"]
+                for method, guided in offered.items():
+                    given = {"digit": 3, "method": method, "steps": 3, "guidance": 0.6 if guided else None}
+                    answer = await http.post("/requests", json={"session": session, **given})
+                    assert answer.status_code == 200, f"{method}: {answer.text}"
+                    asked[answer.json()["id"]] = method
+                while len(ended) < len(asked):
+                    name, data = await anext(events)
+                    if name != "preview":
+                        ended[asked[data["id"]]] = name
+        return ended
+
+    with served(example().create()) as address:
+        ended = asyncio.run(main(address))
+    assert len(ended) > 50 and set(ended.values()) == {"done"}
+
+
 @pytest.mark.skipif(importlib.util.find_spec("PySide6") is None, reason="PySide6, with Chromium, is not installed")
 def test_the_page_in_chromium(tmp_path: Path) -> None:
     """Several digits form at once; one is cancelled, one's guidance changed, while they do."""
