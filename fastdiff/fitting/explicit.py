@@ -63,6 +63,6 @@ def explicit_plan(
         times=(float(start), *map(float, times[1:])),
         stages=tuple(stages),
         prior_std=schedule.prior_std(float(start)),
-        schedule=schedule.to_dict(),
+        schedule=schedule.told,
         origin=dict(origin or {}),
     )

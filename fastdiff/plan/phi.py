@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TypeVar, cast
 
 import numpy as np
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 
 Values = TypeVar("Values", float, NDArray[np.float64])
 
-# The series is used for |h| < max(2, k) <= 8: the first term left out, relative to the first term, is then below
-# 8**49 8! / 57! < 1e-26. So it is with 16 terms up to 0.25, with 26 up to 1 and with 32 up to 2.
-_TERMS = 48
-_FEWER = ((0.25, 16), (1.0, 26), (2.0, 32))
+# The series is used for |h| < max(2, k) <= 8. The first term left out, relative to the first one of all, is at most
+# |h|^n k! / (n + k)!, k >= 1, where n is one more than the number of terms: less than 2e-19 in each line.
+_TERMS = ((0.25, 12), (1.0, 20), (2.0, 26), (math.inf, 48))
+_FEW = 32
+"""Up to so many numbers the series costs less one by one."""
 
 
 def phi(k: int, h: Values) -> Values:
@@ -24,13 +26,20 @@ def phi(k: int, h: Values) -> Values:
     """
     if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= 8:
         raise ValueError(f"phi got k={k!r}; k must be an integer from 0 to 8, as in phi(1, h)")
-    # The same operations on one number, at a small part of the cost.
-    if k == 1 and isinstance(h, float) and 0.0 < abs(h) < 700.0:
-        return cast(Values, np.float64(np.expm1(h) / h))
-    if k > 1 and isinstance(h, float) and abs(h) < max(2.0, float(k)):
-        terms = next((n for limit, n in _FEWER if abs(h) <= limit), _TERMS)
-        return cast(Values, np.float64(_series(k, float(h), terms)))
+    # Each step of the recursion cancels about |h| / (k + 1) of its digits for small |h|: there, use the series.
+    limit = max(2.0, float(k))
+    if isinstance(h, float):
+        # The same operations on one number, at a small part of the cost.
+        if k == 1 and 0.0 < abs(h) < 700.0:
+            return cast(Values, np.float64(np.expm1(h) / h))
+        if k > 1 and abs(h) < limit:
+            return cast(Values, _series_at(k, float(h)))
     x = np.asarray(h, dtype=np.float64)
+    if k == 1 and x.all() and (np.abs(x) < 700.0).all():
+        return cast(Values, np.expm1(x) / x)
+    near = np.abs(x) < limit if k > 1 else x == 0.0
+    if 0 < x.size <= _FEW and near.all():
+        return cast(Values, np.array([_series_at(k, v) for v in x.ravel().tolist()]).reshape(x.shape)[()])
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         if k == 0:
             return cast(Values, np.exp(x)[()])
@@ -38,15 +47,19 @@ def phi(k: int, h: Values) -> Values:
         for j in range(1, k):
             value = (value - 1.0 / math.factorial(j)) / x
     value = np.where(np.isposinf(x), np.inf, value)
-    # Each step of the recursion above cancels about |h| / (k + 1) of its digits for small |h|: there, use the series.
-    near = np.abs(x) < max(2.0, float(k)) if k > 1 else x == 0.0
-    value = np.where(near, _series(k, np.where(near, x, 0.0)), value)
+    value = np.where(near, _series(k, np.where(near, x, 0.0), limit), value)
     return cast(Values, value[()])
 
 
-def _series(k: int, x: Values, terms: int = _TERMS) -> Values:
-    """Sum over j of x^j / (j + k)!, by Horner's rule."""
+# Correctors ask for what their predictors asked for.
+@lru_cache(maxsize=4096)
+def _series_at(k: int, h: float) -> np.float64:
+    return np.float64(_series(k, h, abs(h)))
+
+
+def _series(k: int, x: Values, largest: float) -> Values:
+    """Sum over j of x^j / (j + k)!, by Horner's rule, for |x| <= largest."""
     value = x * 0.0
-    for j in range(terms, 0, -1):
+    for j in range(next(n for limit, n in _TERMS if largest <= limit), 0, -1):
         value = (value + 1.0) * x / (j + k)
     return (value + 1.0) / math.factorial(k)

@@ -18,9 +18,10 @@ import numpy as np
 
 from fastdiff.files import write_whole
 from fastdiff.plan.file import dump, parse
-from fastdiff.plan.stage import H1, SECOND, Stage, fail
+from fastdiff.plan.stage import Stage, fail
 from fastdiff.plan.text import table_text
 from fastdiff.schedules import NoiseSchedule
+from fastdiff.schedules.base import Told
 
 SPACES = ("noise", "data", "velocity", "score")
 
@@ -58,7 +59,8 @@ class Plan:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schedule", _frozen(self.schedule))
+        if not isinstance(self.schedule, Told):
+            object.__setattr__(self, "schedule", _frozen(self.schedule))
         object.__setattr__(self, "options", _frozen(self.options))
         object.__setattr__(self, "origin", _frozen(self.origin))
         self._validate()
@@ -82,8 +84,7 @@ class Plan:
     @cached_property
     def history(self) -> int:
         """How many earlier model values the stages read, at most 6."""
-        used = [j - H1 + 1 for s in self.stages for j in range(H1, SECOND) if s.next_u[j] or s.next_x[j]]
-        return max(used, default=0)
+        return max((s.reach for s in self.stages), default=0)
 
     @cached_property
     def shifted(self) -> bool:
@@ -189,19 +190,16 @@ class Plan:
                 )
 
     def _check_schedule(self) -> None:
-        schedule = _schedule(self.schedule)
-        t = np.array([s.t for s in self.stages])
-        truth = {"alpha": schedule.alpha(t), "sigma": schedule.sigma(t)}
-        if not self.origin:
-            # The times that a fitted plan gives to the network are numbers of their own.
-            truth["model_time"] = schedule.model_time(t)
-        for name, values in truth.items():
-            own = np.array([getattr(s, name) for s in self.stages])
-            # No more than the exp and log of another machine may change.
-            bad = np.abs(own - values) > 1e-9 * np.abs(values) + 1e-12
-            if bad.any():
-                k = int(np.argmax(bad))
-                fail(f"stage {k}", f"{name}={own[k]:g}, but the schedule has {values[k]:g} at t={t[k]:g}")
+        _, model_time, alpha, sigma, _ = _schedule(self.schedule).table([s.t for s in self.stages])
+        own = np.array([(s.alpha, s.sigma, s.model_time) for s in self.stages]).T
+        # The times that a fitted plan gives to the network are numbers of their own.
+        truth = np.array((alpha, sigma, own[2] if self.origin else model_time))
+        # No more than the exp and log of another machine may change.
+        bad = np.abs(own - truth) > 1e-9 * np.abs(truth) + 1e-12
+        if bad.any():
+            j, k = np.argwhere(bad)[0].tolist()
+            name = ("alpha", "sigma", "model_time")[j]
+            fail(f"stage {k}", f"{name}={own[j, k]:g}, but the schedule has {truth[j, k]:g} at t={self.stages[k].t:g}")
 
     def to_json(self) -> str:
         """Lossless JSON: floats are written with their shortest round-trip representation."""
@@ -252,6 +250,8 @@ class Plan:
 
 def _schedule(data: Mapping[str, Any]) -> NoiseSchedule:
     """That of a frozen mapping, kept for the next plan on it."""
+    if isinstance(data, Told):
+        return data.schedule
     try:
         return _kept_schedule(tuple((k, type(v), v) for k, v in data.items()))
     except TypeError:

@@ -15,6 +15,7 @@ NREG = len(REGISTERS)
 X, U, M, H1, SECOND, ZA = (REGISTERS.index(name) for name in ("x", "u", "m", "h1", "second", "za"))
 MAX_HISTORY = 6
 MAX_DRAWS = 3
+NO_DRAWS = (-1, -1, -1)
 LANGEVIN_NORMS = ("", "batch", "sample")
 
 
@@ -68,7 +69,7 @@ class Stage:
     t_next: float
     evaluate: bool = True
     keep: bool = False
-    draws: tuple[int, int, int] = (-1, -1, -1)
+    draws: tuple[int, int, int] = NO_DRAWS
     spans: tuple[tuple[float, ...], ...] = ()
     in_scale: float = 1.0
     step: int = 0
@@ -81,14 +82,23 @@ class Stage:
         """Whether any draw is used."""
         return max(self.draws) >= 0
 
+    @property
+    def reach(self) -> int:
+        """How many of h1, h2, … the rows read: the number of the last one."""
+        for j in range(SECOND - 1, H1 - 1, -1):
+            if self.next_u[j] or self.next_x[j]:
+                return j - H1 + 1
+        return 0
+
     def span(self, d: int) -> tuple[float, ...]:
         """(from, to) of the d-th draw, or ()."""
         return self.spans[d] if self.spans else ()
 
     def validate(self, where: str, kept: int) -> None:
         """Raise ValueError, naming `where`, for what no back end could run; `kept` model values are in the history."""
-        for name, row in (("next_u", self.next_u), ("next_x", self.next_x)):
-            self._validate_row(where, name, row, kept)
+        self._validate_row(where, "next_u", self.next_u, kept)
+        if self.next_x is not self.next_u:
+            self._validate_row(where, "next_x", self.next_x, kept)
         if self.keep and not self.evaluate:
             fail(where, "keep without a network evaluation")
         if self.langevin_norm not in LANGEVIN_NORMS:
@@ -110,17 +120,20 @@ class Stage:
                 fail(where, f"learned_variance got {self.learned_variance}, expected () or two finite numbers (c0, c1)")
             if self.langevin_norm or not self.evaluate:
                 fail(where, "learned_variance needs a network evaluation, and does not go with langevin_norm")
-        self._validate_spans(where)
-        for name in ("t", "model_time", "alpha", "sigma", "t_next", "in_scale"):
-            if not math.isfinite(getattr(self, name)):
-                fail(where, f"{name} is not finite: {getattr(self, name)}")
+        if self.spans:
+            self._validate_spans(where)
+        numbers = (self.t, self.model_time, self.alpha, self.sigma, self.t_next, self.in_scale)
+        if not all(map(math.isfinite, numbers)):
+            names = ("t", "model_time", "alpha", "sigma", "t_next", "in_scale")
+            name = next(name for name, value in zip(names, numbers, strict=True) if not math.isfinite(value))
+            fail(where, f"{name} is not finite: {getattr(self, name)}")
         if self.model_time_to is not None and not (np.isfinite(self.model_time_to) and self.evaluate):
             fail(where, f"model_time_to={self.model_time_to} needs a network evaluation and a finite time")
         if self.alpha < 0 or self.sigma < 0 or self.alpha + self.sigma == 0:
             fail(where, f"alpha={self.alpha:g} and sigma={self.sigma:g} must be non-negative and not both zero")
 
     def _validate_spans(self, where: str) -> None:
-        if self.spans and len(self.spans) != MAX_DRAWS:
+        if len(self.spans) != MAX_DRAWS:
             fail(where, f"spans needs () or {MAX_DRAWS} entries, one for each of za, zb, zc; got {self.spans}")
         for d, span in enumerate(self.spans):
             name = REGISTERS[ZA + d]
@@ -135,13 +148,13 @@ class Stage:
         if not all(map(math.isfinite, row)):
             bad = REGISTERS[int(np.argmax(~np.isfinite(row)))]
             fail(where, f"{name} has a non-finite coefficient of {bad}")
-        for j in range(H1, SECOND):
-            if row[j] and j - H1 >= kept:
-                fail(where, f"{name} reads {REGISTERS[j]}, but only {kept} earlier model values are kept")
+        if kept < MAX_HISTORY and any(row[H1 + kept : SECOND]):
+            j = next(j for j in range(H1 + kept, SECOND) if row[j])
+            fail(where, f"{name} reads {REGISTERS[j]}, but only {kept} earlier model values are kept")
         if not self.evaluate and (row[M] or row[SECOND]):
             fail(where, f"{name} reads the model value, but the stage does not evaluate the network")
-        for d in range(MAX_DRAWS):
-            if row[ZA + d] and self.draws[d] < 0:
+        for d, number in enumerate(self.draws):
+            if number < 0 and row[ZA + d]:
                 fail(where, f"{name} reads {REGISTERS[ZA + d]}, which has no draw number")
 
 

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -90,27 +91,29 @@ class NoiseSchedule:
 
     def check(self, t: float | Array) -> None:
         """Raise ValueError unless every time is in `[t_clean, t_max]`, or above it by float32's rounding alone."""
-        self._check(self.within(t), self.t_max)
+        self._inside(floats("t", t, "times, a number or an array of them"), self.t_max)
 
     def within(self, t: float | Array) -> Array:
         """The times, those above `t_max` by float32's rounding taken for it. float64."""
         x = floats("t", t, "times, a number or an array of them")
         return np.where((x > self.t_max) & (x <= self.t_max * (1.0 + ROUNDING)), self.t_max, x)
 
-    def _check(self, t: float | Array, upper: float) -> None:
-        x = floats("t", t, "times, a number or an array of them")
+    def _inside(self, x: Array, upper: float) -> Array:
+        """The times, which are at most `upper`, or ValueError."""
+        if ((x >= self.t_clean) & (x <= upper)).all():
+            return x
+        # Where any sigma is a time, none is rounded to the last.
+        x = x if math.isinf(upper) else self.within(x)
         bad = ~((x >= self.t_clean) & (x <= upper))
-        if np.any(bad):
+        if bad.any():
             raise ValueError(
                 f"time {float(x[bad].flat[0])!r} is outside the range of {self!r}: expected "
                 f"{self.t_clean!r} (clean) <= t <= {upper!r}"
             )
+        return x
 
     def _times(self, t: float | Array) -> Array:
-        # Where any sigma is a time, none is rounded to the last.
-        x = floats("t", t, "times, a number or an array of them") if math.isinf(self._t_limit) else self.within(t)
-        self._check(x, self._t_limit)
-        return x
+        return self._inside(floats("t", t, "times, a number or an array of them"), self._t_limit)
 
     @property
     def _t_limit(self) -> float:
@@ -150,6 +153,11 @@ class NoiseSchedule:
         _, _, log_alpha, log_sigma = self._all(t)
         return cast(Values, (log_alpha - log_sigma)[()])
 
+    @cached_property
+    def lam_min(self) -> float:
+        """log(alpha / sigma) at `t_max`."""
+        return float(self.lam(self.t_max))
+
     def model_time(self, t: Values) -> Values:
         """The time given to the network."""
         return cast(Values, (self.time_scale * self._model_time(self._times(t)))[()])
@@ -188,12 +196,15 @@ class NoiseSchedule:
 
     def points(self, times: ArrayLike) -> list[Point]:
         """Everything at several times, from one evaluation."""
+        return list(map(Point._make, self.table(times).T.tolist()))
+
+    def table(self, times: ArrayLike) -> Array:
+        """(5, n): the fields of the `Point` of each of n times."""
         given = np.asarray(times, dtype=np.float64)
         x = self._times(given)
         with np.errstate(divide="ignore"):
             alpha, sigma, log_alpha, log_sigma = self._log_alpha_sigma(x)
-        parts = (given, self.time_scale * self._model_time(x), alpha, sigma, log_alpha - log_sigma)
-        return [Point(*values) for values in zip(*(part.tolist() for part in parts), strict=True)]
+        return np.array((given, self.time_scale * self._model_time(x), alpha, sigma, log_alpha - log_sigma))
 
     def inverse_lambda(self, lam: Values) -> Values:
         """The time at which log(alpha / sigma) is `lam`; inf gives `t_clean`.
@@ -201,17 +212,17 @@ class NoiseSchedule:
         Raises ValueError where `lam` is below its value at `t_max` by more than rounding.
         """
         x = floats("lam", lam, "values of log(alpha/sigma), a number or an array of them")
-        lowest = -math.inf if math.isinf(self._t_limit) else self.lam(self.t_max)
+        lowest = -math.inf if math.isinf(self._t_limit) else self.lam_min
         # Rounding: lam(t) is good to a few units in the last place of |lam| + 1.
         bad = ~(x >= lowest - 1e-12 * (1.0 + abs(lowest))) if math.isfinite(lowest) else np.isnan(x)
-        if np.any(bad):
+        if bad.any():
             raise ValueError(
                 f"lambda {float(x[bad].flat[0])!r} is not reached by {self!r}: expected at least {lowest!r}, "
                 f"its value at t_max = {self.t_max!r}"
             )
         with np.errstate(over="ignore", divide="ignore"):
             t = self._inverse_lambda(x)
-        return cast(Values, np.clip(t, self.t_clean, self._t_limit)[()])
+        return cast(Values, np.minimum(np.maximum(t, self.t_clean), self._t_limit)[()])
 
     def prior_std(self, t: float | None = None) -> float:
         """The standard deviation of x at time `t` (default `t_max`) when nothing but noise is known."""
@@ -235,9 +246,16 @@ class NoiseSchedule:
         """A JSON object from which `NoiseSchedule.from_dict` makes an equal schedule."""
         return {"type": type(self).__name__, **self._parameters()}
 
+    @cached_property
+    def told(self) -> Told:
+        """`to_dict()`, read-only: the same object every time, of which `from_dict` gives this schedule."""
+        return Told(self)
+
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> NoiseSchedule:
         """The schedule that `to_dict` wrote; ValueError for an unknown type or field."""
+        if isinstance(data, Told):
+            return data.schedule
         fields = dict(data)
         name = fields.pop("type", None)
         cls = NoiseSchedule._types.get(name) if isinstance(name, str) else None
@@ -260,6 +278,26 @@ class NoiseSchedule:
         """SHA-256, in hexadecimal, of the canonical JSON of the content: equal for equal schedules."""
         content = {"type": type(self).__name__, **self._parameters()}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Told(Mapping[str, Any]):
+    """What a schedule's `to_dict` gives, read-only, with lists as tuples; and the schedule itself."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        self.schedule = schedule
+        self._values = {k: tuple(v) if isinstance(v, list) else v for k, v in schedule.to_dict().items()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
 
 
 class Indexed(NoiseSchedule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,10 +44,21 @@ class Discrete(Indexed):
         object.__setattr__(self, "log_alphas", tuple(values.tolist()))
         object.__setattr__(self, "_table", np.concatenate([[0.0], values]))
         object.__setattr__(self, "_index", np.arange(-1.0, values.size))
-        self._table.flags.writeable = self._index.flags.writeable = False
+        object.__setattr__(self, "_rising", -self._table)
+        for array in (self._table, self._index, self._rising):
+            array.flags.writeable = False
+
+    # Of a thousand numbers it takes longer than many a question that it is asked for.
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.log_alphas, self.time_scale))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     _table: ClassVar[Array]
     _index: ClassVar[Array]
+    _rising: ClassVar[Array]
 
     @property
     def num_train(self) -> int:
@@ -79,8 +91,8 @@ class Discrete(Indexed):
     def _inverse_lambda(self, lam: Array) -> Array:
         log_alpha = vp_log_alpha(lam)
         if not self.zero_terminal:
-            return np.interp(-log_alpha, -self._table, self._index)
-        t = np.interp(-log_alpha, -self._table[:-1], self._index[:-1])
+            return np.interp(-log_alpha, self._rising, self._index)
+        t = np.interp(-log_alpha, self._rising[:-1], self._index[:-1])
         below = log_alpha < self._table[-2]
         return np.where(below, self._index[-1] - np.exp(np.minimum(log_alpha - self._table[-2], 0.0)), t)
 

@@ -131,7 +131,7 @@ def grid(
         times = _listed(request, counts)
     else:
         times = _listed_continuous(request)
-    return _checked(times, schedule, f"spacing {spacing!r} with steps={count}")
+    return checked(times, schedule, f"spacing {spacing!r} with steps={count}")
 
 
 def spacing_key(spacing: str) -> str:
@@ -160,17 +160,20 @@ def end_time(name: str, value: float | None, default: float, schedule: NoiseSche
     if value is None:
         return default
     try:
-        number = float(schedule.within(float(value)))
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} got {short(value)}; expected a time of {schedule!r}") from None
-    try:
-        schedule.check(number)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    if not schedule.t_clean <= number <= schedule.t_max:
+        number = float(schedule.within(number))
+        try:
+            schedule.check(number)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     return number
 
 
-def _checked(times: Array, schedule: NoiseSchedule, what: str) -> Array:
+def checked(times: Array, schedule: NoiseSchedule, what: str) -> Array:
+    """The times, which are strictly decreasing times of the schedule, also in float32; or ValueError."""
     schedule.check(times)
     # Two times that are one in float32 are one to a network, and solvers divide by what lies between them.
     near = ROUNDING * np.maximum(np.abs(times[:-1]), np.abs(times[1:]))
@@ -213,7 +216,7 @@ def _own(
             "own times increase; a run goes from noise to data: give them in decreasing order, times[::-1]"
         )
     _check_axis(times, schedule)
-    return _checked(times, schedule, "own times")
+    return checked(times, schedule, "own times")
 
 
 def _check_axis(times: Array, schedule: NoiseSchedule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from fastdiff.names import unknown
@@ -28,6 +29,11 @@ SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
 _ALIASES = {"sd": "scaled_linear", "vp": "vp_linear"}
 
 
+@lru_cache
+def _made(factory: Callable[[], NoiseSchedule]) -> NoiseSchedule:
+    return factory()
+
+
 def resolve(schedule: Any) -> NoiseSchedule:
     """A schedule from its name ("sd" is short for "scaled_linear", "vp" for "vp_linear"), from a scheduler of diffusers
     (`pipe.scheduler`), or the schedule itself."""
@@ -36,7 +42,7 @@ def resolve(schedule: Any) -> NoiseSchedule:
     if isinstance(schedule, str):
         factory = SCHEDULES.get(_ALIASES.get(schedule, schedule))
         if factory is not None:
-            return factory()
+            return _made(factory)
         raise ValueError(unknown("schedule", schedule, [*SCHEDULES, *_ALIASES]))
     if is_scheduler(schedule):
         return described(schedule).schedule

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from fastdiff.names import representable, short, unknown, unknown_option
-from fastdiff.plan import H1, MAX_DRAWS, MAX_HISTORY, REGISTERS, SECOND, ZA, Plan, Stage, register
+from fastdiff.plan import MAX_DRAWS, MAX_HISTORY, NO_DRAWS, NREG, REGISTERS, ZA, Plan, Stage, register
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.schedules.grids import MAX_STEPS, end_time, grid
+from fastdiff.schedules.grids import MAX_STEPS, checked, end_time, grid
 
 Row = np.ndarray
 """A linear form over the registers: float64 (13,)."""
@@ -148,14 +149,29 @@ class Request:
     def _grid(self, steps: int | None) -> np.ndarray:
         return grid(self.spacing, self.schedule, steps, self.t_start, self.t_end, **self.grid_options)
 
-    def between(self, s: float, t: float, steps: int) -> list[Point]:
-        """The schedule at `steps + 1` times from s to t: spaced as the whole grid, or in logSNR where it lists
-        times."""
-        curved = self.spacing in ("time_uniform", "time_quadratic", "karras", "exponential")
-        options = {k: v for k, v in self.grid_options.items() if k == "rho"}
-        spacing = self.spacing if curved else "logsnr"
-        times = grid(spacing, self.schedule, steps, max(s, t), min(s, t), final="t_min", **options)
-        return self.schedule.points(times if s > t else times[::-1])
+    def inside(self, steps: Sequence[tuple[Point, Point, int]]) -> list[list[Point]]:
+        """For each step (s, t, count), in the order of the run, the count − 1 points that part it: spaced as the whole
+        grid, or in logSNR where that lists times.
+
+        Raises:
+            ValueError: times that are one in float32.
+        """
+        if self.spacing in ("time_uniform", "time_quadratic", "karras", "exponential"):
+            options = {k: v for k, v in self.grid_options.items() if k == "rho"}
+            parts = [
+                grid(self.spacing, self.schedule, count, max(s.t, t.t), min(s.t, t.t), final="t_min", **options)[1:-1]
+                for s, t, count in steps
+            ]
+            times = np.concatenate([[], *(part[::-1] if self.upward else part for part in parts)])
+        else:
+            lam = [s.lam + np.arange(1, count) / count * (t.lam - s.lam) for s, t, count in steps]
+            times = self.schedule.inverse_lambda(np.concatenate([[], *lam]))
+        found = iter(self.schedule.points(times))
+        inner = [list(islice(found, count - 1)) for _, _, count in steps]
+        path = [p.t for (s, *_), part in zip(steps, inner, strict=True) for p in (s, *part)]
+        path += [t.t for _, t, _ in steps[-1:]]
+        checked(np.array(path[::-1] if self.upward else path), self.schedule, f"spacing {self.spacing!r} inside a step")
+        return inner
 
 
 @dataclass(frozen=True)
@@ -245,35 +261,44 @@ class Recorder:
                 f"this plan would have more than {2 * MAX_STEPS} rows: use fewer steps, or fewer corrections a step "
                 "(n_corrector)"
             )
-        base = next_u if next_x is None else next_x
-        draws, spans = [-1] * MAX_DRAWS, [Draw().span] * MAX_DRAWS
-        given = tuple(noise) or (Draw(),)
-        for d in range(MAX_DRAWS):
-            if next_u[ZA + d] or base[ZA + d]:
-                if d >= len(given):
-                    raise ValueError(
-                        f"stage {len(self.stages)} reads {REGISTERS[ZA + d]}, but {len(noise)} draws were given: "
-                        "add(..., noise=(Draw(s, mid), Draw(mid, t)))"
-                    )
-                draws[d], spans[d] = self.numbers.setdefault(given[d], len(self.numbers)), given[d].span
+        u = tuple(next_u.tolist())
+        x = u if next_x is None else tuple(next_x.tolist())
+        read = any(u[ZA:]) or any(x[ZA:])
+        draws, spans = self._drawn(u, x, tuple(noise)) if read else (NO_DRAWS, ())
         self.stages.append(
             Stage(
                 t=at.t,
                 model_time=at.model_time,
                 alpha=at.alpha,
                 sigma=at.sigma,
-                next_u=tuple(next_u.tolist()),
-                next_x=tuple(base.tolist()),
+                next_u=u,
+                next_x=x,
                 t_next=to.t,
                 evaluate=evaluate,
                 keep=keep,
-                draws=(draws[0], draws[1], draws[2]),
-                spans=tuple(spans) if any(spans) else (),
+                draws=draws,
+                spans=spans,
                 step=step,
                 langevin_norm=langevin_norm,
                 model_time_to=model_time_to,
             )
         )
+
+    def _drawn(
+        self, u: Sequence[float], x: Sequence[float], noise: tuple[Draw, ...]
+    ) -> tuple[tuple[int, int, int], tuple[tuple[float, ...], ...]]:
+        """The numbers and the spans of the draws that a stage with these rows reads."""
+        draws, spans = list(NO_DRAWS), [Draw().span] * MAX_DRAWS
+        given = noise or (Draw(),)
+        for d in range(MAX_DRAWS):
+            if u[ZA + d] or x[ZA + d]:
+                if d >= len(given):
+                    raise ValueError(
+                        f"stage {len(self.stages)} reads {REGISTERS[ZA + d]}, but {len(noise)} draws were given: "
+                        "add(..., noise=(Draw(s, mid), Draw(mid, t)))"
+                    )
+                draws[d], spans[d] = self.numbers.setdefault(given[d], len(self.numbers)), given[d].span
+        return (draws[0], draws[1], draws[2]), tuple(spans) if any(spans) else ()
 
     def finish(self) -> tuple[Stage, ...]:
         """The stages, which keep no value in the history that no later stage reads."""
@@ -288,7 +313,7 @@ class Recorder:
                 # numbers of the others stay.
                 if oldest_read > number:
                     stages[k] = s = replace(s, keep=False)
-            reach = max((j - H1 + 1 for j in range(H1, SECOND) if s.next_u[j] or s.next_x[j]), default=0)
+            reach = s.reach
             if reach:
                 oldest_read = min(oldest_read, number - reach)
         return tuple(stages)
@@ -318,9 +343,47 @@ class Recorder:
             times=tuple(times),
             stages=self.finish(),
             prior_std=request.schedule.prior_std(times[0]),
-            schedule=request.schedule.to_dict(),
+            schedule=request.schedule.told,
             options=options,
         )
+
+
+def finite(value: float | np.ndarray) -> bool:
+    """Whether the number, or all of a column, are finite."""
+    return math.isfinite(value) if isinstance(value, float) else bool(np.isfinite(value).all())
+
+
+def nonzero(value: float | np.ndarray) -> bool:
+    """Whether the number, or all of a column, are other than 0."""
+    return value != 0.0 if isinstance(value, float) else bool(value.all())
+
+
+def multistep(
+    points: Sequence[Point], orders: Sequence[int], update: Callable[[np.ndarray, Sequence[Point], Point], Row]
+) -> Row:
+    """The rows of steps that read the points behind them: float64 (steps, 13).
+
+    Args:
+        points: where the steps begin and end: step i goes from points[i] to points[i + 1].
+        orders: of each step: how many points, points[i] and earlier ones, it reads.
+        update: called once for all steps of one order, whose lambdas are finite and infinite at the same places. Gets
+            their indices, their points, newest first, and where they end. Of several steps the fields of these are
+            columns, float64 (n, 1), so that what is written for one step gives a row for each.
+    """
+    table, known = np.array(points), [math.isfinite(p.lam) for p in points]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for i, order in enumerate(orders):
+        alike.setdefault((order, *known[i + 1 - order : i + 2]), []).append(i)
+    made = np.empty((len(orders), NREG))
+    for (order, *_), steps in alike.items():
+        at = np.array(steps)
+        if len(steps) == 1:
+            i = steps[0]
+            made[at] = update(at, points[i::-1][:order], points[i + 1])
+        else:
+            end, *nodes = (Point(*table[at + j].T[:, :, None]) for j in range(1, -order, -1))
+            made[at] = update(at, nodes, end)
+    return made
 
 
 class Exponential:
@@ -330,27 +393,26 @@ class Exponential:
     gain(k) is −sigma_t·h·phi_k(h) in noise space (DPM-Solver, Lu et al. 2022, eq. 3.6 and App. B) and
     alpha_t·h·phi_k(−h) in data space (DPM-Solver++, Lu et al. 2022b, eq. 8), with h = lambda_t − lambda_s. With
     sigma_t = 0 or alpha_s = 0, h is infinite, and only gain(1) exists.
+
+    Of columns (see `multistep`) all h are finite, or all infinite.
     """
 
     def __init__(self, space: str, s: Point, t: Point) -> None:
         self.space, self.s, self.t = space, s, t
         self.h = t.lam - s.lam
-        if space == "noise" and s.alpha == 0:
+        self.finite = finite(self.h)
+        """Whether h is finite, so that orders above 1 exist."""
+        if space == "noise" and not nonzero(s.alpha):
             raise ValueError(
-                f"a noise-prediction solver cannot start at t={s.t:g}, where alpha = 0 (zero terminal SNR): use a "
-                "data-prediction one (ddim, dpmpp2m, unipc, ...) or an earlier t_start"
+                f"a noise-prediction solver cannot start at t={np.extract(s.alpha == 0, s.t)[0]:g}, where alpha = 0 "
+                "(zero terminal SNR): use a data-prediction one (ddim, dpmpp2m, unipc, ...) or an earlier t_start"
             )
-        if space == "data" and s.sigma == 0:
+        if space == "data" and not nonzero(s.sigma):
             raise ValueError(
-                f"a data-prediction solver cannot start at t={s.t:g}, where sigma = 0: use a noise-prediction one "
-                "(dpm1, dpm2, dpm3, ...) or a later start"
+                f"a data-prediction solver cannot start at t={np.extract(s.sigma == 0, s.t)[0]:g}, where sigma = 0: "
+                "use a noise-prediction one (dpm1, dpm2, dpm3, ...) or a later start"
             )
         self.decay = t.alpha / s.alpha if space == "noise" else t.sigma / s.sigma
-
-    @property
-    def finite(self) -> bool:
-        """Whether h is finite, so that orders above 1 exist."""
-        return math.isfinite(self.h)
 
     def gain(self, k: int) -> float:
         """The coefficient of the k-th term."""
@@ -362,8 +424,8 @@ class Exponential:
                 return t.sigma - t.alpha * s.sigma / s.alpha
             return t.alpha - t.sigma * s.alpha / s.sigma
         if self.space == "noise":
-            return -self.t.sigma * self.h * float(phi(k, self.h))
-        return self.t.alpha * self.h * float(phi(k, -self.h))
+            return -self.t.sigma * self.h * phi(k, self.h)
+        return self.t.alpha * self.h * phi(k, -self.h)
 
     def first(self, x: Row, m: Row) -> Row:
         """The first-order step, DDIM's."""

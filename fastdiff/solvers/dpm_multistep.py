@@ -11,6 +11,7 @@ from typing import Any
 from fastdiff.plan import Plan
 from fastdiff.schedules import Point
 from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import multistep as multistep_rows
 
 PAPER = "Lu et al. 2022, arXiv 2206.00927"
 PAPER_PP = "Lu et al. 2022b, arXiv 2211.01095"
@@ -59,16 +60,14 @@ def multistep(name: str, space: str, order: int) -> Method:
     def build(request: Request, *, lower_order_final: bool, denoise_to_zero: bool, solver_type: str = "taylor") -> Plan:
         points = request.points()
         steps = len(points) - 1
+        orders = [min(order, i + 1) for i in range(steps)]
+        if lower_order_final and steps < 10:
+            orders = [min(available, steps - i) for i, available in enumerate(orders)]
         values = (ROW["m"], *HISTORY)
+        made = multistep_rows(points, orders, lambda at, nodes, t: update(space, nodes, t, values, solver_type))
         rows = Recorder()
-        for i in range(steps):
-            available = min(order, i + 1)
-            if lower_order_final and steps < 10:
-                available = min(available, steps - i)
-            nodes = points[i::-1][:available]
-            rows.add(
-                points[i], points[i + 1], update(space, nodes, points[i + 1], values, solver_type), step=i, keep=True
-            )
+        for i, row in enumerate(made):
+            rows.add(points[i], points[i + 1], row, step=i, keep=True)
         options: dict[str, Any] = {"lower_order_final": lower_order_final, "denoise_to_zero": denoise_to_zero}
         if order > 1:
             options["solver_type"] = solver_type

@@ -8,13 +8,14 @@ as rough as the noise, and has no second derivative that a difference could find
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 from fastdiff.plan import Plan
 from fastdiff.schedules import Point
-from fastdiff.solvers.base import HISTORY, ROW, Draw, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import HISTORY, ROW, Draw, Method, Option, Recorder, Request, Row, finite
+from fastdiff.solvers.base import multistep as multistep_rows
 from fastdiff.solvers.ddim import check_downward
 from fastdiff.solvers.reverse import ETA, S_NOISE, Reverse, check_start
 
@@ -22,11 +23,11 @@ from fastdiff.solvers.reverse import ETA, S_NOISE, Reverse, check_start
 def update(step: Reverse, nodes: Sequence[Point], values: Sequence[Row], solver_type: str) -> Row:
     """The mean of one multistep update from nodes[0]; nodes and values newest first, their number is the order."""
     x, m, h = ROW["x"], values[0], step.h
-    if len(nodes) == 1 or not step.finite or not math.isfinite(nodes[1].lam):
+    if len(nodes) == 1 or not step.finite or not finite(nodes[1].lam):
         return step.first(x, m)
     r0 = (nodes[0].lam - nodes[1].lam) / h
     d1_0 = (values[0] - values[1]) / r0
-    if len(nodes) == 2 or not math.isfinite(nodes[2].lam):
+    if len(nodes) == 2 or not finite(nodes[2].lam):
         return step.midpoint(x, m, d1_0) if solver_type == "midpoint" else step.taylor(x, m, d1_0)
     r1 = (nodes[1].lam - nodes[2].lam) / h
     d1_1 = (values[1] - values[2]) / r1
@@ -50,18 +51,19 @@ def build(
         check_downward(request, name)
     points = request.points()
     steps = len(points) - 1
-    values = (ROW["m"], *HISTORY)
-    rows = Recorder()
-    for i in range(steps):
-        s, t = points[i], points[i + 1]
+    orders = [min(order, i + 1) for i in range(steps)]
+    if lower_order_final and steps < 15:
+        orders = [min(available, steps - i) for i, available in enumerate(orders)]
+    for s in points[:-1]:
         check_start(name, s, space)
-        step = Reverse(space, s, t, eta)
-        available = min(order, i + 1)
-        if lower_order_final and steps < 15:
-            available = min(available, steps - i)
-        mean = update(step, points[i::-1][:available], values, solver_type)
-        std = s_noise * step.parts([s])[0]
-        rows.add(s, t, mean + std * ROW["za"], step=i, keep=True, noise=(Draw(s, t),))
+    values = (ROW["m"], *HISTORY)
+    means = multistep_rows(
+        points, orders, lambda at, nodes, t: update(Reverse(space, nodes[0], t, eta), nodes, values, solver_type)
+    )
+    rows = Recorder()
+    for i, (s, t) in enumerate(pairwise(points)):
+        std = s_noise * Reverse(space, s, t, eta).parts([s])[0]
+        rows.add(s, t, means[i] + std * ROW["za"], step=i, keep=True, noise=(Draw(s, t),))
     options: dict[str, object] = {"eta": eta, "s_noise": s_noise}
     if order > 1:
         options |= {"solver_type": solver_type, "lower_order_final": lower_order_final}

@@ -40,17 +40,18 @@ def outer_and_inner(
         points = [fine[i] for i in first]
     else:
         points = request.points(len(orders))
-    inner = []
+    inner: list[list[Point]] = []
+    parted = []
     for i, order in enumerate(orders):
         s, t = points[i], points[i + 1]
         finite = min(s.alpha, s.sigma, t.alpha, t.sigma) > 0
+        inner.append([s])
         if order == 1:
-            inner.append([s])
-        elif own or (nested and not finite):
-            inner.append(fine[first[i] : first[i + 1]])
+            continue
+        if own or (nested and not finite):
+            inner[-1] = fine[first[i] : first[i + 1]]
         elif finite:
-            inner.append(request.between(s.t, t.t, order)[:-1])
-            inner[-1][0] = s
+            parted.append(i)
         else:
             end = (
                 f"to sigma = 0: end at t_end > {t.t:g}"
@@ -60,6 +61,8 @@ def outer_and_inner(
             raise ValueError(
                 f"method {name!r} cannot take a step of order {order} {end}, or use spacing='time_uniform', fixed=False"
             )
+    for i, part in zip(parted, request.inside([(points[i], points[i + 1], orders[i]) for i in parted]), strict=True):
+        inner[i] += part
     return points, inner
 
 

@@ -40,9 +40,11 @@ def parted(key: str, known: Container[str]) -> tuple[str, dict[str, Any]]:
     """
     key = OTHER.get(key, key)
     brought: dict[str, Any] = {}
-    # The longest first: "polyexponential" ends with another grid's name.
-    for spacing in sorted(SPACINGS, key=len, reverse=True):
-        base = key.removesuffix(f"_{spacing}")
-        if key not in known and base != key and base in known:
-            key, brought = base, {"spacing": spacing}
+    if key not in known:
+        # The longest first: "polyexponential" ends with another grid's name.
+        for spacing in sorted(SPACINGS, key=len, reverse=True):
+            base = key.removesuffix(f"_{spacing}")
+            if base != key and base in known:
+                key, brought = base, {"spacing": spacing}
+                break
     return key, {**brought, **OPTIONS.get(key, {})}

@@ -6,7 +6,8 @@ import copyreg
 import dataclasses
 import importlib
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections import ChainMap
+from collections.abc import Container, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +100,8 @@ ABSENT = {
     "edmdpmsolvermultistep": "dpmpp2m, with schedule='edm', prediction='x0', EDM's preconditioning around the network",
 }
 """Samplers of other libraries that are not here, with the nearest that is: k-diffusion's dpm_2 is not our dpm2."""
+_KNOWN: Container[str] = ChainMap[str, Any](METHODS, GUIDED, ALIASES, ABSENT)
+"""Every key of a method, now and later."""
 
 
 def register(method: Method) -> Method:
@@ -134,11 +137,6 @@ def register(method: Method) -> Method:
     return method
 
 
-def known() -> set[str]:
-    """Every key of a method."""
-    return {*METHODS, *GUIDED, *ALIASES, *ABSENT}
-
-
 def _reduced(method: Method) -> Any:
     """Registered methods by their names: what builds a plan may be a function inside of another."""
     if METHODS.get(method.name) is method:
@@ -164,7 +162,7 @@ def find(name: str | Method) -> Method:
         raise TypeError(
             f"method must be a name such as 'dpm3', got {type(name).__name__}; fastdiff.methods() lists them"
         )
-    key = parted(key_of(name), known())[0]
+    key = parted(key_of(name), _KNOWN)[0]
     key = ALIASES.get(key, key)
     if key in ABSENT:
         raise ValueError(
@@ -221,7 +219,7 @@ def chosen(name: str | Method | None, asked: Mapping[str, Any]) -> tuple[Method,
     """
     if name is not None:
         method = find(name)
-        brought = {} if isinstance(name, Method) else parted(key_of(name), known())[1]
+        brought = {} if isinstance(name, Method) else parted(key_of(name), _KNOWN)[1]
         grid_of, given = brought.get("spacing"), asked.get("spacing")
         if grid_of is not None and given is not None:
             if not isinstance(given, str) or spacing_key(given) not in (grid_of, AUTOMATIC):
@@ -382,11 +380,10 @@ def default_spacing(own: str, schedule: NoiseSchedule, t_start: float | None) ->
         return "linspace" if schedule.discrete else "karras"
     if own in ("leading", "lcm"):
         return own if schedule.discrete else "uniform"
-    if (
-        own in ("logsnr", "karras")
-        and schedule.lam(end_time("t_start", t_start, schedule.t_max, schedule)) == -math.inf
-    ):
-        return "time_uniform"
+    if own in ("logsnr", "karras"):
+        start = end_time("t_start", t_start, schedule.t_max, schedule)
+        if (schedule.lam_min if t_start is None else schedule.lam(start)) == -math.inf:
+            return "time_uniform"
     return own
 
 

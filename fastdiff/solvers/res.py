@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
+
 from fastdiff.plan import Plan
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row, multistep
 from fastdiff.solvers.unipc import update
 
 PAPER = "Zhang et al. 2023, arXiv 2308.02157"
@@ -22,12 +24,15 @@ PAPER = "Zhang et al. 2023, arXiv 2308.02157"
 
 def build_multistep(request: Request, *, order: int) -> Plan:
     points = request.points()
-    rows = Recorder()
-    for i, (s, t) in enumerate(pairwise(points)):
+    values = (ROW["m"], *HISTORY)
+
+    def made(at: np.ndarray, nodes: Sequence[Point], t: Point) -> Row:
         # The exponential Adams-Bashforth weights: those of UniP with every difference's exact.
-        nodes = points[i::-1][:order]
-        row = update("data", "vary_coeff", ROW["x"], nodes, (ROW["m"], *HISTORY)[: len(nodes)], t, None)
-        rows.add(s, t, row, step=i, keep=True)
+        return update("data", "vary_coeff", ROW["x"], nodes, values[: len(nodes)], t, None)
+
+    rows = Recorder()
+    for i, row in enumerate(multistep(points, [min(order, i + 1) for i in range(len(points) - 1)], made)):
+        rows.add(points[i], points[i + 1], row, step=i, keep=True)
     return rows.plan("res_multistep", "data", order, request, points, {"order": order})
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.solvers.base import ROW, Draw, Option, Row
+from fastdiff.solvers.base import ROW, Draw, Option, Row, finite
 from fastdiff.solvers.ddim import fresh
 
 S_NOISE = Option(1.0, "factor of the noise", minimum=0.0)
@@ -41,25 +41,23 @@ class Reverse:
 
     A step to sigma = 0 or from alpha = 0 is infinitely long and of first order. To sigma = 0 the result is the
     predicted x0; from alpha = 0, where x is all noise, eta > 0 exchanges it all.
+
+    The points may be columns (`solvers.base.multistep`), for all but `parts`.
     """
 
     def __init__(self, space: str, s: Point, t: Point, eta: float) -> None:
         self.space, self.s, self.t, self.eta = space, s, t, eta
         self.h = t.lam - s.lam
         self.stretched = (1.0 + eta) * self.h
-        if not self.finite and space == "noise":
+        self.finite = finite(self.h)
+        """Whether h is finite, so that orders above 1 exist."""
+        if space == "noise":
             self.decay = t.alpha / s.alpha
         elif not self.finite:
-            self.decay = 0.0 if t.sigma == 0 or eta > 0 else t.sigma / s.sigma
-        elif space == "noise":
-            self.decay = t.alpha / s.alpha
+            # To sigma = 0 this is 0 too.
+            self.decay = 0.0 if eta > 0 else t.sigma / s.sigma
         else:
-            self.decay = t.sigma / s.sigma * math.exp(-eta * self.h)
-
-    @property
-    def finite(self) -> bool:
-        """Whether h is finite, so that orders above 1 exist."""
-        return math.isfinite(self.h)
+            self.decay = t.sigma / s.sigma * np.exp(-eta * self.h)
 
     def gain(self, k: int) -> float:
         """The coefficient of the k-th term."""
@@ -67,8 +65,8 @@ class Reverse:
         if not self.finite:
             return t.alpha - self.decay * s.alpha if self.space == "data" else t.sigma - t.alpha * s.sigma / s.alpha
         if self.space == "noise":
-            return -(1.0 + self.eta) * t.sigma * self.h * float(phi(k, self.h))
-        return t.alpha * self.stretched * float(phi(k, -self.stretched))
+            return -(1.0 + self.eta) * t.sigma * self.h * phi(k, self.h)
+        return t.alpha * self.stretched * phi(k, -self.stretched)
 
     def first(self, x: Row, m: Row) -> Row:
         """The first-order mean."""

@@ -10,17 +10,21 @@ import numpy as np
 from fastdiff.plan import MAX_HISTORY, Plan
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import Point
-from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
+from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row, finite, multistep
 from fastdiff.solvers.dpm_multistep import TO_ZERO
 
 
 def weights(ratios: Sequence[float], hh: float, base: float) -> np.ndarray:
-    """The rho of eq. 11: sum_m rho_m r_m^(i−1) = i!·hh·phi_{i+1}(hh)/B(h) for i = 1 … len(ratios)."""
-    r = np.asarray(ratios, dtype=np.float64)
-    count = len(r)
-    powers = np.vander(r, count, increasing=True).T
-    right = [math.factorial(i) * hh * float(phi(i + 1, hh)) / base for i in range(1, count + 1)]
-    return np.linalg.solve(powers, np.array(right))
+    """The rho of eq. 11: sum_m rho_m r_m^(i−1) = i!·hh·phi_{i+1}(hh)/B(h) for i = 1 … len(ratios). Shape (count,), of
+    columns (n, 1, count)."""
+    count = len(ratios)
+    powers, right = np.ones((*np.shape(hh), count, count)), np.empty((*np.shape(hh), count, 1))
+    for j, r in enumerate(ratios):
+        for i in range(1, count):
+            powers[..., i, j] = powers[..., i - 1, j] * r
+    for i in range(1, count + 1):
+        right[..., i - 1, 0] = math.factorial(i) * hh * phi(i + 1, hh) / base
+    return np.linalg.solve(powers, right)[..., 0]
 
 
 def update(
@@ -33,7 +37,7 @@ def update(
         return base
     h = step.h
     # A start at alpha = 0 is infinitely far in lambda: its value says nothing about the slope.
-    older = [(node, v) for node, v in zip(nodes[1:], values[1:], strict=True) if math.isfinite(node.lam)]
+    older = [(node, v) for node, v in zip(nodes[1:], values[1:], strict=True) if finite(node.lam)]
     ratios = [(node.lam - nodes[0].lam) / h for node, _ in older]
     differences = [(v - values[0]) / r for (_, v), r in zip(older, ratios, strict=True)]
     if corrected is not None:
@@ -43,10 +47,10 @@ def update(
     hh = h if space == "noise" else -h
     # With the weights of eq. 11 B(h) cancels. With one difference the published forms with a B(h) take the limit of
     # the weights, 1/2, instead. That keeps the order.
-    b = math.expm1(hh) if variant == "bh2" else hh
+    b = np.expm1(hh) if variant == "bh2" else hh
     rho = np.array([0.5]) if len(ratios) == 1 and variant != "vary_coeff" else weights(ratios, hh, b)
     scale = -(t.sigma if space == "noise" else t.alpha) * b
-    return base + sum((scale * c * d for c, d in zip(rho, differences, strict=True)), np.zeros_like(base))
+    return base + sum((scale * rho[..., j] * d for j, d in enumerate(differences)), np.zeros_like(base))
 
 
 def build(
@@ -68,28 +72,35 @@ def build(
     space = prediction_type
     points = request.points()
     steps = len(points) - 1
+    # Of the step from point i to point i + 1.
+    orders = [min(order, i + 1, steps - i if lower_order_final else order) for i in range(steps)]
+    # Where the evaluation of step i finds x: at the end of the corrected step before.
+    bases = np.tile(ROW["x"], (steps, 1))
+    if corrector:
+
+        def correct(at: np.ndarray, nodes: Sequence[Point], t: Point) -> Row:
+            return update(space, variant, ROW["x"], nodes, HISTORY[: len(nodes)], t, ROW["m"])
+
+        bases[1:] = multistep(points[:-1], orders[:-1], correct)
+    # In stages of its own, the evaluation's value is h1 from the corrector on, which the first step has none of.
+    values = HISTORY if split else (ROW["m"], *HISTORY)
+
+    def predict(at: np.ndarray, nodes: Sequence[Point], t: Point) -> Row:
+        return update(space, variant, ROW["x"] if split else bases[at], nodes, values[: len(nodes)], t, None)
+
+    predicted = multistep(points, orders, predict)
+    if split:
+        predicted[0] = update(space, variant, ROW["x"], points[:1], [ROW["m"]], points[1], None)
     rows = Recorder()
-
-    def order_of(i: int) -> int:
-        """Of the step from point i to point i + 1."""
-        return min(order, i + 1, steps - i) if lower_order_final else min(order, i + 1)
-
     for i in range(steps):
-        base, newest = ROW["x"], (ROW["m"], *HISTORY)
-        if corrector and i > 0:
-            p = order_of(i - 1)
-            base = update(space, variant, base, points[i - 1 :: -1][:p], HISTORY[:p], points[i], ROW["m"])
         apart = split and i > 0
         if apart:
-            # The end of the last step. From here on the value of this evaluation is h1.
-            rows.add(points[i], points[i], base, step=i - 1, keep=True)
-            base, newest = ROW["x"], HISTORY
-        p = order_of(i)
-        predicted = update(space, variant, base, points[i::-1][:p], newest[:p], points[i + 1], None)
+            # The end of the last step.
+            rows.add(points[i], points[i], bases[i], step=i - 1, keep=True)
         # Without a further evaluation there is nothing left to correct: x' and u' are one.
         single = not corrector or i == steps - 1
-        keeps = None if single else base
-        rows.add(points[i], points[i + 1], predicted, keeps, step=i, keep=not apart, evaluate=not apart)
+        keeps = None if single else (ROW["x"] if split else bases[i])
+        rows.add(points[i], points[i + 1], predicted[i], keeps, step=i, keep=not apart, evaluate=not apart)
     options = {
         "order": order,
         "variant": variant,

@@ -254,7 +254,12 @@ def test_content(schedule: S.NoiseSchedule) -> None:
     assert again == schedule and hash(again) == hash(schedule) and repr(again) == repr(schedule)
     assert again.fingerprint() == schedule.fingerprint() and len(again.fingerprint()) == 64
     assert pickle.loads(pickle.dumps(schedule)) == schedule
+    told = json.dumps(schedule.told, default=dict)
+    assert json.loads(told) == schedule.to_dict() and schedule.told == schedule.told and schedule.told is schedule.told
+    assert S.NoiseSchedule.from_dict(schedule.told) is schedule and not hasattr(schedule.told, "__setitem__")
+    assert repr(pickle.loads(pickle.dumps(schedule)).told) == repr(schedule.told)
     scaled = dataclasses.replace(schedule, time_scale=12.5)
+    assert scaled.told["time_scale"] == 12.5
     assert scaled != schedule and scaled.fingerprint() != schedule.fingerprint() and "12.5" in repr(scaled)
     with pytest.raises(dataclasses.FrozenInstanceError):
         schedule.time_scale = 2.0  # type: ignore[misc]
