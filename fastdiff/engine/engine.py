@@ -40,7 +40,7 @@ from fastdiff.run.arguments import (
     warn_of_training,
 )
 from fastdiff.run.job import sampling_mode
-from fastdiff.run.network import check_kwargs, placement, sample_shape, stated
+from fastdiff.run.network import check_kwargs, check_model, placement, sample_shape, stated
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.values import flag, whole
 
@@ -111,6 +111,7 @@ class Engine:
         learned_variance: bool = False,
         check_finite: bool = True,
     ) -> None:
+        check_model(model)
         check_run(prediction, dtype, backend, graph)
         check_kwargs(model_kwargs)
         slots = whole("slots", slots, 1, 2**16, "slots=32")

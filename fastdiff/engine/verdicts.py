@@ -76,7 +76,9 @@ class Verdicts:
                 if not wait:
                     break
                 event.synchronize()
-            for (run, made), total in zip(runs, [0.0] * len(runs) if sums is None else sums.tolist(), strict=True):
+            judged = zip(runs, [0.0] * len(runs) if sums is None else sums.tolist(), strict=True)
+            # Those of one tick are told of in the order in which they came.
+            for (run, made), total in sorted(judged, key=lambda one: one[0][0].order[1]):
                 if made is not None and math.isfinite(total):
                     run.request.finish(made)
                 elif not (math.isfinite(total) or run.request.ended):

@@ -133,6 +133,13 @@ def check_model(model: Any) -> None:
     """TypeError for what is no network: what cannot be called, and pipelines of diffusers."""
     if not callable(model):
         raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
+    if isinstance(model, type):
+        raise TypeError(f"model is the class {model.__name__}; expected one of it: {model.__name__}(...)")
+    if all(hasattr(model, name) for name in ("plan", "begin", "step")):
+        raise TypeError(
+            f"model is a {type(model).__name__}; expected the network, with the sampler's arguments beside it: "
+            "method=..., steps=..., or call the sampler, sampler(model, shape=...)"
+        )
     part = next((p for p in ("unet", "transformer") if hasattr(model, p) and hasattr(model, "scheduler")), None)
     if part is not None:
         raise TypeError(

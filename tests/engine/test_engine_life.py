@@ -48,6 +48,18 @@ def test_order_is_fair_and_priorities_come_first() -> None:
     assert done == [2, 4, 0, 1, 3]
 
 
+@pytest.mark.parametrize("parked", [0, 12])
+def test_equal_requests_end_in_the_order_in_which_they_came(parked: int) -> None:
+    """Also those of one tick, whose slots have another order."""
+    e, done = engine(parked=parked), list[int]()
+    for seed in range(60):
+        e.submit("ddim", 7, seed=seed).add_done_callback(lambda r: done.append(r.seed))
+        if seed % 3 == 0:
+            e.step()
+    e.run()
+    assert done == list(range(60))
+
+
 def test_a_request_enters_at_the_next_tick() -> None:
     e = engine()
     e.submit("ddim", 9)
