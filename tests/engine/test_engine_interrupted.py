@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.engine import batch, floor, request, run, table, turns
+from fastdiff.engine import batch, floor, queue, request, run, table, turns
 
 SHAPE = (1, 4, 4)
 METHODS = (("dpm3", 3), ("ddim", 5), ("heun", 3), ("ddpm", 4))
-FILES = {module.__file__ for module in (batch, floor, request, run, table, turns)}
+FILES = {module.__file__ for module in (batch, floor, queue, request, run, table, turns)}
 CLEANING = {"forget", "clear", "fail"}
 """What runs after an interrupt; a second one is another matter."""
 
