@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import itertools
 import math
 import os
@@ -25,6 +24,7 @@ from fastdiff.engine.floor import Floor, Stats
 from fastdiff.engine.graphs import Graphs
 from fastdiff.engine.options import SUBMIT_DEFAULTS, SubmitOptions
 from fastdiff.engine.place import Place
+from fastdiff.engine.queue import Queue
 from fastdiff.engine.request import Closed, Preview, QueueFull, Request
 from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, Rows
@@ -182,7 +182,7 @@ class Engine:
         self._ticking: int | None = None
         self._process = os.getpid()
         self._numbers = itertools.count()
-        self._waiting: list[tuple[tuple[int, int], Run]] = []
+        self._waiting = Queue()
         self._known: dict[Request, Run] = {}
         self._closed = False
         self._driver = Driver(self)
@@ -257,12 +257,15 @@ class Engine:
             if self._closed:
                 raise Closed("the engine is closed and takes no more requests: make a new one")
             if len(self._waiting) >= self.queue:
+                for gone in self._waiting.leave_done():
+                    self._known.pop(gone.request, None)
+            if len(self._waiting) >= self.queue:
                 raise QueueFull(
                     f"{len(self._waiting)} requests wait, as many as queue={self.queue} allows: try again when some "
                     "are done, or give Engine(..., queue=...) more"
                 )
             run.since, run.ready = self._floor.ticks, self._place.mark()
-            heapq.heappush(self._waiting, (run.order, run))
+            self._waiting.push(run)
             self._known[run.request] = run
         return run.request
 
@@ -285,9 +288,8 @@ class Engine:
         """What `request.cancel()` calls."""
         with self._door:
             run = self._known.get(request)
-            if run is not None and (run.order, run) in self._waiting:
-                self._waiting.remove((run.order, run))
-                heapq.heapify(self._waiting)
+            if run is not None and run in self._waiting.inside:
+                self._waiting.leave(run)
                 del self._known[request]
             self._floor.stirred = True
 
@@ -298,15 +300,17 @@ class Engine:
     def _following(self, bound: int | None, rows: int) -> Run | None:
         """The next request, with a block of the table, or None where none may enter now: a `turns.Following`."""
         with self._door:
-            if not self._waiting:
+            run = self._waiting.first
+            if run is None:
                 return None
-            run = self._waiting[0][1]
             run.renew()
             if (bound is not None and run.order[0] > bound) or run.width > rows or not self._floor.holds(1, run.guided):
                 return None
-            if not self._floor.admit(run):
+            block = self._floor.batch.table.take(run.size)
+            if block is None:
                 return None
-            heapq.heappop(self._waiting)
+            self._waiting.leave(run)
+            self._floor.admit(run, block)
             return run
 
     def step(self) -> int:
@@ -380,7 +384,7 @@ class Engine:
         with self._door:
             if not queue:
                 self._waiting.clear()
-            waiting = {run.request: run for _, run in self._waiting}
+            waiting = {run.request: run for run in self._waiting}
             ended = [request for request in self._known if request not in waiting]
             ended += self._floor.forget()
             self._known = dict(waiting)

@@ -142,15 +142,11 @@ class Floor:
         guided = guided or any(run.width > 1 for run in runs)
         return len(runs) + more <= behind + min(self.slots, rows // (1 + guided))
 
-    def admit(self, run: Run) -> bool:
-        """Let a request come that the floor holds, if there is room for its rows in the table."""
-        block = self.batch.table.take(run.size)
-        if block is None:
-            return False
+    def admit(self, run: Run, block: int) -> None:
+        """Let a request come that the floor holds, with a block of the table."""
         run.block = block
         self.blocks, self.scaled = self.blocks + 1, self.scaled + run.scales
         self.coming.append(run)
-        return True
 
     def arrange(self, waits: bool, following: Following) -> None:
         """Let those leave who are done, those enter who wait, and those pause whose turn it is not; then what the next

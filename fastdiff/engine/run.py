@@ -136,13 +136,11 @@ class Run:
         """Whether its slot is free: its sample is made, it failed, or was cancelled."""
         return self.result is not None or self.request.ended
 
-    def renew(self) -> bool:
-        """Take the guidance that was asked for. Returns whether any was."""
-        if self.next is None:
-            return False
-        self._bind(self.next)
-        self.next = None
-        return True
+    def renew(self) -> None:
+        """Take the guidance that was asked for, if any was."""
+        if self.next is not None:
+            self._bind(self.next)
+            self.next = None
 
     def _bind(self, joint: Joint) -> None:
         self.joint, self.guided = joint, joint.binding.guidance.batched

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.engine import batch, floor, request, run, seats, table, turns, verdicts
+from fastdiff.engine import batch, floor, queue, request, run, seats, table, turns, verdicts
 
 SHAPE = (1, 4, 4)
 METHODS = (("dpm3", 3), ("ddim", 5), ("heun", 3), ("ddpm", 4))
-FILES = {module.__file__ for module in (batch, floor, request, run, seats, table, turns, verdicts)}
+FILES = {module.__file__ for module in (batch, floor, queue, request, run, seats, table, turns, verdicts)}
 CLEANING = {"forget", "clear", "fail"}
 """What runs after an interrupt; a second one is another matter."""
 

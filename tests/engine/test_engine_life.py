@@ -48,6 +48,50 @@ def test_order_is_fair_and_priorities_come_first() -> None:
     assert done == [2, 4, 0, 1, 3]
 
 
+def test_thousands_who_leave_the_queue_are_not_looked_for() -> None:
+    """Each of 3,000 was found by comparing it with all before it: 4.5 million comparisons."""
+    e, compared = engine(slots=1, parked=0, queue=5000), [0]
+
+    class Order(tuple[int, int]):
+        def __lt__(self, other: tuple[int, int]) -> bool:
+            compared[0] += 1
+            return tuple.__lt__(self, other)
+
+        def __eq__(self, other: object) -> bool:
+            compared[0] += 1
+            return tuple.__eq__(self, other)
+
+        __hash__ = None  # type: ignore[assignment]
+
+    requests = [e.submit("ddim", 2, seed=seed) for seed in range(3000)]
+    for asked in requests:
+        run = e._known[asked]
+        run.order = Order(run.order)
+    e._waiting.heap = [(run.order, run) for run in e._waiting]
+    e._waiting.heap.sort()
+    kept, compared[0] = requests[7::100], 0
+    for asked in reversed(requests):
+        if asked not in kept:
+            asked.cancel()
+    assert compared[0] < 60_000 and e.waiting == len(kept) and len(e._waiting.heap) <= 2 * len(kept)
+    done: list[int] = []
+    for asked in kept:
+        asked.add_done_callback(lambda r: done.append(r.seed))
+    e.run()
+    assert done == list(range(7, 3000, 100)) and not e._waiting.heap and not e._known
+
+
+def test_whoever_is_told_that_a_waiting_request_is_cancelled_finds_its_place_free() -> None:
+    e, second = engine(slots=1, parked=0, queue=1), list[fastdiff.Request]()
+    first = e.submit("ddim", 2)
+    first.add_done_callback(lambda r: second.append(e.submit("ddim", 2)))
+    first.cancel()
+    with pytest.raises(QueueFull):
+        e.submit("ddim", 2)
+    e.run()
+    assert second[0].status == "done" and e.idle and not e._known
+
+
 @pytest.mark.parametrize("parked", [0, 12])
 def test_equal_requests_end_in_the_order_in_which_they_came(parked: int) -> None:
     """Also those of one tick, whose slots have another order."""
