@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import os
 import random
 import time
@@ -122,6 +123,39 @@ def mixtures(rounds: int) -> report.Data:
     }
 
 
+def demand(seed: int, slots: int, load: float) -> tuple[list[int], list[float]]:
+    """Of 64 requests that come at random: evaluations, 4 to 30, and the tick at which each comes.
+
+    Args:
+        load: evaluations asked for per tick, in slots: the mean gap between two arrivals, in ticks, follows from it.
+    """
+    rng, count = random.Random(seed), 64
+    steps = [rng.randint(4, 30) for _ in range(count)]
+    gap = mean(steps) / slots / load
+    return steps, [0.0, *itertools.accumulate(rng.expovariate(1.0 / gap) for _ in range(count - 1))]
+
+
+def turnover(rounds: int, load: float) -> report.Data:
+    """Seconds of a tick of 16 slots in which requests come, take turns and go, with a network that costs nothing: the
+    mean over a run's ticks of the least that each took in any round."""
+    output, best, slots = torch.randn(32, 1, 8, 8), list[float](), 16
+    steps, due = demand(0, slots, load)
+    for _ in range(rounds):
+        engine = fastdiff.Engine(lambda x, t, y: output[: len(x)], slots=slots, shape=(1, 8, 8), schedule="ddpm")
+        found: list[float] = []
+        sent = 0
+        while sent < len(due) or not engine.idle:
+            while sent < len(due) and due[sent] <= len(found):
+                label: Any = {"y": torch.tensor([sent % 10])}
+                engine.submit(ONE_A_STEP[sent % len(ONE_A_STEP)], steps[sent], seed=sent, cond=label)
+                sent += 1
+            start = now()
+            engine.step()
+            found.append(now() - start)
+        best = [min(pair) for pair in zip(best or found, found, strict=True)]
+    return {"slots": slots, "load": load, "requests": len(due), "ticks": len(best), "seconds_a_tick": mean(best)}
+
+
 def fewest_ticks(steps: list[int], due: list[float], slots: int) -> int:
     """The ticks that any order of work needs at least: those of longest remaining first, which no order beats where
     the host sees the requests as they come (each takes at most one evaluation a tick, and may pause)."""
@@ -144,11 +178,11 @@ def arrivals(seed: int, slots: int, load: float, guided: bool, parked: int | Non
     """64 requests of 4 to 30 evaluations for the network of the digits, coming at random.
 
     Args:
-        load: evaluations asked for per tick, in slots: the mean gap between two arrivals, in ticks, follows from it.
+        load: as of `demand`.
         guided: whether each evaluates both halves of classifier-free guidance.
         parked: as of `fastdiff.Engine`.
     """
-    rng, count, rows = random.Random(seed), 64, slots * (1 + guided)
+    rows = slots * (1 + guided)
     model, within = load_model(), 0.0
 
     def network(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -159,12 +193,9 @@ def arrivals(seed: int, slots: int, load: float, guided: bool, parked: int | Non
         return out
 
     engine = fastdiff.Engine(network, slots=slots, parked=parked, shape=(1, 8, 8), schedule="ddpm")
-    steps = [rng.randint(4, 30) for _ in range(count)]
+    steps, due = demand(seed, slots, load)
+    count = len(steps)
     full = (torch.randn(rows, 1, 8, 8), torch.full((rows,), 500.0), torch.zeros(rows, dtype=torch.long))
-    gap, at, due = mean(steps) / slots / load, 0.0, []
-    for _ in range(count):
-        due.append(at)
-        at += rng.expovariate(1.0 / gap)
     calls: list[float] = []
     requests: list[fastdiff.Request] = []
     came: list[int] = []
@@ -265,6 +296,7 @@ def main() -> int:
         torch.set_num_threads(threads)
         data["mixtures"].append(mixtures(args.rounds))
     data["host"] = host(2 * args.rounds)
+    data["turnover"] = [turnover(args.rounds // 4, load) for load in (1.0, 2.0)]
     data["arrivals"] = [
         arrivals(seed, slots, load, guided, parked)
         for slots, guided in ((16, False), (16, True), (32, False))
@@ -279,6 +311,8 @@ def main() -> int:
         print(f"{found['threads']} threads:", end=" ")
         print(f"mixed over alike {found['mixed_over_alike']}, diffusers over mixed {found['diffusers_over_mixed']}")
     print(f"a tick of small states: {data['host']['median_seconds'] * 1e6:.0f} us")
+    for found in data["turnover"]:
+        print(f"where requests come and go, at a load of {found['load']:g}: {found['seconds_a_tick'] * 1e6:.0f} us")
     for i in range(0, len(data["arrivals"]), 3):
         runs = data["arrivals"][i : i + 3]
         first, told = runs[0], ", ".join(f"{run['over_ideal']:.3f}" for run in runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,10 +13,15 @@ EXAMPLE = "mynetworks:digits, where mynetworks.py has def digits(): return model
 
 
 def from_text(text: str) -> Any:
-    """A truth value, a number, or the text itself."""
+    """A truth value, a number, several of them such as (-1, 1) or 4,3,32,32, or the text itself."""
     named = {"true": True, "false": False}
     if text.lower() in named:
         return named[text.lower()]
+    if "," in text:
+        inner = text.strip()
+        several = inner[1:-1] if inner[0] + inner[-1] in ("()", "[]") else inner
+        found = tuple(from_text(one.strip()) for one in several.split(",") if one.strip())
+        return text if any(isinstance(one, str) for one in found) else found
     for kind in (int, float):
         try:
             return kind(text)
@@ -51,6 +57,7 @@ def network(source: str, call: str = "fastdiff.fit") -> tuple[Callable[..., Any]
         found = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"{source!r}: {error}; expected MODULE:FUNCTION, such as {EXAMPLE}") from None
+    _check_call(source, found)
     made = found()
     model, options = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
     if not callable(model) or not isinstance(options, dict):
@@ -58,3 +65,19 @@ def network(source: str, call: str = "fastdiff.fit") -> tuple[Callable[..., Any]
             f"{source} returned {type(made).__name__}; expected a model, or (model, dict of options of {call})"
         )
     return model, options
+
+
+def _check_call(source: str, found: Any) -> None:
+    """ValueError for what is no function without arguments, such as the model itself."""
+    instance = not isinstance(found, type) and hasattr(found, "forward")
+    try:
+        if not callable(found):
+            raise TypeError(f"it is no function but {type(found).__name__}")
+        inspect.signature(found.forward if instance else found).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"{source!r}: {error}; expected a function without arguments that returns the model, such as {EXAMPLE}"
+        ) from None
+    except ValueError:
+        # Written in C, without a signature.
+        return

@@ -26,9 +26,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from fastapi import FastAPI, HTTPException, Response
-from fastapi.responses import HTMLResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 import fastdiff
 from fastdiff.demo import load_model
@@ -42,8 +43,18 @@ Stream = asyncio.Queue[str]
 NOTHING = 10
 """The class that the network was trained with where it was given none."""
 
+BEHIND = 1000
+"""Events that may wait for a client that reads slowly: with half as many it gets no more previews, and with as many it
+may ask for nothing more."""
 
-class Asked(BaseModel):
+
+class Told(BaseModel):
+    """What a client says; fields that nobody reads are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Asked(Told):
     """A digit, and how it is to be made; `session` is the key of the stream that tells of it."""
 
     session: str
@@ -55,7 +66,7 @@ class Asked(BaseModel):
     priority: int = Field(default=0, ge=-100, le=100)
 
 
-class Changed(BaseModel):
+class Changed(Told):
     """Another guidance."""
 
     guidance: float | None = Field(ge=-50, le=50)
@@ -98,6 +109,8 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | N
         prediction="eps",
         uncond=nothing,
     )
+    # Of each method, whether it is CFG++.
+    offered = {name: told["guided"] for name, told in fastdiff.methods().items() if not told["adaptive"]}
     requests: dict[int, fastdiff.Request] = {}
     sessions: dict[str, tuple[Stream, set[asyncio.Task[None]]]] = {}
     numbers = itertools.count(1)
@@ -121,6 +134,8 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | N
             async with contextlib.aclosing(engine.follow(request)) as previews:
                 async for preview in previews:
                     name = "done" if preview.done == preview.nfe else "preview"
+                    if name == "preview" and told.qsize() >= BEHIND // 2:
+                        continue
                     told.put_nowait(event(name, id=number, done=preview.done, nfe=preview.nfe, image=png(preview.x0)))
         except Exception as error:
             name = "cancelled" if request.cancelled() else "failed"
@@ -140,6 +155,12 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | N
             for task in tasks:
                 task.cancel()
 
+    @app.exception_handler(RequestValidationError)
+    def refused(request: Request, error: RequestValidationError) -> JSONResponse:
+        """Without what was sent, which may be a number that JSON does not have."""
+        told = [{name: one[name] for name in ("loc", "msg", "type")} for one in error.errors()]
+        return JSONResponse({"detail": told}, 422)
+
     @app.get("/events")
     def events() -> StreamingResponse:
         return StreamingResponse(stream(), media_type="text/event-stream")
@@ -149,8 +170,9 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | N
         return HTMLResponse(PAGE.read_text(encoding="utf-8"))
 
     @app.get("/methods")
-    def methods() -> list[str]:
-        return [name for name, told in fastdiff.methods().items() if not told["adaptive"]]
+    def methods() -> dict[str, bool]:
+        """Each method, and whether it is CFG++, whose guidance must be given, about 0.6."""
+        return offered
 
     @app.get("/stats")
     def stats() -> dict[str, Any]:
@@ -161,6 +183,8 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | N
         if asked.session not in sessions:
             raise HTTPException(404, "no such session: open GET /events first, and give the key that it tells")
         told, tasks = sessions[asked.session]
+        if told.qsize() >= BEHIND:
+            raise HTTPException(429, f"{told.qsize()} events of this session wait to be read: read its stream first")
         try:
             request = engine.submit(
                 asked.method,
@@ -169,7 +193,8 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | N
                 guidance=asked.guidance,
                 cond={"y": torch.tensor([asked.digit])},
                 priority=asked.priority,
-                clip=(-1.0, 1.0),
+                # What a method of CFG++ computes with is the unconditional x0, which has no clip.
+                clip=None if offered.get(asked.method) else (-1.0, 1.0),
                 previews=True,
             )
         except (QueueFull, Closed) as error:
@@ -187,7 +212,7 @@ def create(slots: int = 16, queue: int = 256, pace: float = 0.0, parked: int | N
     def change(number: int, changed: Changed) -> Response:
         try:
             found(number).guidance = changed.guidance
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise HTTPException(409, str(error)) from None
         return Response(status_code=204)
 

@@ -37,6 +37,8 @@ class Driver:
         loop = asyncio.get_running_loop()
         if self.thread is None:
             self.thread = ThreadPoolExecutor(1, "fastdiff-engine")
+        for closed in [other for other in list(self.tasks) if other.is_closed()]:
+            self.tasks.pop(closed, None)
         task = self.tasks.get(loop)
         if task is None or task.done():
             task = self.tasks[loop] = loop.create_task(self._drive())
@@ -45,7 +47,16 @@ class Driver:
     async def _drive(self) -> None:
         loop = asyncio.get_running_loop()
         while not self.engine.idle:
-            await loop.run_in_executor(self.thread, self.engine.step)
+            await loop.run_in_executor(self.thread, self._tick)
+
+    def _tick(self) -> None:
+        try:
+            self.engine.step()
+        except Exception:
+            raise
+        except BaseException:
+            # Those whose requests it ended are told of it; others wait, and it is no reason to stop this loop.
+            return
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         loop = task.get_loop()

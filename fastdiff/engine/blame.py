@@ -20,7 +20,7 @@ def unlike(running: Sequence[Run], residents: Sequence[Run], call: Call) -> Blam
     """The newest whose conditions cannot be joined with those that the network has taken already. Where it has taken
     none, one with which it fails, or else the newest unlike those of most."""
     kinds = [run.likeness for run in running]
-    if all(kind == kinds[0] for kind in kinds):
+    if kinds.count(kinds[0]) == len(kinds):
         return None
     right = max(residents, key=lambda run: run.at)
     wrong: list[Blamed] = [] if right.at else failing(running, call)

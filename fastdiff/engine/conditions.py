@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -16,7 +17,8 @@ Collate = Callable[[Sequence[Tree]], Tree]
 
 
 def stack(trees: Sequence[Tree]) -> dict[str, Any]:
-    """Tensors with a first dimension of 1 are joined along it; what is no tensor must be the same in all."""
+    """Tensors with a first dimension of 1 are joined along it; what is no tensor must be the same in all, and of the
+    same type."""
     first = dict(trees[0])
     if all(isinstance(v, torch.Tensor) for v in first.values()):
         return {key: torch.cat([tree[key] for tree in trees]) for key in first}
@@ -30,12 +32,33 @@ def stack(trees: Sequence[Tree]) -> dict[str, Any]:
     return result
 
 
+class Constant:
+    """What is no tensor: equal to another of its type that says that it is equal. Comparing never raises."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Constant) or type(self.value) is not type(other.value):
+            return False
+        try:
+            return self.value is other.value or bool(self.value == other.value)
+        except Exception:
+            # Such as several truth values, of an array.
+            return False
+
+    def __hash__(self) -> int:
+        return hash(type(self.value))
+
+
 def likeness(tree: Tree) -> tuple[Any, ...]:
     """What two conditions must share for `stack` to join them: equal where they do."""
     if not tree:
         return ()
     leaves, spec = tree_flatten(_by_key(dict(tree)))
-    return str(spec), *[(tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else v for v in leaves]
+    return str(spec), *[(tuple(v.shape), v.dtype) if isinstance(v, torch.Tensor) else Constant(v) for v in leaves]
 
 
 def _by_key(tree: Any) -> Any:
@@ -49,7 +72,7 @@ def checked(name: str, tree: Any, device: torch.device, alone: bool) -> dict[str
         alone: whether tensors must have a first dimension of 1, as `stack` needs.
 
     Raises:
-        TypeError, ValueError: not a dict of keyword arguments, or a tensor of another batch.
+        TypeError, ValueError: not a dict of keyword arguments, an array of NumPy, or a tensor of another batch.
     """
     if tree is None:
         return None
@@ -60,6 +83,11 @@ def checked(name: str, tree: Any, device: torch.device, alone: bool) -> dict[str
         )
     for key, value in tree.items():
         for leaf in tree_flatten(value)[0]:
+            if alone and isinstance(leaf, np.ndarray):
+                raise TypeError(
+                    f"{name}[{key!r}] is an array of NumPy, which is not joined with others': give a tensor, "
+                    "torch.from_numpy(value), or the engine a collate function of your own"
+                )
             if alone and isinstance(leaf, torch.Tensor) and (leaf.ndim == 0 or len(leaf) != 1):
                 raise ValueError(
                     f"{name}[{key!r}] has shape {tuple(leaf.shape)}; expected the first dimension 1, one sample's: "
@@ -67,6 +95,8 @@ def checked(name: str, tree: Any, device: torch.device, alone: bool) -> dict[str
                 )
 
     def own(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.copy()
         return value.to(device, non_blocking=True, copy=True) if isinstance(value, torch.Tensor) else value
 
     return tree_map(own, dict(tree))

@@ -16,6 +16,7 @@ from fastdiff.engine.kept import Kept, same
 from fastdiff.engine.options import SUBMIT_DEFAULTS
 from fastdiff.engine.request import Owner, Request
 from fastdiff.engine.run import Run, needs_own_stage
+from fastdiff.names import short
 from fastdiff.options import RUN_DEFAULTS, Prediction
 from fastdiff.prediction import along
 from fastdiff.run.arguments import cast_x, check_callables, check_halves, check_observed, check_x, resolve_seeds
@@ -112,7 +113,9 @@ class Desk:
                 "it as model(x, t) for all requests: use fastdiff.sample, or two_times=False for a network that takes "
                 "one time"
             )
-        check_callables(own["noise"], own["on_preview"])
+        check_callables(own["noise"], None)
+        if own["on_preview"] is not None and not callable(own["on_preview"]):
+            raise TypeError(f"on_preview={short(own['on_preview'])}: expected a function, on_preview(preview)")
         check_corrections(engine.plan, own["correct_x0"], own["correct_xt"])
         if not engine.plan.nfe:
             raise ValueError(f"the plan of {engine.name!r} never evaluates the network: there is nothing to run")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import itertools
 import math
+import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from fastdiff.engine.floor import Floor, Stats
 from fastdiff.engine.graphs import Graphs
 from fastdiff.engine.options import SUBMIT_DEFAULTS, SubmitOptions
 from fastdiff.engine.place import Place
+from fastdiff.engine.queue import Queue
 from fastdiff.engine.request import Closed, Preview, QueueFull, Request
 from fastdiff.engine.run import Run
 from fastdiff.engine.table import IDLE, Rows
@@ -39,7 +40,7 @@ from fastdiff.run.arguments import (
     warn_of_training,
 )
 from fastdiff.run.job import sampling_mode
-from fastdiff.run.network import check_kwargs, placement, sample_shape, stated
+from fastdiff.run.network import check_kwargs, check_model, placement, sample_shape, stated
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.values import flag, whole
 
@@ -110,11 +111,12 @@ class Engine:
         learned_variance: bool = False,
         check_finite: bool = True,
     ) -> None:
+        check_model(model)
         check_run(prediction, dtype, backend, graph)
         check_kwargs(model_kwargs)
         slots = whole("slots", slots, 1, 2**16, "slots=32")
         history = whole("history", history, 0, MAX_HISTORY, "history=3")
-        size = sample_shape(model) if shape is None else check_shape(shape)
+        size = sample_shape(model) if shape is None else check_shape(shape, "(C, ...), without a batch", (3, 32, 32))
         if size is None:
             raise ValueError(
                 "cannot tell the shape of a sample: give shape=(C, H, W), without a batch, or the model an attribute "
@@ -137,7 +139,7 @@ class Engine:
         parked = whole("parked", parked, 0, 2**16, "parked=96")
         captured, self._place = self._captures(graph), Place(self.device)
         # Held through a tick; and for what other threads may change meanwhile.
-        self._turn, self._door = threading.Lock(), threading.RLock()
+        self._turn, self._door = threading.RLock(), threading.RLock()
         sizes = _buckets(buckets, slots)
         with sampling_mode():
             table = Rows(whole("rows", rows, 2, 2**24, "rows=16384"), dtype, clock_dtype(given), self.device)
@@ -178,8 +180,9 @@ class Engine:
             )
         )
         self._ticking: int | None = None
+        self._process = os.getpid()
         self._numbers = itertools.count()
-        self._waiting: list[tuple[tuple[int, int], Run]] = []
+        self._waiting = Queue()
         self._known: dict[Request, Run] = {}
         self._closed = False
         self._driver = Driver(self)
@@ -215,7 +218,10 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
-        return not (self._waiting or self._floor.running or self._floor.parked or self._floor.verdicts)
+        floor = self._floor
+        # Not between the queue and a slot, where another thread's tick has a request in neither.
+        with self._door:
+            return not (self._waiting or floor.coming or floor.running or floor.parked or floor.verdicts)
 
     @shows(SUBMIT_DEFAULTS, "method_options")
     def submit(self, method: Any = "dpm3", steps: int | None = None, **options: Unpack[SubmitOptions]) -> Request:
@@ -240,17 +246,26 @@ class Engine:
         """
         return self._queued(self._desk.run(self, method, steps, dict(options)))
 
+    def _mine(self) -> None:
+        """RuntimeError after a fork, where the threads that hold locks are gone."""
+        if os.getpid() != self._process:
+            raise RuntimeError("this engine was made in another process, before a fork: make one in this process")
+
     def _queued(self, run: Run) -> Request:
+        self._mine()
         with self._door:
             if self._closed:
                 raise Closed("the engine is closed and takes no more requests: make a new one")
+            if len(self._waiting) >= self.queue:
+                for gone in self._waiting.leave_done():
+                    self._known.pop(gone.request, None)
             if len(self._waiting) >= self.queue:
                 raise QueueFull(
                     f"{len(self._waiting)} requests wait, as many as queue={self.queue} allows: try again when some "
                     "are done, or give Engine(..., queue=...) more"
                 )
             run.since, run.ready = self._floor.ticks, self._place.mark()
-            heapq.heappush(self._waiting, (run.order, run))
+            self._waiting.push(run)
             self._known[run.request] = run
         return run.request
 
@@ -267,15 +282,16 @@ class Engine:
             if guided and (floor.buckets[-1] < 2 or (run.block != IDLE and not floor.holds(0, True))):
                 raise ValueError("there is no room for another unconditional half: Engine(..., buckets=...) with more")
             run.next = bound
+            floor.stirred = True
 
     def recall(self, request: Request) -> None:
         """What `request.cancel()` calls."""
         with self._door:
             run = self._known.get(request)
-            if run is not None and (run.order, run) in self._waiting:
-                self._waiting.remove((run.order, run))
-                heapq.heapify(self._waiting)
+            if run is not None and run in self._waiting.inside:
+                self._waiting.leave(run)
                 del self._known[request]
+            self._floor.stirred = True
 
     def _forget(self, run: Run) -> None:
         with self._door:
@@ -284,19 +300,17 @@ class Engine:
     def _following(self, bound: int | None, rows: int) -> Run | None:
         """The next request, with a block of the table, or None where none may enter now: a `turns.Following`."""
         with self._door:
-            if not self._waiting:
+            run = self._waiting.first
+            if run is None:
                 return None
-            run = self._waiting[0][1]
-            if run.next is not None:
-                run.joint, run.next = run.next, None
+            run.renew()
             if (bound is not None and run.order[0] > bound) or run.width > rows or not self._floor.holds(1, run.guided):
                 return None
             block = self._floor.batch.table.take(run.size)
             if block is None:
                 return None
-            heapq.heappop(self._waiting)
-            run.block = block
-            self._floor.coming.append(run)
+            self._waiting.leave(run)
+            self._floor.admit(run, block)
             return run
 
     def step(self) -> int:
@@ -306,37 +320,45 @@ class Engine:
 
         An error of the network ends the requests of this tick, and not the engine.
         """
-        if self._ticking == threading.get_ident():
-            raise RuntimeError("a tick is under way in this thread, which one of its own functions asked to go on")
+        self._alone()
         with self._turn:
             return self._tick()
 
-    def advance(self) -> bool:
-        """`step`, unless another thread is at it. Returns whether it was done here."""
+    def _alone(self) -> None:
+        """RuntimeError where this thread cannot begin a tick."""
+        self._mine()
         if self._ticking == threading.get_ident():
             raise RuntimeError("a tick is under way in this thread, which one of its own functions asked to go on")
-        if not self._turn.acquire(blocking=False):
-            return False
+
+    def advance(self) -> bool:
+        """`step`, unless another thread is at it. Returns whether it was done here."""
+        self._alone()
         try:
+            if not self._turn.acquire(blocking=False):
+                return False
             self._tick()
+            return True
         finally:
-            self._turn.release()
-        return True
+            # Not by what `acquire` returned: an interrupt may come before that is known.
+            try:
+                self._turn.release()
+            except RuntimeError:
+                pass
 
     def _tick(self) -> int:
         if self._place.cuda and graphs.CAPTURE.under_way():
             raise RuntimeError(
                 "a CUDA graph is being captured on this stream, and a tick is the host's work too: call it outside"
             )
-        self._ticking = threading.get_ident()
         try:
+            self._ticking = threading.get_ident()
             with self._place.here():
                 needed = self._evaluated()
                 # Here callbacks of the caller's run, which must not wait for a tick either.
                 self._floor.collect(wait=not needed)
-        except Exception as error:
-            # The device's own, after which nothing runs: nobody must wait for ever.
-            self._broken(error)
+        except BaseException as error:
+            # The device's own, after which nothing runs, or an interrupt: nobody must wait for ever.
+            self._broken(error, not isinstance(error, Exception))
             raise
         finally:
             self._ticking = None
@@ -348,25 +370,25 @@ class Engine:
             with sampling_mode():
                 floor.arrange(bool(self._waiting), self._following)
                 needed = floor.evaluate() if floor.running else 0
-                if floor.over and not self._waiting:
+                if floor.stirred and floor.over and not self._waiting:
                     # No tick may come, and they would keep their memory.
                     floor.arrange(False, self._following)
                 return needed
         except Exception as error:
             floor.abandon(error)
             return 0
-        except BaseException as error:
-            floor.abandon(error)
-            raise
 
-    def _broken(self, error: Exception) -> None:
-        """End every request, with the reason."""
+    def _broken(self, error: BaseException, queue: bool) -> None:
+        """End every request that has begun, with the reason. `queue`: those that wait go on later. An interrupt comes
+        between any two operations, after which no state is known to be whole, and the lists may not be."""
         with self._door:
-            known = list(self._known)
-            self._known.clear()
-            self._waiting.clear()
-        self._floor.forget()
-        for request in known:
+            if not queue:
+                self._waiting.clear()
+            waiting = {run.request: run for run in self._waiting}
+            ended = [request for request in self._known if request not in waiting]
+            ended += self._floor.forget()
+            self._known = dict(waiting)
+        for request in ended:
             request.fail(error)
 
     def run(self) -> None:
@@ -426,6 +448,8 @@ def _buckets(given: Sequence[int] | None, slots: int) -> tuple[int, ...]:
     if given is None:
         powers = {2**k for k in range((2 * slots).bit_length())}
         return tuple(sorted({n for n in powers if n < 2 * slots} | {slots, 2 * slots}))
+    if not isinstance(given, Iterable):
+        raise TypeError(f"buckets={short(given)}: expected ascending sizes, such as buckets=(1, 2, 4, 8)")
     found = tuple(whole("buckets", n, 1, 2**17, "buckets=(1, 2, 4, 8)") for n in given)
     if not found or list(found) != sorted(set(found)):
         raise ValueError(f"buckets={short(given)}: expected ascending sizes, such as buckets=(1, 2, 4, 8)")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
-from collections import deque
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +16,31 @@ from fastdiff.engine.batch import Batch, Shape
 from fastdiff.engine.graphs import Graphs, Uncaptured
 from fastdiff.engine.joint import union, widest
 from fastdiff.engine.place import Place
-from fastdiff.engine.run import Run
-from fastdiff.engine.table import IDLE, put
+from fastdiff.engine.request import Request
+from fastdiff.engine.run import Mix, Run
+from fastdiff.engine.table import IDLE
 from fastdiff.engine.turns import Following, turns
+from fastdiff.engine.verdicts import Verdicts
 from fastdiff.names import warn
-from fastdiff.options import RUN_DEFAULTS
-from fastdiff.run.job import begin
+from fastdiff.ops.layout import StageSpec
 from fastdiff.run.network import Network
 
 _LOOKS = 8
 """Ticks between two looks at all states."""
+
+
+@functools.lru_cache(256)
+def _mixture(mixes: frozenset[Mix | None], direct: bool, learned: bool) -> tuple[StageSpec, int, bool]:
+    """The structure of a launch for all of these, the history that it reads, and whether any makes previews. `direct`,
+    `learned`: as of `Batch` and `Floor`."""
+    joint = [mix for mix in mixes if mix is not None]
+    history, before = max((mix.history for mix in joint), default=0), any(mix.shows for mix in joint)
+    spec = union(mix.spec for mix in joint)._replace(copies=int(not direct))
+    return _learned(spec) if learned else spec, history, before
+
+
+def _learned(spec: StageSpec) -> StageSpec:
+    return spec._replace(learned=1 + spec.guided)
 
 
 class Stats(NamedTuple):
@@ -40,14 +56,6 @@ class Stats(NamedTuple):
     evaluations: int
     padded: int
     captures: int
-
-
-class Verdict(NamedTuple):
-    """Whether the states after a tick are finite. The host knows it where `event` is None or done."""
-
-    runs: list[Run]
-    good: torch.Tensor
-    event: torch.cuda.Event | None
 
 
 class Floor:
@@ -87,16 +95,28 @@ class Floor:
     ) -> None:
         self.model, self.model_kwargs, self.batch = model, dict(model_kwargs), batch
         self.slots, self.places, self.buckets, self.collate = slots, slots + parked, buckets, collate
-        self.graphs, self.finite, self.learned, self.strict, self.ended = graphs, finite, learned, strict, ended
+        self.graphs, self.learned, self.strict, self.ended = graphs, learned, strict, ended
         self.door, self.place = door, place
         self.running: list[Run] = []
         self.parked: list[Run] = []
-        # Requests that left the queue at this moment and have no slot yet.
+        # Requests that left the queue at this moment and have no slot yet; that have one, and have not begun.
         self.coming: list[Run] = []
-        # Whether u is the network's input, as it was at the last tick.
-        self.direct = False
-        self.verdicts: deque[Verdict] = deque()
+        self.entering: list[Run] = []
+        # Places behind the slots that nobody has.
+        self.vacant = list(range(slots, slots + parked))
+        # How many have a block of the table's rows; and of those, whose input for the network is other than u.
+        self.blocks = self.scaled = 0
+        # Whether somebody may be over, or wants other guidance. Any thread may say so; a tick alone takes it back.
+        self.stirred = False
+        # Of those that run: whose evaluations are only counted, until the first of them is done after so many ticks;
+        # and for whom there is something to do after every tick.
+        self.counted: list[Request] = []
+        self.until = 0
+        self.attended: list[Run] = []
+        self.verdicts = Verdicts(place, finite)
         self.ticks = self.evaluations = self.padded = self.version = self.needed = 0
+        # Whether everybody has the place that its slot says.
+        self.settled = True
         self.network = Network(model, 1, learned=learned)
         self.shape: Shape | None = None
 
@@ -113,172 +133,169 @@ class Floor:
     def holds(self, more: int, guided: bool) -> bool:
         """Whether there is a place for all residents, for those that enter at this moment, and for `more`: some have
         their turn, and the others lie behind. `guided`: whether one of them has, or will have, two halves."""
+        behind, rows = self.places - self.slots, self.buckets[-1]
+        if self.blocks + more <= behind + min(self.slots, rows // 2):
+            return True
         # Who is cancelled after the others were let go at this tick keeps a place until the next. What is asked for
         # between two ticks comes after they left.
         runs = [run for run in (*self.residents, *self.coming) if (run.block != IDLE if more else not run.over)]
-        behind, count, rows = self.places - self.slots, len(runs) + more, self.buckets[-1]
-        if count <= behind + min(self.slots, rows // 2):
-            return True
         guided = guided or any(run.width > 1 for run in runs)
-        return count <= behind + min(self.slots, rows // (1 + guided))
+        return len(runs) + more <= behind + min(self.slots, rows // (1 + guided))
+
+    def admit(self, run: Run, block: int) -> None:
+        """Let a request come that the floor holds, with a block of the table."""
+        run.block = block
+        self.blocks, self.scaled = self.blocks + 1, self.scaled + run.scales
+        self.coming.append(run)
 
     def arrange(self, waits: bool, following: Following) -> None:
         """Let those leave who are done, those enter who wait, and those pause whose turn it is not; then what the next
         tick needs is known. `waits`: whether anybody does."""
-        changed = self.shape is None
+        changed, self.settled = self.shape is None, False
+        if self.stirred:
+            # Before the look, so that what is said meanwhile counts at the next tick.
+            self.stirred = False
+            changed = self._looked_after() or changed
+        if changed or waits or self.parked:
+            # The parked ones are in order.
+            here = [run for run in (*self.parked, *self.running) if run.block != IDLE]
+            changed = self._seat(*turns(here, self.slots, self.buckets[-1], following)) or changed
+        if changed:
+            self._settle()
+        self.settled = True
+
+    def _looked_after(self) -> bool:
+        """Let those go who are over, and give the others the guidance they ask for. Returns whether there was any."""
+        changed = False
         for run in self.residents:
             if run.over:
+                if run.slot >= self.slots:
+                    self.vacant.append(run.slot)
                 self._release(run)
                 changed = True
             elif run.next is not None:
                 with self.door:
-                    run.joint, run.next = run.next, None
+                    run.renew()
                 run.rewrite(self.batch)
                 changed = True
-        here = [run for run in self.residents if run.block != IDLE] if changed else self.residents
-        if changed or waits or self.parked:
-            changed = self._seat(here, turns(here, self.slots, self.buckets[-1], following)) or changed
-        if changed:
-            self._settle()
+        return changed
 
     def _settle(self) -> None:
-        """What the next tick needs, without those whose conditions do not go with the others'."""
+        """What the next tick needs, without those that cannot begin, or whose conditions do not go with the others'."""
+        if self.graphs is None:
+            # Whether u can be the network's input.
+            self.batch.hand_over(not self.scaled and self.batch.given.dtype is self.batch.u.dtype)
+        self._tell()
+        entering, self.entering = self.entering, []
+        for run in entering:
+            try:
+                self._enter(run)
+            except Exception as error:
+                self._dismiss(run.slot, error)
         while self.running and (blamed := self._compose()) is not None:
             self._dismiss(*blamed)
 
+    def _enter(self, run: Run) -> None:
+        run.request.began(self.ticks - run.since)
+        self.place.wait(run.ready)
+        run.place(self.batch)
+        run.enter(self.batch, self.model)
+
     def _dismiss(self, slot: int, error: Exception) -> None:
-        """End one of those that run."""
-        run = self.running[slot]
+        """End one of those that run. The slots in use are the first ones: the last one's request goes there."""
+        run, last = self.running[slot], len(self.running) - 1
         run.request.fail(error)
         self._release(run)
-        self._close(slot)
+        with self.door:
+            moved = self.running.pop()
+            if slot != last:
+                self.running[slot], moved.slot = moved, slot
+                self.batch.seats.take(slot, moved.row, moved.key)
+        self.batch.move(*(([last], [slot]) if slot != last else ([], [])), last)
+        self._tell()
 
     def _bucket(self, rows: int) -> int:
         return self.buckets[bisect.bisect_left(self.buckets, rows)]
 
-    def _seat(self, here: list[Run], going: list[Run]) -> bool:
-        """Give those who go on and those who enter the first slots, and the others a place behind. Returns whether
+    def _seat(self, going: list[Run], paused: list[Run]) -> bool:
+        """Give those who go on and those who come the first slots, and the others a place behind. Returns whether
         anything changed."""
-        count, chosen = len(going) + len(self.coming), set(map(id, going))
+        count = len(going) + len(self.coming)
         held = {run.slot for run in going if run.slot < count}
-        paused = [run for run in here if id(run) not in chosen]
         if len(held) == count == len(self.running):
             self.parked = paused
             return False
         seats = iter([slot for slot in range(count) if slot not in held])
-        places = iter(sorted(set(range(self.slots, self.places)) - {run.slot for run in paused}))
-        moves = []
-        for run, to in (*((r, seats) for r in going if r.slot >= count), *((r, places) for r in paused)):
-            if to is seats or run.slot < self.slots:
-                place = next(to)
-                moves.append((run.slot, place))
-                run.slot = place
-        self.batch.seat(moves, count)
+        take, places, to = self.batch.seats.take, [], []
+        for run in going:
+            if run.slot >= count:
+                if run.slot >= self.slots:
+                    self.vacant.append(run.slot)
+                places.append(run.slot)
+                run.slot = next(seats)
+                to.append(run.slot)
+                take(run.slot, run.row, run.key)
+        for run in paused:
+            if run.slot < self.slots:
+                places.append(run.slot)
+                run.slot = self.vacant.pop()
+                to.append(run.slot)
+        for run in self.coming:
+            run.slot = next(seats)
+            take(run.slot, run.row, run.key)
+        self.batch.move(places, to, count)
         with self.door:
-            self.running, self.parked = sorted(going, key=lambda run: run.slot), paused
-        holes = []
-        for slot in seats:
-            run = self.coming[0]
-            run.slot = slot
-            if not self._entered(run):
-                holes.append(slot)
-            with self.door:
-                self.running.insert(slot, run)
-                del self.coming[0]
-        for hole in reversed(holes):
-            self._close(hole)
+            self.running, self.parked = sorted([*going, *self.coming], key=attrgetter("slot")), paused
+            self.entering, self.coming = self.coming, []
         return True
-
-    def _entered(self, run: Run) -> bool:
-        """Whether a request begins; one that fails here is over at once."""
-        run.request.began(self.ticks - run.since)
-        given = {**RUN_DEFAULTS, **run.arguments, "device": self.batch.x.device}
-        try:
-            self.place.wait(run.ready)
-            run.place(self.batch)
-            size, dtypes = (1, *self.batch.x.shape[1:]), (self.batch.x.dtype, self.batch.backend.NAME)
-            start = begin(run.engine, run.arguments["x"], size, given, *dtypes, None, self.batch.given.dtype)
-            run.enter(self.batch, run.slot, start, self.model, self.batch.given.dtype)
-            return True
-        except Exception as error:
-            run.request.fail(error)
-            self._release(run)
-            return False
-
-    def _close(self, hole: int) -> None:
-        """The slots in use are the first ones: the last one's request goes where another left."""
-        last = len(self.running) - 1
-        with self.door:
-            moved = self.running.pop()
-            if hole != last:
-                self.running[hole], moved.slot = moved, hole
-        self.batch.seat([(last, hole)] if hole != last else [], last)
 
     def _release(self, run: Run) -> None:
         if run.block != IDLE:
             self.batch.table.give(run.block, run.size)
             run.block = IDLE
+            self.blocks, self.scaled = self.blocks - 1, self.scaled - run.scales
         run.state = None
         self.ended(run)
 
+    def _tell(self) -> None:
+        """Who sits where, for the device; and what is to be done after each tick."""
+        running, seats = self.running, self.batch.seats
+        guided = [run for run in running if run.guided]
+        self.needed = len(running)
+        for run in guided:
+            run.partner, self.needed = self.needed, self.needed + 1
+        seats.link(len(running), [run.slot for run in guided])
+        seats.send()
+        self.counted = [run.request for run in running if run.plain]
+        self.until = min([request.nfe - request.count for request in self.counted], default=0)
+        self.attended = [run for run in running if not run.plain]
+
     def _compose(self) -> blame.Blamed | None:
-        """The rows of the network's input, their conditions and the union of the table's rows. Where the conditions do
-        not go together, who is to blame."""
-        n, batch = len(self.running), self.batch
-        partners, source = list(range(n)), list(range(n))
-        rows = [run.cond for run in self.running]
-        for slot, run in enumerate(self.running):
-            run.partner = slot
-            if run.guided:
-                assert run.uncond is not None
-                run.partner = partners[slot] = len(source)
-                source.append(slot)
-                rows.append(run.uncond)
-        self.needed = len(source)
+        """The conditions of the network's rows and the union of the table's. Where the conditions do not go together,
+        who is to blame."""
+        batch, running = self.batch, self.running
+        rows = [run.cond for run in running]
+        if self.needed > len(running):
+            rows += [run.uncond for run in running if run.guided and run.uncond is not None]
         size = self._bucket(self.needed)
         if self.collate is None:
-            blamed = blame.unlike(self.running, self.residents, self._called_alone)
+            blamed = blame.unlike(running, self.residents, self._called_alone)
             if blamed is not None:
                 return blamed
         try:
             self.network = self._called_on(size, rows)
         except Exception as error:
-            return blame.uncollated(self.running, self._collated, error)
+            return blame.uncollated(running, self._collated, error)
         self.version += 1
-        joint = [run.joint for run in self.running if run.alone is None]
-        before = any(run.shows for run in self.running)
         if self.graphs is None:
-            spec = union(j.spec for j in joint)
-            history = max((j.history for j in joint), default=0)
-            direct = self._direct()
-            if direct:
-                spec = spec._replace(copies=0)
-            elif self.direct:
-                for run in self.residents:
-                    # At the others' entrance it was written.
-                    if run.at:
-                        batch.given[run.slot].copy_(batch.u[run.slot])
-            self.direct = direct
-            self.shape = Shape(n, size, self._learned(spec), history, size == n, direct, before)
+            mixes = frozenset([run.mix for run in running])
+            spec, history, before = _mixture(mixes, batch.direct, self.learned)
+            self.shape = Shape(len(running), size, spec, history, size == len(running), batch.direct, before)
         else:
             history = len(batch.order)
-            self.shape = Shape(min(size, self.slots), size, self._learned(widest(history)), history, False, False, True)
-        if not self.shape.whole:
-            put(batch.source[:size], torch.tensor(source + [0] * (size - len(source))))
-            # Idle slots read a row too, which must be there.
-            partners += range(n, self.shape.stage)
-            put(batch.partner[: len(partners)], torch.tensor(partners))
+            spec = _learned(widest(history)) if self.learned else widest(history)
+            self.shape = Shape(min(size, self.slots), size, spec, history, False, False, True)
         return None
-
-    def _direct(self) -> bool:
-        """Whether u can be the network's input."""
-        batch = self.batch
-        return batch.given.dtype is batch.u.dtype and not any(
-            run.alone is not None or run.joint.scaled for run in self.residents
-        )
-
-    def _learned(self, spec: Any) -> Any:
-        return spec._replace(learned=1 + spec.guided) if self.learned else spec
 
     def _collated(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
         if self.collate is None:
@@ -310,8 +327,8 @@ class Floor:
     def _called_alone(self, slot: int, rows: list[dict[str, Any]]) -> None:
         """Call the network with one slot's state and its conditions."""
         batch, size = self.batch, self._bucket(len(rows))
-        given = (batch.u if self.direct else batch.given)[slot : slot + 1].repeat_interleave(size, 0)
-        clock = batch.table.clock.index_select(0, batch.numbers[0, slot : slot + 1]).repeat(size)
+        given = (batch.u if batch.direct else batch.given)[slot : slot + 1].repeat_interleave(size, 0)
+        clock = batch.table.clock.index_select(0, batch.seats.rows[slot : slot + 1]).repeat(size)
         self._called_on(size, rows)(given, clock)
 
     def evaluate(self) -> int:
@@ -325,24 +342,32 @@ class Floor:
                 raise
             self._settle()
             return self.evaluate() if self.running else 0
+        batch.seats.advanced()
         self.ticks += 1
         self.evaluations += self.needed
         self.padded += shape.network
-        done: list[int] = []
-        for slot, run in enumerate(self.running):
+        for request in self.counted:
+            request.count += 1
+        self.until -= 1
+        done = []
+        for run in self.running if self.until <= 0 else self.attended:
             request = run.request
-            if request.ended:
-                continue
-            if run.plain and run.at + 1 < request.nfe:
-                run.at = request.count = run.at + 1
-                continue
+            if not (run.plain or request.ended):
+                request.count += 1
             try:
-                run.advance(batch, slot)
+                if not request.ended:
+                    run.advance(batch)
             except Exception as error:
                 request.fail(error)
             if run.result is not None:
-                done.append(slot)
-        self._judge(done)
+                done.append(run)
+            if run.over:
+                self.stirred = True
+        # Of those that are done, and now and then of all, since a NaN stays.
+        if self.verdicts.finite and self.ticks % _LOOKS == 0:
+            self.verdicts.ask(self.running, batch.u[: len(self.running)])
+        elif done:
+            self.verdicts.ask(done, None)
         return self.needed
 
     def _ticked(self, shape: Shape) -> torch.Tensor:
@@ -356,67 +381,38 @@ class Floor:
                 self.graphs = None
         return self.batch.tick(shape, self.network)
 
-    def _judge(self, done: list[int]) -> None:
-        """Look for states that are not finite, without waiting for the device: of the slots that are done, and now and
-        then of all, since a NaN stays."""
-        every = self.finite and self.ticks % _LOOKS == 0
-        slots = list(range(len(self.running))) if every else done
-        if not slots:
-            return
-        runs = [self.running[slot] for slot in slots]
-        if not self.finite:
-            self.verdicts.append(Verdict(runs, torch.ones(len(runs), dtype=torch.bool), None))
-            return
-        # A sum of finite values that overflows has left the range of any sample.
-        u = self.batch.u
-        sums = u[: len(slots)].flatten(1).sum(1) if every else torch.stack([u[slot].sum() for slot in slots])
-        good = sums.isfinite()
-        event = None
-        if good.device.type == "cuda":
-            seen = torch.empty(good.shape, dtype=torch.bool, pin_memory=True)
-            good = seen.copy_(good, non_blocking=True)
-            event = self.place.mark()
-        self.verdicts.append(Verdict(runs, good, event))
-
     def collect(self, wait: bool) -> None:
-        """Hand out the results, and end the requests, whose states the host knows by now. `wait`: for all of them."""
-        while self.verdicts:
-            runs, good, event = self.verdicts[0]
-            if event is not None and not event.query():
-                if not wait:
-                    return
-                event.synchronize()
-            self.verdicts.popleft()
-            for run, fine in zip(runs, good.tolist(), strict=True):
-                if not fine and not run.request.ended:
-                    run.request.fail(
-                        FloatingPointError(
-                            f"a sample of method {run.request.method!r} is NaN or Inf after evaluation {run.at} of "
-                            f"{run.request.nfe}: check the network's dtype, its input scale, prediction=... and "
-                            "guidance"
-                        )
-                    )
-                elif fine and run.result is not None:
-                    run.request.finish(run.result)
+        """Hand out the samples, and end the requests, whose states the host knows by now. `wait`: for all of them."""
+        if self.verdicts and self.verdicts.collect(wait):
+            self.stirred = True
 
     @property
     def over(self) -> bool:
         """Whether every resident is over."""
         return all(run.over for run in self.running) and all(run.over for run in self.parked)
 
-    def forget(self) -> None:
-        """Let go of all requests, without the device, which may be broken."""
-        for runs in (self.running, self.parked, self.coming, self.verdicts):
+    def forget(self) -> list[Request]:
+        """Let go of all requests, and return them. Without the device, which may be broken."""
+        known = [*self.residents, *self.coming, *(run for run, _ in self.verdicts.runs)]
+        for runs in (self.running, self.parked, self.coming, self.entering, self.verdicts):
             runs.clear()
-        self.shape = None
+        self.batch.clear()
+        self.vacant, self.blocks, self.scaled, self.shape = list(range(self.slots, self.places)), 0, 0, None
+        return [run.request for run in known]
 
-    def abandon(self, error: BaseException) -> None:
-        """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing."""
-        for run in (*self.running, *self.coming):
-            if run.result is None:
+    def abandon(self, error: Exception) -> None:
+        """End those whose turn it is, for a reason that is none of theirs. The parked ones have lost nothing, but where
+        it came while requests changed places."""
+        judged = {id(run) for run, made in self.verdicts.runs if made is not None}
+        for run in (*self.running, *self.coming, *([] if self.settled else self.parked)):
+            if id(run) not in judged:
                 run.request.fail(error)
             self._release(run)
         self.running.clear()
         self.coming.clear()
-        self.batch.seat([], 0)
+        self.entering.clear()
+        if not self.settled:
+            self.parked.clear()
+            self.vacant = list(range(self.slots, self.places))
+        self.batch.move([], [], 0)
         self.shape = None

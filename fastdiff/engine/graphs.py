@@ -49,10 +49,11 @@ class Graphs:
         self.device, self.captures = device, 0
         self.pool = graph.CAPTURE.make_pool(device)
         self.entries: dict[Hashable, Entry] = {}
-        # Of the last tick: its version, its conditions and their key.
+        # Of the last tick: its version, its conditions, their key and what was captured for them.
         self.last = -1
         self.found: Leaves | None = None
         self.key: Hashable = None
+        self.entry: Entry | None = None
 
     def tick(self, batch: Batch, shape: Shape, network: Network, version: int) -> torch.Tensor:
         """Replay the tick of this shape, or capture it first. `version` tells one set of conditions from the next."""
@@ -61,13 +62,14 @@ class Graphs:
             found = leaves_of(network.kwargs)
             key = (shape, tuple((t.shape, t.dtype) for t in found.tensors), found.rest, str(found.spec))
             self.last, self.found, self.key = version, found, key
-        entry = self.entries.get(key)
+            self.entry = self.entries.get(key)
+        entry = self.entry
         if entry is not None and entry.weights.moved():
             # Before the launch, which would read the old places.
             del self.entries[key]
-            entry = None
+            entry = self.entry = None
         if entry is None:
-            entry = self.entries[key] = self._capture(batch, shape, network, found, version)
+            entry = self.entry = self.entries[key] = self._capture(batch, shape, network, found, version)
         with self.pool.turn():
             if entry.version != version:
                 for kept, given in zip(entry.leaves.tensors, found.tensors, strict=True):
@@ -81,7 +83,7 @@ class Graphs:
         static = network.with_kwargs(leaves.fill(leaves.tensors))
         body = functools.partial(batch.tick, shape, static)
         # The warm-up is a tick like any other, which must not count.
-        memory = (batch.states, batch.given, batch.numbers, batch.before)
+        memory = (batch.states, batch.given, batch.seats.rows, batch.before)
         with self.pool.turn():
             before = [t.clone() for t in memory]
             made = graph.CAPTURE(self.device, self.pool)

@@ -17,7 +17,7 @@ import torch
 
 from fastdiff.bind import Binding, Table, bind, bind_stages_x0, clock_dtype, rounded, without_late
 from fastdiff.bind.program import check_growth
-from fastdiff.engine.table import Block, block
+from fastdiff.engine.table import Block
 from fastdiff.ops.layout import (
     CG,
     CU,
@@ -143,7 +143,7 @@ def joint(plan: Plan, binding: Binding, dtype: torch.dtype, network_dtype: torch
         plan=plan,
         binding=binding,
         specs=specs,
-        block=block(host, table.draws, times, order),
+        block=Block(host, torch.from_numpy(table.draws), times),
         history=most,
         evaluated=evaluated,
         spec=union({specs[k] for k in evaluated}),

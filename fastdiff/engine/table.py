@@ -1,23 +1,49 @@
-"""The device's table: the rows of all requests one after another, with what follows each row, and its time."""
+"""The device's table: the rows of all requests one after another, with their times."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from fastdiff.ops.layout import WIDTH
 
 IDLE = 0
-"""The row of a slot that nobody uses: all zero, followed by itself."""
+"""The row of a slot that nobody uses: all zero."""
+
+
+class Slate:
+    """Memory on the device that the host writes, without waiting: through pinned memory, in the order of the stream, so
+    that it may be written again while earlier launches still read what it held. On the CPU the host writes into it.
+
+    Attributes:
+        tensor: the memory.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.here = tensor.numpy() if shared(tensor.device) else None
+
+    def write(self, first: int, values: torch.Tensor) -> None:
+        """From place `first` on, in the memory's dtype."""
+        end = first + values.shape[0]
+        if self.here is not None:
+            self.here[first:end] = values.numpy()
+        else:
+            self.tensor[first:end].copy_(values.pin_memory(), non_blocking=True)
+
+    def move(self, places: Sequence[int], to: Sequence[int]) -> None:
+        """What lies in some places to others, all at once."""
+        if self.here is not None:
+            self.here[to] = self.here[places]
+        else:
+            at = torch.tensor((places, to)).pin_memory().to(self.tensor.device, non_blocking=True)
+            self.tensor.index_copy_(0, at[1], self.tensor.index_select(0, at[0]))
 
 
 class Rows:
-    """Memory for a number of rows, taken and given back in blocks.
-
-    Nothing waits for the device: what is written goes through pinned memory, in the order of the stream, so that a
-    block may be written again while earlier launches still read what it held.
+    """Memory for a number of rows, taken and given back in blocks. Nothing waits for the device.
 
     Args:
         capacity: rows, the idle one among them.
@@ -26,14 +52,13 @@ class Rows:
 
     Attributes:
         values: (capacity, WIDTH) in `dtype`. draws: (capacity, 3) int32. clock: (capacity,) in `clock_dtype`.
-        follow: (capacity,) int32: the row of the next evaluation, `IDLE` after the last.
     """
 
     def __init__(self, capacity: int, dtype: torch.dtype, clock_dtype: torch.dtype, device: torch.device) -> None:
         self.values = torch.zeros((capacity, WIDTH), dtype=dtype, device=device)
         self.draws = torch.full((capacity, 3), -1, dtype=torch.int32, device=device)
         self.clock = torch.zeros(capacity, dtype=clock_dtype, device=device)
-        self.follow = torch.full((capacity,), IDLE, dtype=torch.int32, device=device)
+        self._values, self._draws, self._clock = (Slate(t) for t in (self.values, self.draws, self.clock))
         self.capacity = capacity
         # (first, length), in the order of the rows.
         self.free: list[tuple[int, int]] = [(IDLE + 1, capacity - 1)]
@@ -60,16 +85,13 @@ class Rows:
 
     def write(self, first: int, values: torch.Tensor) -> None:
         """Coefficients (n, WIDTH), from row `first` on."""
-        put(self.values[first : first + len(values)], values)
+        self._values.write(first, values)
 
     def place(self, first: int, block: Block) -> None:
         """A block's rows, from row `first` on."""
-        end = first + len(block.values)
-        follow = np.where(block.follow > 0, block.follow + np.int32(first), np.int32(IDLE))
-        self.write(first, block.values)
-        put(self.draws[first:end], block.draws)
-        put(self.clock[first:end], block.clock)
-        put(self.follow[first:end], torch.from_numpy(follow))
+        self._values.write(first, block.values)
+        self._draws.write(first, block.draws)
+        self._clock.write(first, block.clock)
 
 
 class Block(NamedTuple):
@@ -77,30 +99,13 @@ class Block(NamedTuple):
 
     Attributes:
         values, draws, clock: as of `Rows`.
-        follow: as of `Rows`, counted from the block's first row, which follows none.
     """
 
     values: torch.Tensor
     draws: torch.Tensor
     clock: torch.Tensor
-    follow: np.ndarray
 
 
-def block(values: torch.Tensor, draws: np.ndarray, clock: torch.Tensor, order: np.ndarray) -> Block:
-    """Coefficients, draws (int32) and times, and `order`, in which the rows evaluate."""
-    follow = np.zeros(len(values), dtype=np.int32)
-    follow[order[:-1]] = order[1:]
-    return Block(values, torch.from_numpy(draws), clock, follow)
-
-
-def put(to: torch.Tensor, source: torch.Tensor) -> None:
-    """Write numbers from the host, without waiting for the device."""
-    if to.device.type == "cuda":
-        source = source.to(to.dtype).pin_memory()
-    to.copy_(source, non_blocking=True)
-
-
-def sent(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Indices from the host, flat, without waiting for the device."""
-    made = torch.from_numpy(numbers.ravel())
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made
+def shared(device: torch.device) -> bool:
+    """Whether the host may write into memory there."""
+    return device.type == "cpu"

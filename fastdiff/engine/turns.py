@@ -8,6 +8,7 @@ for ever. Everything is counted in evaluations and ticks: the turns do not depen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from fastdiff.engine.run import Run
 
@@ -22,31 +23,40 @@ Following = Callable[[int | None, int], Run | None]
 or None."""
 
 
-def turns(here: Sequence[Run], slots: int, rows: int, following: Following) -> list[Run]:
-    """Those of `here` whose turn it is; `following` is told of those who enter, who take slots and rows too."""
-    free = slots - len(here)
-    room = rows - sum(run.width for run in here) if free > 0 else 0
+def turns(here: Sequence[Run], slots: int, rows: int, following: Following) -> tuple[list[Run], list[Run]]:
+    """Those of `here` whose turn it is, and the others; `following` is told of those who enter, who take slots and rows
+    too."""
+    seats, free = slots, slots - len(here)
+    room = rows - sum([run.width for run in here]) if free > 0 else 0
     while free > 0 and room > 0 and (entering := following(None, room)) is not None:
         free, room = free - 1, room - entering.width
         slots, rows = slots - 1, rows - entering.width
     if free > 0 and room >= 0:
-        return list(here)
+        return list(here), []
+    for run in here:
+        # The others are parked, and theirs does not change.
+        if run.slot < seats:
+            run.urgency = _urgency(run)
     going: list[Run] = []
+    paused: list[Run] = []
     asked: int | None = None
-    for run in (*sorted(here, key=_urgency), None):
-        while slots and (run is None or run.order[0] != asked):
-            if (entering := following(None if run is None else run.order[0], rows)) is None:
-                break
+    order = sorted(here, key=attrgetter("urgency"))
+    for k, run in enumerate(order):
+        while slots and run.order[0] != asked and (entering := following(run.order[0], rows)) is not None:
             slots, rows = slots - 1, rows - entering.width
-        if run is None:
-            break
         asked = run.order[0]
-        if slots and run.width <= rows:
+        if not slots:
+            return going, paused + order[k:]
+        if (width := run.width) > rows:
+            paused.append(run)
+        else:
             going.append(run)
-            slots, rows = slots - 1, rows - run.width
-    return going
+            slots, rows = slots - 1, rows - width
+    while slots and (entering := following(None, rows)) is not None:
+        slots, rows = slots - 1, rows - entering.width
+    return going, paused
 
 
 def _urgency(run: Run) -> tuple[int, int, int]:
-    left = -((run.at - run.request.nfe) // _TURN)
+    left = -((run.request.count - run.request.nfe) // _TURN)
     return run.order[0], run.since - _AGE * _TURN * left, run.order[1]

@@ -126,7 +126,15 @@ def check_samples(decoded: Any, batch: int) -> torch.Tensor:
 
 
 def whole_npz(file: IO[bytes], parts: Sequence[Path], n: int) -> None:
-    """Write one archive with arr_0, uint8 (n, H, W, C), as FID tools read it, made of the shards' arrays."""
+    """Write one archive with arr_0, uint8 (n, H, W, C), as FID tools read it, made of the shards' arrays.
+
+    Raises:
+        ValueError: images of several sizes, or another number than n.
+    """
+    shapes = [np.load(part, mmap_mode="r").shape for part in parts]
+    if len({shape[1:] for shape in shapes}) > 1 or sum(shape[0] for shape in shapes) != n:
+        told = ", ".join(sorted({f"{part.name} {shape}" for part, shape in zip(parts, shapes, strict=True)})[:8])
+        raise ValueError(f"the shards hold {told}: expected {n} images of one size; delete the folder, and run again")
     arrays = (np.load(part, mmap_mode="r") for part in parts)
     first = next(arrays)
     header = {

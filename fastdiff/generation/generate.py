@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
+import operator
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,11 +25,11 @@ from fastdiff.names import short, unknown
 from fastdiff.options import RUN_DEFAULTS
 from fastdiff.run.arguments import check_shape
 from fastdiff.run.controlled import AdaptiveEngine
-from fastdiff.run.network import placement, sample_shape, stated
+from fastdiff.run.network import check_model, placement, sample_shape, stated
 from fastdiff.run.planned import PlanEngine
 from fastdiff.run.weights import fingerprint
 from fastdiff.sampler import Sampler
-from fastdiff.values import whole
+from fastdiff.values import flag, whole
 
 Condition = Callable[[torch.Tensor], Mapping[str, Any]]
 
@@ -94,6 +96,7 @@ def generate(
         ValueError, TypeError: bad arguments, or a folder that holds another generation.
         FloatingPointError: a sample with NaN or Inf; its number is named, and its shard is not written.
     """
+    check_model(model)
     n = whole("n", n, 1, 2**31 - 1, "50000")
     seed = whole("seed", seed, -(2**63), 2**64 - 1, "0, since sample i is the i-th of one seed")
     if format not in FORMATS:
@@ -108,7 +111,12 @@ def generate(
                 f"{name}={short(given)}: expected a function of the samples' numbers, such as "
                 f"{name}=lambda i: {{'y': i % 10}}"
             )
-    one = this_worker() if worker is None else checked(*worker)
+    if decode is not None and not callable(decode):
+        raise TypeError(f"decode={short(decode)}: expected a function of samples (batch, ...)")
+    if not isinstance(out, str | os.PathLike):
+        raise TypeError(f"out={short(out)}: expected a folder, such as 'samples'")
+    progress = flag("progress", progress)
+    one = this_worker() if worker is None else _worker(worker)
     shape = _shape(model, options.pop("shape", None), batch)
     if "device" not in options and placement(model)[0] is None and torch.cuda.is_available():
         options["device"] = torch.device("cuda", one.local % torch.cuda.device_count())
@@ -153,6 +161,7 @@ def generate(
             return check_images(to_images(x) if decode is None else decode(x), shape[0])[: stop - first]
         return check_samples(x if decode is None else decode(x), shape[0])[: stop - first]
 
+    kinds = set[str]()
     with _Progress(folder, one, progress) as bar, _writer() as write:
         for k in range(one.number, folder.shards, one.workers):
             if k in bar.finished:
@@ -161,6 +170,13 @@ def generate(
             for first in range(numbers.start, numbers.stop, shape[0]):
                 stop = min(first + shape[0], numbers.stop)
                 parts.append(made(first, stop))
+                kinds.add(f"{parts[-1].dtype} {tuple(parts[-1].shape[1:])}")
+                if len(kinds) > 1:
+                    raise ValueError(
+                        f"decode made {' and '.join(sorted(kinds))} by samples {first} to {stop - 1}: expected one "
+                        "dtype and one shape for all samples"
+                    )
+                folder.begin()
                 bar.add(stop - first)
             write(folder.save, k, kind.files(k, numbers.start, torch.cat(parts), seed))
     return folder.complete()
@@ -198,7 +214,13 @@ class _Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if not self.bar.disable:
+            self._look()
         self.bar.close()
+
+    def _look(self) -> None:
+        self.looked = time.monotonic()
+        self.bar.update(self._others() + self.own - self.bar.n)
 
     def _others(self) -> int:
         """Samples in finished shards that this run did not make."""
@@ -211,8 +233,7 @@ class _Progress:
         if self.bar.disable:
             return
         if time.monotonic() - self.looked > _LOOK:
-            self.looked = time.monotonic()
-            self.bar.update(self._others() + self.own - self.bar.n)
+            self._look()
         else:
             self.bar.update(samples)
 
@@ -228,6 +249,14 @@ def _shape(model: Any, shape: Any, batch: int | None) -> tuple[int, ...]:
             "(C, H, W)"
         )
     return (DEFAULT_BATCH if batch is None else _batch(batch), *one)
+
+
+def _worker(given: Any) -> Worker:
+    try:
+        number, count = (operator.index(one) for one in given)
+    except (TypeError, ValueError):
+        raise TypeError(f"worker={short(given)}: expected (number, count), such as worker=(0, 8)") from None
+    return checked(number, count)
 
 
 def _batch(batch: Any) -> int:

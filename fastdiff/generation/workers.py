@@ -46,8 +46,8 @@ def this_worker(environment: Mapping[str, str] = os.environ) -> Worker:
         return Worker(number, count, local)
     task = _whole(environment, _ARRAY)
     tasks, step = task[_ARRAY[1]], task.get(_ARRAY[3], 1)
-    place, rest = divmod(task[_ARRAY[0]] - task.get(_ARRAY[2], 0), step)
-    if rest or not 0 <= place < tasks:
+    place, rest = divmod(task[_ARRAY[0]] - task.get(_ARRAY[2], 0), max(step, 1))
+    if step < 1 or rest or not 0 <= place < tasks:
         said = ", ".join(f"{name}={value}" for name, value in task.items())
         raise ValueError(
             f"{said}: expected an array without gaps, such as --array=0-15; or say which worker this is, --worker 0/8"

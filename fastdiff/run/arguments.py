@@ -228,13 +228,13 @@ def finite(x: torch.Tensor) -> bool:
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
-def check_shape(shape: Any) -> tuple[int, ...]:
+def check_shape(shape: Any, kind: str = "(B, ...)", such: tuple[int, ...] = (16, 3, 32, 32)) -> tuple[int, ...]:
     try:
         size = tuple(operator.index(n) for n in shape)
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"shape={shape!r}: expected (B, ...), such as shape=(16, 3, 32, 32)") from None
+        raise TypeError(f"shape={shape!r}: expected {kind}, such as shape={such}") from None
     if not size or min(size) < 1:
-        raise ValueError(f"shape={size}: expected (B, ...) with sizes of at least 1, such as shape=(16, 3, 32, 32)")
+        raise ValueError(f"shape={size}: expected {kind} with sizes of at least 1, such as shape={such}")
     if size[0] >= 2**31 or math.prod(size[1:]) > 2**34 or math.prod(size) > 2**40:
         raise ValueError(
             f"shape={short(size)}: expected a batch below 2**31 and at most 2**34 elements in a sample, 2**40 in all"

@@ -145,6 +145,20 @@ def begin(
     module = ops.select(backend, where, dtype, network_dtype or dtype, math.prod(size))
     if x is not None:
         return Start(module, cast_x(x, where, dtype), seeds, index, noise, path)
+    start = torch.empty(size, dtype=dtype, device=where)
+    draw_start(engine, module, start, seeds, index, noise)
+    return Start(module, start, seeds, index, noise, path)
+
+
+def draw_start(
+    engine: Engine,
+    backend: Backend,
+    x: torch.Tensor,
+    seeds: torch.Tensor,
+    index: torch.Tensor,
+    noise: Noise | None = None,
+) -> None:
+    """Fill x with a draw of the prior, as large as it is where a run of `engine` starts."""
     first = engine.first
     if warns_of_start(first):
         warn(
@@ -152,18 +166,16 @@ def begin(
             "network expects little noise there, and the result will be no sample; start at a noisier time, or "
             "pass x (times of discrete schedules are indices, not sigmas)"
         )
-    start = torch.empty(size, dtype=dtype, device=where)
     if noise is not None:
-        start.copy_(prior_noise(noise, start))
+        x.copy_(prior_noise(noise, x))
     else:
-        module.normal_(start, seeds, index, 0, PRIOR)
+        backend.normal_(x, seeds, index, 0, PRIOR)
     std = engine.prior_std
-    if std > torch.finfo(dtype).max:
-        # A compiler sees no branch on an array's values.
-        in_range(np.array(std), dtype, "the prior's standard deviation")
     if std != 1.0:
-        start *= std
-    return Start(module, start, seeds, index, noise, path)
+        if std > torch.finfo(x.dtype).max:
+            # A compiler sees no branch on an array's values.
+            in_range(np.array(std), x.dtype, "the prior's standard deviation")
+        x *= std
 
 
 def sampling_mode() -> contextlib.AbstractContextManager[None]:

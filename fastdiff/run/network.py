@@ -3,7 +3,6 @@ here."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -134,6 +133,13 @@ def check_model(model: Any) -> None:
     """TypeError for what is no network: what cannot be called, and pipelines of diffusers."""
     if not callable(model):
         raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
+    if isinstance(model, type):
+        raise TypeError(f"model is the class {model.__name__}; expected one of it: {model.__name__}(...)")
+    if all(hasattr(model, name) for name in ("plan", "begin", "step")):
+        raise TypeError(
+            f"model is a {type(model).__name__}; expected the network, with the sampler's arguments beside it: "
+            "method=..., steps=..., or call the sampler, sampler(model, shape=...)"
+        )
     part = next((p for p in ("unet", "transformer") if hasattr(model, p) and hasattr(model, "scheduler")), None)
     if part is not None:
         raise TypeError(
@@ -284,18 +290,20 @@ class Network:
 
     def of(self, model: Any, kwargs: dict[str, Any]) -> Network:
         """The same for a model of that kind, given these arguments, already batched."""
-        other: Network = Network.__new__(Network)
-        other.__dict__.update(self.__dict__, model=model, kwargs=kwargs)
+        other = self.with_kwargs(kwargs)
+        other.model = model
         return other
 
     def with_kwargs(self, kwargs: dict[str, Any]) -> Network:
         """The same network, given other keyword arguments, already batched."""
-        other = copy.copy(self)
-        other.kwargs = kwargs
+        other: Network = Network.__new__(Network)
+        other.__dict__.update(self.__dict__, kwargs=kwargs)
         return other
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.check(self.call(x, t), x)
+        if self.two_times or self.named or self.outputs > 1:
+            return self.check(self.call(x, t), x)
+        return self._checked(self.model(x, t, **self.kwargs), x, 1)
 
     @property
     def raw(self) -> Callable[[torch.Tensor, torch.Tensor], Any]:
@@ -342,12 +350,14 @@ class Network:
     def _checked(self, out: Any, x: torch.Tensor, outputs: int) -> torch.Tensor:
         if type(out) is not torch.Tensor:
             out = _tensor(out)
-        if self.learned and x.ndim < 2:
-            raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
-        channels = x.shape[1:2] if not self.learned else (2 * x.shape[1],)
-        want = (outputs * x.shape[0], *channels, *x.shape[2:])
+        want: tuple[int, ...] = x.shape
+        if self.learned or outputs > 1:
+            if self.learned and x.ndim < 2:
+                raise ValueError(f"a learned variance needs channels, x of shape (B, C, ...); got {tuple(x.shape)}")
+            channels = x.shape[1:2] if not self.learned else (2 * x.shape[1],)
+            want = (outputs * x.shape[0], *channels, *x.shape[2:])
         if out.shape != want or out.device != x.device or not out.dtype.is_floating_point:
-            self._reject(out, x, want)
+            self._reject(out, x, tuple(want))
         return out
 
     def _reject(self, out: torch.Tensor, x: torch.Tensor, want: tuple[int, ...]) -> None:

@@ -38,3 +38,30 @@ def test_who_leaves_between_the_count_and_the_seats_has_a_place(monkeypatch: pyt
             given: dict[str, Any] = {"method": request.method, "steps": request.nfe, "seed": i, "schedule": "ddpm"}
             assert torch.equal(request.result(0), fastdiff.sample(network, shape=(1, 4), **given)[0])
         assert engine.idle
+
+
+@pytest.mark.parametrize("previews", [False, True])
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_who_is_cancelled_and_has_not_said_so_yet_leaves_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, at: int, previews: bool
+) -> None:
+    """Another thread's `cancel` ends the future first and tells the engine afterwards, which ticks in between."""
+    calls = 0
+
+    def cancelling(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            first.cancel()
+        return network(x, t)
+
+    engine = fastdiff.Engine(cancelling, slots=2, parked=0, shape=(4,), schedule="ddpm", history=0)
+    monkeypatch.setattr(engine, "recall", lambda request: None)
+    first, second = engine.submit("ddim", 4, previews=previews), engine.submit("ddim", 9, seed=1)
+    third = engine.submit("ddim", 2, seed=2)
+    engine.run()
+    assert first.cancelled() and first.progress.done <= 4
+    for request in (second, third):
+        given: dict[str, Any] = {"method": "ddim", "steps": request.nfe, "seed": request.seed, "schedule": "ddpm"}
+        assert torch.equal(request.result(0), fastdiff.sample(network, shape=(1, 4), **given)[0])
+    assert len(engine._floor.batch.table.free) == 1

@@ -11,12 +11,14 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import fastdiff
 from fastdiff import guidance
-from fastdiff.engine import Closed, Preview, QueueFull, floor
+from fastdiff.engine import Closed, Preview, QueueFull
+from fastdiff.engine import run as entering
 from fastdiff.plan import IDENTITY
 
 SHAPE = (1, 4, 4)
@@ -44,6 +46,62 @@ def test_order_is_fair_and_priorities_come_first() -> None:
         e.submit("ddim", 2, seed=seed, priority=priority).add_done_callback(lambda r: done.append(r.seed))
     e.run()
     assert done == [2, 4, 0, 1, 3]
+
+
+def test_thousands_who_leave_the_queue_are_not_looked_for() -> None:
+    """Each of 3,000 was found by comparing it with all before it: 4.5 million comparisons."""
+    e, compared = engine(slots=1, parked=0, queue=5000), [0]
+
+    class Order(tuple[int, int]):
+        def __lt__(self, other: tuple[int, int]) -> bool:
+            compared[0] += 1
+            return tuple.__lt__(self, other)
+
+        def __eq__(self, other: object) -> bool:
+            compared[0] += 1
+            return tuple.__eq__(self, other)
+
+        __hash__ = None  # type: ignore[assignment]
+
+    requests = [e.submit("ddim", 2, seed=seed) for seed in range(3000)]
+    for asked in requests:
+        run = e._known[asked]
+        run.order = Order(run.order)
+    e._waiting.heap = [(run.order, run) for run in e._waiting]
+    e._waiting.heap.sort()
+    kept, compared[0] = requests[7::100], 0
+    for asked in reversed(requests):
+        if asked not in kept:
+            asked.cancel()
+    assert compared[0] < 60_000 and e.waiting == len(kept) and len(e._waiting.heap) <= 2 * len(kept)
+    done: list[int] = []
+    for asked in kept:
+        asked.add_done_callback(lambda r: done.append(r.seed))
+    e.run()
+    assert done == list(range(7, 3000, 100)) and not e._waiting.heap and not e._known
+
+
+def test_whoever_is_told_that_a_waiting_request_is_cancelled_finds_its_place_free() -> None:
+    e, second = engine(slots=1, parked=0, queue=1), list[fastdiff.Request]()
+    first = e.submit("ddim", 2)
+    first.add_done_callback(lambda r: second.append(e.submit("ddim", 2)))
+    first.cancel()
+    with pytest.raises(QueueFull):
+        e.submit("ddim", 2)
+    e.run()
+    assert second[0].status == "done" and e.idle and not e._known
+
+
+@pytest.mark.parametrize("parked", [0, 12])
+def test_equal_requests_end_in_the_order_in_which_they_came(parked: int) -> None:
+    """Also those of one tick, whose slots have another order."""
+    e, done = engine(parked=parked), list[int]()
+    for seed in range(60):
+        e.submit("ddim", 7, seed=seed).add_done_callback(lambda r: done.append(r.seed))
+        if seed % 3 == 0:
+            e.step()
+    e.run()
+    assert done == list(range(60))
 
 
 def test_a_request_enters_at_the_next_tick() -> None:
@@ -355,7 +413,8 @@ SUBMITTED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"cond": [1]}, TypeError, r"cond must be a dict of keyword arguments of the network"),
     ({"cond": {"y": torch.zeros(2)}}, ValueError, r"cond\['y'\] has shape \(2,\); expected the first dimension 1"),
     ({"priority": 0.5}, TypeError, "priority=0.5: expected an integer"),
-    ({"on_preview": 3}, TypeError, "must be callable"),
+    ({"on_preview": 3}, TypeError, r"on_preview=3: expected a function, on_preview\(preview\)"),
+    ({"cond": {"y": np.zeros((1, 2))}}, TypeError, r"cond\['y'\] is an array of NumPy.*torch.from_numpy\(value\)"),
     ({"stepz": 3}, ValueError, "stepz"),
     ({"method": "ddpm", "variance": "learned_range"}, ValueError, r"Engine\(..., learned_variance=True\)"),
     ({"method": "mean_flow", "two_times": True}, ValueError, r"calls the network as model\(x, t, s\)"),
@@ -373,6 +432,8 @@ ENGINES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"slots": 0}, ValueError, "slots=0: expected an integer from 1"),
     ({"shape": None}, ValueError, "cannot tell the shape of a sample"),
     ({"buckets": (4, 2)}, ValueError, "expected ascending sizes"),
+    ({"buckets": 4}, TypeError, r"buckets=4: expected ascending sizes, such as buckets=\(1, 2, 4, 8\)"),
+    ({"shape": 3}, TypeError, r"shape=3: expected \(C, ...\), without a batch, such as shape=\(3, 32, 32\)"),
     ({"collate": 3}, TypeError, "collate=3: expected a function"),
     ({"graph": True}, RuntimeError, "graph=True: it needs a CUDA device"),
     ({"history": 7}, ValueError, "history=7: expected an integer from 0 to 6"),
@@ -416,19 +477,19 @@ def test_guidance_that_cannot_change() -> None:
 
 
 def test_guidance_that_comes_while_a_request_enters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has left the queue and has no slot yet: its half needs room all the same."""
+    """It has left the queue and has not begun: its half needs room all the same."""
     labels = {"cond": {"y": torch.tensor([1.0])}, "uncond": {"y": torch.tensor([0.0])}}
-    e, real, refused = engine(slots=2, buckets=(1, 2), parked=0), floor.begin, []
+    e, real, refused = engine(slots=2, buckets=(1, 2), parked=0), entering.draw_start, []
     first, second = e.submit(**labels), e.submit(**labels)
 
     def begin(*given: Any) -> Any:
-        if e._floor.running:
+        if second.running():
             with pytest.raises(ValueError, match="no room for another unconditional half"):
                 second.guidance = 2.0
             refused.append(True)
         return real(*given)
 
-    monkeypatch.setattr(floor, "begin", begin)
+    monkeypatch.setattr(entering, "draw_start", begin)
     e.step()
     first.cancel()
     e.step()

@@ -153,12 +153,18 @@ def test_what_the_server_refuses() -> None:
                     ({"digit": 3, "method": "ode", "steps": 5}, 422, "chooses its steps from the error"),
                     ({"digit": 3, "method": "dpm33"}, 422, "did you mean"),
                     ({"digit": 11}, 422, "less than or equal to 9"),
+                    ({"digit": 1, "guidence": 3.0}, 422, "Extra inputs are not permitted"),
                     ({"digit": 1, "session": "another"}, 404, "open GET /events first"),
                 ):
                     answer = await http.post("/requests", json={"session": session, **asked})
                     assert answer.status_code == status and message in answer.text
+                for number in ("NaN", "Infinity", "1e999"):
+                    content = f'{{"session": "{session}", "digit": 3, "guidance": {number}}}'
+                    answer = await http.post("/requests", content=content, headers={"content-type": "application/json"})
+                    assert answer.status_code == 422 and "guidance" in answer.text
                 assert (await http.delete("/requests/7")).status_code == 404
-                assert "dpm3" in (await http.get("/methods")).json()
+                methods = (await http.get("/methods")).json()
+                assert methods["euler_cfg_pp"] and not methods["dpm3"] and "ode" not in methods
                 slow = {"session": session, "digit": 1, "method": "ddpm", "steps": 200}
                 for _ in range(2):
                     assert (await http.post("/requests", json=slow)).status_code == 200
@@ -169,6 +175,49 @@ def test_what_the_server_refuses() -> None:
 
     with served(example().create(slots=2, queue=1, pace=0.005, parked=0)) as address:
         asyncio.run(main(address))
+
+
+def test_a_client_that_reads_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for it does not grow: first it gets no previews, and then it may ask for nothing more."""
+    served_by = example()
+    app = served_by.create(slots=2)
+
+    async def main(address: str) -> None:
+        async with httpx.AsyncClient(base_url=address) as http:
+            async with http.stream("GET", "/events") as response, contextlib.aclosing(told(response)) as events:
+                asked = {"session": (await anext(events))[1]["key"], "digit": 3, "steps": 5}
+                monkeypatch.setattr(served_by, "BEHIND", 1)
+                assert (await http.post("/requests", json=asked)).status_code == 200
+                assert (await anext(events))[0] == "done"
+                monkeypatch.setattr(served_by, "BEHIND", 0)
+                answer = await http.post("/requests", json=asked)
+                assert answer.status_code == 429 and "read its stream first" in answer.text
+
+    with served(app) as address:
+        asyncio.run(main(address))
+
+
+def test_every_method_that_the_page_offers_makes_a_digit() -> None:
+    async def main(address: str) -> dict[str, str]:
+        ended: dict[str, str] = {}
+        async with httpx.AsyncClient(base_url=address) as http:
+            offered, asked = (await http.get("/methods")).json(), dict[int, str]()
+            async with http.stream("GET", "/events") as response, contextlib.aclosing(told(response)) as events:
+                session = (await anext(events))[1]["key"]
+                for method, guided in offered.items():
+                    given = {"digit": 3, "method": method, "steps": 3, "guidance": 0.6 if guided else None}
+                    answer = await http.post("/requests", json={"session": session, **given})
+                    assert answer.status_code == 200, f"{method}: {answer.text}"
+                    asked[answer.json()["id"]] = method
+                while len(ended) < len(asked):
+                    name, data = await anext(events)
+                    if name != "preview":
+                        ended[asked[data["id"]]] = name
+        return ended
+
+    with served(example().create()) as address:
+        ended = asyncio.run(main(address))
+    assert len(ended) > 50 and set(ended.values()) == {"done"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("PySide6") is None, reason="PySide6, with Chromium, is not installed")

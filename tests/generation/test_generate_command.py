@@ -18,6 +18,13 @@ def network():
 
 def bare():
     return 3
+
+def function(): return lambda x, t: 0.5 * x
+
+def labelled(y):
+    return bare
+
+number = 3
 """
 
 
@@ -46,12 +53,22 @@ def test_two_workers_and_a_check(folder: Path, capsys: pytest.CaptureFixture[str
     assert len(list((folder / "samples" / "images").iterdir())) == 10
 
 
+def test_options_of_several_numbers(folder: Path) -> None:
+    words = ["generate", "generateme:function", "-n", "3", "--out", "made", "--steps", "2", "-o", "schedule=ddpm"]
+    assert main([*words, "-o", "shape=(2, 3, 4, 4)", "-o", "clip=-1,1"]) == 0
+    assert main([*words, "-o", "shape=2,3,4,4", "-o", "clip=[-1, 1]"]) == 0
+    assert not verify(folder / "made").problems
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "generate needs MODULE:FUNCTION and -n"),
         (["generateme:network"], "generate needs MODULE:FUNCTION and -n"),
         (["generateme:bare", "-n", "4"], "expected a model, or (model, dict of options of fastdiff.generate)"),
+        (["generateme:labelled", "-n", "4"], "missing a required argument: 'y'; expected a function without arguments"),
+        (["generateme:number", "-n", "4"], "it is no function but int; expected a function without arguments"),
+        (["generateme:function", "-n", "4", "-o", "shape=4,a"], "shape='4,a': expected (B, ...)"),
         (["generateme:network", "-n", "4", "--worker", "2"], "--worker '2': expected W/COUNT, such as --worker 0/8"),
         (["generateme:network", "-n", "4", "--worker", "4/4"], "worker 4 of 4"),
         (["generateme:network", "-n", "4", "-o", "eta"], "--option 'eta': expected NAME=VALUE"),
