@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Protocol
@@ -29,39 +31,36 @@ class Driver:
     def __init__(self, engine: Ticking) -> None:
         self.engine = engine
         self.thread: ThreadPoolExecutor | None = None
-        # Of each event loop that waits for requests, the task that ticks.
-        self.tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
+        # The event loops that ask for one tick after the other. None has a task of ours, which it would have to end.
+        self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
     def wake(self) -> None:
         """See to it that ticks run until the engine is idle."""
         loop = asyncio.get_running_loop()
         if self.thread is None:
             self.thread = ThreadPoolExecutor(1, "fastdiff-engine")
-        for closed in [other for other in list(self.tasks) if other.is_closed()]:
-            self.tasks.pop(closed, None)
-        task = self.tasks.get(loop)
-        if task is None or task.done():
-            task = self.tasks[loop] = loop.create_task(self._drive())
-            task.add_done_callback(self._forget)
+        if loop not in self.loops:
+            self.loops.add(loop)
+            self._next(loop)
 
-    async def _drive(self) -> None:
-        loop = asyncio.get_running_loop()
-        while not self.engine.idle:
-            await loop.run_in_executor(self.thread, self._tick)
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ask for a tick, in the event loop's thread: what waits there comes between two ticks."""
+        thread = self.thread
+        if thread is not None and not self.engine.idle:
+            with contextlib.suppress(RuntimeError):
+                thread.submit(self._tick, loop)
+                return
+        # Nothing is left to do, or the engine was closed at this moment.
+        self.loops.discard(loop)
 
-    def _tick(self) -> None:
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             self.engine.step()
-        except Exception:
-            raise
-        except BaseException:
-            # Those whose requests it ended are told of it; others wait, and it is no reason to stop this loop.
-            return
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        loop = task.get_loop()
-        if self.tasks.get(loop) is task:
-            del self.tasks[loop]
+        finally:
+            # Whatever it raised, which the requests that it ended have too: others wait.
+            with contextlib.suppress(RuntimeError):
+                # The loop was closed.
+                loop.call_soon_threadsafe(self._next, loop)
 
     async def generate(self, request: Request) -> torch.Tensor:
         """The sample; the request is cancelled with the task that waits for it."""

@@ -135,7 +135,7 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model must be callable as model(x, t, **kwargs), got {type(model).__name__}")
     if isinstance(model, type):
         raise TypeError(f"model is the class {model.__name__}; expected one of it: {model.__name__}(...)")
-    if all(hasattr(model, name) for name in ("plan", "begin", "step")):
+    if not isinstance(model, torch.nn.Module) and all(hasattr(model, name) for name in ("plan", "begin", "step")):
         raise TypeError(
             f"model is a {type(model).__name__}; expected the network, with the sampler's arguments beside it: "
             "method=..., steps=..., or call the sampler, sampler(model, shape=...)"
