@@ -100,7 +100,8 @@ def _engine(
         made = solvers.adaptive(method, None, edm(low, high), None, None, low, prediction, **dict(options))
         own = made.controller
         limited = Limited(own.rtol, own.atol, own.exponent, accept_safety=safety)
-        return dataclasses.replace(made, controller=limited)
+        # Its limiter bounds a step's change instead of the step.
+        return dataclasses.replace(made, controller=limited, longest=math.inf, doubtful=math.inf)
 
     return AdaptiveEngine(make, "x0", dtype)
 
