@@ -48,9 +48,16 @@ def network(source: str, call: str = "fastdiff.fit") -> tuple[Callable[..., Any]
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that the user's own imports is another matter.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
         raise ValueError(f"{source!r}: {error}; expected MODULE:FUNCTION, such as {EXAMPLE}") from None
+    found = getattr(loaded, name, None)
+    if not callable(found):
+        what = f"no function {name!r}" if found is None else f"{name!r}, but that is no function"
+        raise ValueError(f"{source!r}: module {module!r} has {what}; expected MODULE:FUNCTION, such as {EXAMPLE}")
     made = found()
     model, options = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
     if not callable(model) or not isinstance(options, dict):

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from fastdiff import guidance, solvers
 from fastdiff.bind import Binding
-from fastdiff.names import unknown
+from fastdiff.names import unknown, untraced
 from fastdiff.ops import tracing
 from fastdiff.options import (
     BEGIN_DEFAULTS,
@@ -410,6 +410,10 @@ class Sampler:
         made.update(plan=solvers.plan(method, invert=True, **asked), graph=self.graph)
         return Sampler(**made)
 
+    @untraced
+    def _make_inverse(self) -> None:
+        _ = self.inverse
+
     @overload
     def invert(self, model: Model, x: torch.Tensor, **options: Unpack[InvertPlain]) -> torch.Tensor: ...
 
@@ -438,6 +442,7 @@ class Sampler:
         self._check_stated(model)
         if not isinstance(x, torch.Tensor):
             check_x(x)
+        self._make_inverse()
         return self.inverse(model, x, **filled("Sampler.invert", options, INVERT_DEFAULTS))
 
     def _stated_by(self, model: Any) -> tuple[Any, Any]:
