@@ -75,6 +75,7 @@ ARGUMENTS = [
         ValueError,
         r"requires grad, but sampling runs without gradients: pass x.detach\(\)",
     ),
+    ({"x": X, "shape": 3}, TypeError, r"shape=3: expected \(B, ...\), such as shape="),
     (
         {"x": X, "shape": (2, 3)},
         ValueError,

@@ -277,8 +277,8 @@ def check_output_dtype(
 def resolve_shape(model: Any, shape: Any, x: Any) -> tuple[int, ...]:
     """The shape of the run's state: x's, the one asked for, or one sample of the model's."""
     if isinstance(x, torch.Tensor):
-        if shape is not None and tuple(shape) != tuple(x.shape):
-            raise ValueError(f"shape={tuple(shape)} does not go with x of shape {tuple(x.shape)}: give one of them")
+        if shape is not None and (size := check_shape(shape)) != tuple(x.shape):
+            raise ValueError(f"shape={size} does not go with x of shape {tuple(x.shape)}: give one of them")
         return tuple(x.shape)
     if x is not None:
         check_x(x)

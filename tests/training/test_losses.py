@@ -451,6 +451,11 @@ def test_one_generator_is_one_result() -> None:
             ValueError,
             "expected integer indices of the levels, 0 to 1",
         ),
+        (
+            lambda x, n: ddpm_loss(wavy, x, first_sample=np.ones(2)),
+            TypeError,
+            "first_sample=array.*: expected an integer",
+        ),
         (lambda x, n: ddpm_loss(wavy, x, noise=n[:2]), ValueError, r"noise has shape.*randn_like"),
         (lambda x, n: ddpm_loss(wavy, x, noise=n.float()), ValueError, "noise has shape, dtype and device"),
         (lambda x, n: ddpm_loss(wavy, x, noise=0.0), TypeError, "noise must be a tensor"),
