@@ -188,6 +188,7 @@ def test_arguments_that_do_not_fit() -> None:
         ({"num_inference_steps": 5, "mu": 1.0}, "mu=...\\) is not an argument"),
         ({}, "needs num_inference_steps"),
         ({"timesteps": [1, 2, 3]}, "must descend"),
+        ({"num_inference_steps": 5, "timesteps": [300, 200]}, "got 2 timesteps and num_inference_steps=5: give one"),
         ({"timesteps": "abc"}, "expected a list of finite numbers"),
     ):
         with pytest.raises(ValueError, match=match):
