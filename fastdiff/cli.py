@@ -8,7 +8,9 @@ import os
 import platform
 import shutil
 import sys
+import sysconfig
 import textwrap
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from fastdiff._version import __version__
 from fastdiff.command_line import from_text, options_from_text
 from fastdiff.fitting.command import add_commands
 from fastdiff.generation.command import add_command
+from fastdiff.names import PACKAGE
 from fastdiff.solvers.base import GOOD_FOR
 
 ENVIRONMENT = {
@@ -56,8 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(error: BaseException | str, status: int) -> int:
     with contextlib.suppress(OSError):
-        print(f"fastdiff: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"fastdiff: {str(error) or type(error).__name__}{_where(error)}", file=sys.stderr)
     return status
+
+
+def _where(error: BaseException | str) -> str:
+    """The file and line, in the user's own code, where an error arose; nothing for errors of this package's."""
+    if isinstance(error, str | MemoryError):
+        return ""
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    theirs = [f for f in frames if not f.filename.startswith((PACKAGE, *installed, "<"))]
+    if not theirs or frames[-1].filename.startswith(PACKAGE):
+        return ""
+    return f" ({type(error).__name__} at {theirs[-1].filename}, line {theirs[-1].lineno})"
 
 
 def _drop_output() -> None:

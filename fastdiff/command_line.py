@@ -54,9 +54,16 @@ def network(source: str, call: str = "fastdiff.fit") -> tuple[Callable[..., Any]
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that the user's own imports is another matter.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
         raise ValueError(f"{source!r}: {error}; expected MODULE:FUNCTION, such as {EXAMPLE}") from None
+    found = getattr(loaded, name, None)
+    if not callable(found):
+        what = f"no function {name!r}" if found is None else f"{name!r}, but that is no function"
+        raise ValueError(f"{source!r}: module {module!r} has {what}; expected MODULE:FUNCTION, such as {EXAMPLE}")
     _check_call(source, found)
     made = found()
     model, options = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
@@ -68,11 +75,9 @@ def network(source: str, call: str = "fastdiff.fit") -> tuple[Callable[..., Any]
 
 
 def _check_call(source: str, found: Any) -> None:
-    """ValueError for what is no function without arguments, such as the model itself."""
+    """ValueError for a function that needs arguments, such as the model itself."""
     instance = not isinstance(found, type) and hasattr(found, "forward")
     try:
-        if not callable(found):
-            raise TypeError(f"it is no function but {type(found).__name__}")
         inspect.signature(found.forward if instance else found).bind()
     except TypeError as error:
         raise ValueError(

@@ -44,6 +44,10 @@ def reconstruct(sampler: Sampler, model: Callable[..., Any], x: torch.Tensor, **
     Raises:
         ValueError, TypeError: as `Sampler.invert`.
     """
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            f"sampler must be a fastdiff.Sampler, such as fastdiff.Sampler('dpm2', 50), got {type(sampler).__name__}"
+        )
     noise = sampler.invert(model, x, **arguments)
     back = sampler(model, noise, **arguments)
     error = (back - x.to(back)).abs().flatten(1)

@@ -60,6 +60,7 @@ ELSEWHERE = {
     "guidance_rescale": "guidance=fastdiff.guidance.Rescale(scale, phi)",
     "labels": "model_kwargs={'y': labels} (the network's own name for them), or cond and uncond for guidance",
     "latents": "x=..., the state at t_start",
+    "mask": "correct_xt=(x, t, step) -> x, which puts in what is known (docs/solvers.md, Inpainting)",
     "n_steps": "steps=10 (pc's Langevin steps are n_corrector=1)",
     "negative_prompt_embeds": "uncond={'encoder_hidden_states': ...}",
     "noise_sampler": "noise=(draw, like) -> tensor",

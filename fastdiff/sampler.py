@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from fastdiff import guidance, solvers
 from fastdiff.bind import Binding
-from fastdiff.names import unknown
+from fastdiff.names import unknown, untraced
 from fastdiff.ops import tracing
 from fastdiff.options import (
     BEGIN_DEFAULTS,
@@ -366,18 +366,24 @@ class Sampler:
         Raises:
             ValueError: a rollout of another number of steps, and steps that it does not have.
         """
+        if not isinstance(given, Rollout):
+            raise TypeError(
+                f"log_prob takes the model and a Rollout, got {type(given).__name__}: "
+                "x, rollout = sampler.rollout(model, ...), then sampler.log_prob(model, rollout)"
+            )
         arguments = filled("Sampler.log_prob", options, RUN_DEFAULTS)
         engine = check_rollout(self.engine, arguments, given.reduce)
         count = len(given.log_prob)
         if count != engine.plan.steps:
             raise ValueError(f"the rollout has {count} steps, and this Sampler {engine.plan.steps}: give the same one")
-        chosen = range(count) if steps is None else [steps] if isinstance(steps, int) else list(steps)
-        for k in chosen:
-            whole("steps", k, 0, count - 1, "0")
+        # A tensor or an array without dimensions is one number.
+        several = steps is None or (isinstance(steps, Iterable) and getattr(steps, "ndim", 1) > 0)
+        asked: Any = range(count) if steps is None else steps if several else [steps]
+        chosen = [whole("steps", k, 0, count - 1, "0") for k in asked]
         with sampling_mode():
             job = self._job(model, given.x[0], arguments)
         found = replay(engine, job, given, chosen)
-        return found[0] if isinstance(steps, int) else found
+        return found if several else found[0]
 
     @functools.cached_property
     def inverse(self) -> Sampler:
@@ -418,6 +424,10 @@ class Sampler:
         made.update(plan=solvers.plan(method, invert=True, **asked), graph=self.graph)
         return Sampler(**made)
 
+    @untraced
+    def _make_inverse(self) -> None:
+        _ = self.inverse
+
     @overload
     def invert(self, model: Model, x: torch.Tensor, **options: Unpack[InvertPlain]) -> torch.Tensor: ...
 
@@ -446,6 +456,7 @@ class Sampler:
         self._check_stated(model)
         if not isinstance(x, torch.Tensor):
             check_x(x)
+        self._make_inverse()
         return self.inverse(model, x, **filled("Sampler.invert", options, INVERT_DEFAULTS))
 
     def _stated_by(self, model: Any) -> tuple[Any, Any]:

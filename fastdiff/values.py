@@ -18,7 +18,7 @@ def shown(value: object) -> str:
 
 def floats(name: str, value: Any, expected: str = "numbers") -> NDArray[np.float64]:
     """`value`, a number, an array, a tensor or nested lists of numbers, as float64; TypeError for anything else."""
-    detached = getattr(value, "detach", None)
+    detached = None if isinstance(value, np.ndarray | np.generic) else getattr(value, "detach", None)
     try:
         array = np.asarray(value if detached is None else detached().cpu())
         if array.dtype.kind in "OUS" and _has_text(array):

@@ -211,3 +211,8 @@ def test_bad_arguments() -> None:
         fastdiff.Sampler("ddim", 4).invert(Linear(), X, seed=1)
     plan = fastdiff.plan("dpm2", 4, invert=True)
     assert fastdiff.Plan.from_json(plan.to_json()) == plan
+
+
+def test_reconstruct_needs_a_sampler() -> None:
+    with pytest.raises(TypeError, match=r"sampler must be a fastdiff.Sampler, such as .*, got str"):
+        fastdiff.inversion.reconstruct("dpm2", lambda x, t: x, torch.zeros(2, 3))  # type: ignore[arg-type]

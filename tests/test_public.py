@@ -78,7 +78,16 @@ PUBLIC = {
         *("AdaptiveProjected", "Autoguidance", "Blend", "CFGZeroStar", "Outputs", "PerpNeg"),
     },
     "fastdiff.losses": {
-        *("LossSecondMoment", "VariationalBound", "ddpm_loss", "hybrid_loss", "q_sample", "sde_loss", "smld_loss"),
+        *(
+            "LossSecondMoment",
+            "VariationalBound",
+            "ddpm_loss",
+            "flow_loss",
+            "hybrid_loss",
+            "q_sample",
+            "sde_loss",
+            "smld_loss",
+        ),
         *("variational_bound", "vlb_loss"),
     },
     "fastdiff.engine": {"Closed", "Preview", "Progress", "QueueFull", "Stats"},

@@ -9,6 +9,7 @@ from helpers.models import wavy
 
 import fastdiff
 from fastdiff import ops
+from fastdiff.run import arguments
 
 X = torch.linspace(-2, 2, 24).reshape(2, 3, 4)
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
@@ -74,6 +75,7 @@ ARGUMENTS = [
         ValueError,
         r"requires grad, but sampling runs without gradients: pass x.detach\(\)",
     ),
+    ({"x": X, "shape": 3}, TypeError, r"shape=3: expected \(B, ...\), such as shape="),
     (
         {"x": X, "shape": (2, 3)},
         ValueError,
@@ -179,6 +181,31 @@ def test_without_a_gpu() -> None:
     assert not CALLS
     for graph in ("auto", False):
         assert torch.isfinite(fastdiff.sample(wavy, X, graph=graph)).all()
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "hpu", "vulkan"])
+def test_a_device_that_torch_cannot_use_is_named(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ImportError):
+        words = rf"device='{name}': torch makes no tensors there .*; use device='cpu', or leave it out"
+        with pytest.raises(RuntimeError, match=words):
+            fastdiff.sample(lambda x, t: x, shape=(2, 3), steps=1, schedule="ddpm", device=name)
+        with pytest.raises(RuntimeError, match=words):
+            fastdiff.randn((2, 3), seed=0, device=name)
+    else:
+        assert fastdiff.sample(lambda x, t: x, shape=(2, 3), steps=1, schedule="ddpm", device=name).device.type == name
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu", "cuda"])
+def test_a_device_without_a_number_is_the_model_s(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors on "mps" say that they are on "mps:0": the two were taken for different ones."""
+    monkeypatch.setattr(arguments, "_check_there", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    numbered = torch.device(kind, 0)
+    assert arguments.resolve_device(kind, None, numbered) == numbered
+    with pytest.raises(ValueError, match=f"the model is on {kind}:0, and sampling would run on {kind}:1: move one"):
+        arguments.resolve_device(f"{kind}:1", None, numbered)
 
 
 def test_model_and_start_on_different_devices() -> None:

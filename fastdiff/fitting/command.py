@@ -63,6 +63,8 @@ def _fit(chosen: argparse.Namespace) -> None:
 
     model, options = _asked(chosen)
     several = len(chosen.steps) > 1
+    if several and chosen.out.exists() and not chosen.out.is_dir():
+        raise ValueError(f"--out {str(chosen.out)!r} is a file; of several steps expected a folder, for 3.json, 5.json")
     if several:
         chosen.out.mkdir(parents=True, exist_ok=True)
     if several and chosen.checkpoint is not None:

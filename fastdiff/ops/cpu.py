@@ -125,8 +125,12 @@ def walks(coeffs: Coeffs, batch: int, n: int, kinds: Kinds, program: Any, *like:
 
 def start(x: torch.Tensor, elements: int) -> int:
     """Where `x` lies, a tensor of a state's dtype and of so many elements: 0 where a run cannot begin with it as it is,
-    since it is not contiguous, wants a gradient, or has values that are not finite."""
-    at: int = _ext.start(x, elements, CODES[x.dtype], _threads())
+    since it is not contiguous, wants a gradient, has no memory of its own, or has values that are not finite."""
+    try:
+        at: int = _ext.start(x, elements, CODES[x.dtype], _threads())
+    except RuntimeError:
+        # It has no address to ask for, as inside torch.vmap.
+        return 0
     return at
 
 

@@ -16,6 +16,7 @@ import torch
 
 from fastdiff.bind import Binding, Site, clock_dtype, in_range
 from fastdiff.guidance import Blend
+from fastdiff.names import warn
 from fastdiff.ops import Backend, Buffers, Coeffs
 from fastdiff.ops.layout import StageSpec
 from fastdiff.ops.sums import lengths
@@ -57,6 +58,7 @@ class Driver:
         self.spare: list[torch.Tensor] = []
         self.lower: torch.Tensor | None = None
         self.nfe = 0
+        self.warned = False
         lanes = torch.arange(len(self.lanes), dtype=torch.int32, device=x.device)
         self.row_sets = [lanes + k * len(self.lanes) for k in range(8)] if self.each else []
 
@@ -282,7 +284,7 @@ class Driver:
         method = self.method
         w = method.position(lane.at)
         remaining = abs(end - w)
-        lane.h = min(lane.h, remaining)
+        lane.h = min(lane.h, method.longest, remaining)
         if not method.needs_step(lane.h, w) and lane.h < remaining:
             self.give_up(
                 f"the step fell to {lane.h:.3g}, below rounding, at t={lane.at.t:g}",
@@ -303,6 +305,8 @@ class Driver:
                 continue
             good, factor = method.controller.judge(error, lane.retried)
             taken.append(good)
+            if good and lane.h > method.doubtful:
+                self.warn_of_width(lane)
             lane.h, lane.retried = lane.h * factor, not good
             lane.accepted += good
             lane.rejected += not good
@@ -314,6 +318,16 @@ class Driver:
         if any(taken):
             self.take(taken, kept, newest)
             self.report()
+
+    def warn_of_width(self, lane: Lane) -> None:
+        assert lane.to is not None
+        if not self.warned:
+            warn(
+                f"method {self.method.method!r} took one step of {lane.h:.3g} in lambda, from t={lane.at.t:g} to "
+                f"t={lane.to.t:g}, whose error no estimate tells, since the published control does not bound a step: "
+                "give h_max=2, or method='ode'"
+            )
+        self.warned = True
 
     def take(self, taken: list[bool], kept: torch.Tensor, newest: torch.Tensor) -> None:
         """The new state of the lanes that took their step, and the model value there."""

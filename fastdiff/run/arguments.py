@@ -14,7 +14,7 @@ import torch
 
 from fastdiff import ops
 from fastdiff.guidance import Guidance
-from fastdiff.names import no_values, short, unknown, warn_once
+from fastdiff.names import no_values, short, unknown, untraced, warn_once
 from fastdiff.plan import Frames
 from fastdiff.prediction import ALL_PREDICTIONS
 from fastdiff.run.history import Noise
@@ -277,8 +277,8 @@ def check_output_dtype(
 def resolve_shape(model: Any, shape: Any, x: Any) -> tuple[int, ...]:
     """The shape of the run's state: x's, the one asked for, or one sample of the model's."""
     if isinstance(x, torch.Tensor):
-        if shape is not None and tuple(shape) != tuple(x.shape):
-            raise ValueError(f"shape={tuple(shape)} does not go with x of shape {tuple(x.shape)}: give one of them")
+        if shape is not None and (size := check_shape(shape)) != tuple(x.shape):
+            raise ValueError(f"shape={size} does not go with x of shape {tuple(x.shape)}: give one of them")
         return tuple(x.shape)
     if x is not None:
         check_x(x)
@@ -303,17 +303,38 @@ def _device(device: Any) -> torch.device:
         raise ValueError(f"device={short(device)}: expected a name such as 'cpu' or 'cuda:0' ({reason})") from None
 
 
+def _check_there(device: torch.device) -> None:
+    """RuntimeError for a device that this build of torch cannot make tensors on."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise RuntimeError(
+            f"device={str(device)!r}: torch makes no tensors there ({reason}); use device='cpu', or leave it out"
+        ) from None
+
+
+@untraced
+def _default_device() -> str:
+    return str(torch.get_default_device())
+
+
 def resolve_device(
     device: torch.device | str | None, x: torch.Tensor | None, model: torch.device | None
 ) -> torch.device:
     if device is not None:
         where = _device(device)
     else:
-        where = x.device if x is not None else model or torch.get_default_device()
+        where = x.device if x is not None else model or torch.device(_default_device())
     if where.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(f"device={str(where)!r}: torch sees no CUDA device here; use device='cpu', or leave it out")
+    if where.index is None and model is not None and model.type == where.type:
+        # "mps" and "xpu" name the device that their tensors say has a number.
+        where = model
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
+    if where.type not in ("cpu", "cuda", "meta"):
+        _check_there(where)
     if model is not None and (model.type != where.type or (model.index is not None and model.index != where.index)):
         raise ValueError(
             f"the model is on {model}, and sampling would run on {where}: move one, x.to({str(model)!r}) or "

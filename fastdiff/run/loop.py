@@ -343,9 +343,16 @@ def walked(state: State) -> State:
     call = network.raw
     while not state.done:
         if state.walk is None:
-            state.look_at(network.check(call(state.input if lends else state.input.clone(), state.time), state.input))
+            try:
+                out = call(state.input if lends else state.input.clone(), state.time)
+            except TypeError as error:
+                raise network.explained(network.model, error) from error
+            state.look_at(network.check(out, state.input))
             continue
-        out = state.walk.run(call)
+        try:
+            out = state.walk.run(call)
+        except TypeError as error:
+            raise network.explained(network.model, error) from error
         state.caught_up()
         if not state.done:
             state.look_at(network.check(out, state.input))

@@ -103,6 +103,27 @@ def _takes_two_times(model: Any) -> bool:
     return places >= 3 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
+def misfit(model: Any, error: TypeError, places: tuple[str, ...], kwargs: Tree) -> TypeError:
+    """`error` of a call of the model; where its signature cannot take such a call, with the call that it would take."""
+    function = getattr(model, "_orig_mod", model).forward if isinstance(model, torch.nn.Module) else model
+    try:
+        inspect.signature(function).bind(*places, **kwargs)
+    except TypeError as reason:
+        what = str(reason)
+    except ValueError:
+        return error  # written in C++
+    else:
+        return error
+    call = ", ".join([*places, *(f"{name}=..." for name in kwargs)])
+    if "too many positional" in what:
+        remedy = "wrap it, such as lambda x, t: model(x) for a network without a time"
+    elif "missing a required" in what:
+        remedy = "give what it is conditioned on in model_kwargs={...}, or in cond and uncond with guidance"
+    else:
+        remedy = "leave out of model_kwargs, cond and uncond what it does not take"
+    return TypeError(f"{error} (the model is called as model({call}): {remedy})")
+
+
 def _unwrap(out: Any) -> torch.Tensor:
     if isinstance(out, tuple | list) and out and isinstance(out[0], torch.Tensor):
         return out[0]
@@ -323,13 +344,22 @@ class Network:
         return self._call(self.model, self.named, x, t)
 
     def _call(self, model: Callable[..., Any], named: bool, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        if self.two_times:
-            out = model(x, t[0], t[1], **self.kwargs)
-        elif named:
-            out = model(x, timestep=t, **self.kwargs)
-        else:
-            out = model(x, t, **self.kwargs)
+        try:
+            if self.two_times:
+                out = model(x, t[0], t[1], **self.kwargs)
+            elif named:
+                out = model(x, timestep=t, **self.kwargs)
+            else:
+                out = model(x, t, **self.kwargs)
+        except TypeError as error:
+            raise self.explained(model, error) from error
         return out if type(out) is torch.Tensor else _tensor(out)
+
+    def explained(self, model: Any, error: TypeError) -> TypeError:
+        """`error` of a call of the model, with what is wrong with the call, if that is why."""
+        if (model is self.model and self.named) or (model is self.weak and self.weak_named):
+            return error
+        return misfit(model, error, ("x", "t", "s") if self.two_times else ("x", "t"), self.kwargs)
 
     def _several(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """All outputs of B rows, one below the other."""

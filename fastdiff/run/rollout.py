@@ -22,6 +22,7 @@ from fastdiff.run.job import Job
 from fastdiff.run.loop import Run, run
 from fastdiff.run.planned import PlanEngine
 from fastdiff.run.threshold import Dynamic
+from fastdiff.values import flag, shown
 
 REDUCTIONS = ("mean", "sum")
 
@@ -51,8 +52,8 @@ def check_rollout(engine: Any, arguments: Any, reduce: Any) -> PlanEngine:
     Raises:
         ValueError: a method of which this is not so, or arguments that do not go with a rollout.
     """
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"reduce={reduce!r}: expected 'mean' (of a sample's elements, as Flow-GRPO) or 'sum'")
+    if not isinstance(reduce, str) or reduce not in REDUCTIONS:
+        raise ValueError(f"reduce={shown(reduce)}: expected 'mean' (of a sample's elements, as Flow-GRPO) or 'sum'")
     if not isinstance(engine, PlanEngine) or not _has_densities(engine.plan):
         raise ValueError(
             f"method {engine.name!r} with these options has no density of its transitions: each step must be one "
@@ -61,7 +62,7 @@ def check_rollout(engine: Any, arguments: Any, reduce: Any) -> PlanEngine:
     for name in ("frames", "correct_x0", "correct_xt", "classifier_grad"):
         if arguments[name] is not None:
             raise ValueError(f"{name} changes transitions in a way that log_prob cannot replay: leave it out")
-    if arguments["return_trajectory"]:
+    if flag("return_trajectory", arguments["return_trajectory"]):
         raise ValueError("a rollout holds the states itself: leave return_trajectory out")
     return engine
 

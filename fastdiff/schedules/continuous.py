@@ -359,6 +359,7 @@ def dynamic_shift(
     count, low, high = (
         positive(n, v) for n, v in (("tokens", tokens), ("base_tokens", base_tokens), ("max_tokens", max_tokens))
     )
+    base_mu, max_mu = number("base_mu", base_mu, "0.5"), number("max_mu", max_mu, "1.15")
     if low == high:
         raise ValueError(f"base_tokens and max_tokens are both {base_tokens!r}; expected two points of a line")
     return math.exp(base_mu + (max_mu - base_mu) * (count - low) / (high - low))

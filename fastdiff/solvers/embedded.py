@@ -6,6 +6,7 @@ a rejected step does not evaluate it again.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,8 @@ class Embedded:
         start, stop: where the integration begins and ends.
         clean: where a last step, to the predicted x0, leads from `stop`; None without it.
         first_step: the first trial's width in the independent variable; None: found from two evaluations.
+        longest: no trial is wider.
+        doubtful: an accepted step that is wider gives a warning, since the estimate of its error says little.
         control: "batch" for one step of the batch, "sample" for each sample's own.
         fsal: whether a step's last evaluation is the next one's first.
         forward: whether it runs from noise to data.
@@ -52,6 +55,8 @@ class Embedded:
     max_nfe: int
     options: dict[str, Any]
     first_step: float | None = None
+    longest: float = math.inf
+    doubtful: float = math.inf
     fsal: bool = False
 
     @property

@@ -18,7 +18,7 @@ from fastdiff.run.arguments import resolve_seeds
 from fastdiff.run.network import Network, placement, stated
 from fastdiff.run.noise import randn
 from fastdiff.schedules import NoiseSchedule, resolve
-from fastdiff.values import floats
+from fastdiff.values import floats, whole
 
 Array = NDArray[np.float64]
 Model = Callable[..., Any]
@@ -151,7 +151,7 @@ class Source(NamedTuple):
             )
         if self.generator is not None and self.seed is not None:
             raise ValueError("seed and generator are two sources of the same draws: give one of them")
-        if self.seed is None and self.first_sample:
+        if self.seed is None and whole("first_sample", self.first_sample, 0, 2**31 - 1, "0"):
             raise ValueError("first_sample counts the samples of a seed: give seed=0 too")
         return self
 

@@ -1,4 +1,5 @@
-"""Training losses: DDPM's, SMLD's and the score SDEs'; those of the variational bound are in variational.py.
+"""Training losses: DDPM's, SMLD's, the score SDEs' and flow matching's; those of the variational bound are in
+variational.py.
 
 Every loss compares the network's output with its own target and returns a scalar that gradients flow through. With
 x_t = alpha x_0 + sigma eps, an error of the output is an error of eps times a known factor, so that each loss works
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.names import one_of
-from fastdiff.prediction import PREVIOUS, conversion
+from fastdiff.prediction import PREVIOUS, along, conversion
 from fastdiff.schedules import NoiseSchedule, resolve
 from fastdiff.training.chain import chain_of
 from fastdiff.training.forward import (
@@ -97,8 +98,8 @@ def ddpm_loss(
     known = resolve(schedule)
     if known.num_train is None:
         raise ValueError(
-            f"ddpm_loss got {known!r}, which has no integer times; expected a discrete schedule such as 'ddpm': for a "
-            "continuous one call sde_loss(model, x0, schedule)"
+            f"ddpm_loss got {known!r}, which has no integer times; expected a discrete schedule such as 'ddpm': "
+            + _elsewhere(known)
         )
     respaced = steps is not None or spacing is not None
     chain = chain_of(schedule, steps, spacing) if respaced or prediction == PREVIOUS else None
@@ -221,7 +222,7 @@ def sde_loss(
     if known.discrete or known.kind not in ("vp", "subvp", "ve"):
         raise ValueError(
             f"sde_loss got {known!r}; expected a continuous VP, sub-VP or VE schedule, such as 'vp_linear', 'subvp' or "
-            "'ve': for a discrete one call ddpm_loss(model, x0, schedule)"
+            f"'ve': {_elsewhere(known)}"
         )
     last = 1.0 if known.kind == "ve" else known.t_max
     eps = number("eps", eps, "1e-5")
@@ -244,6 +245,69 @@ def sde_loss(
     if likelihood_weighting:
         factor = factor * known.diffusion(times) / sigma
     return reduce(per_sample((error * column(factor, error)).square(), reduce_mean), reduction)
+
+
+def flow_loss(
+    model: Model,
+    x0: Tensor,
+    schedule: str | NoiseSchedule | None = None,
+    *,
+    prediction: str | None = None,
+    reduce_mean: bool = True,
+    t: Tensor | ArrayLike | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | Sequence[int] | None = None,
+    first_sample: int = 0,
+    model_kwargs: Mapping[str, Any] | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Flow matching on straight paths, E_t |out − target|² (Lipman et al. 2023, arXiv 2210.02747, eq. 23; Liu et al.
+    2023, arXiv 2209.03003, eq. 1).
+
+    x_t = (1 − sigma) x0 + sigma eps, and the target is the velocity along the network's own time: eps − x0 on
+    `schedules.flow`, x0 − eps on `flow_to_data`. t is uniform in [0, 1]; a shift of the schedule moves sigma towards
+    the noise, as where it is sampled.
+
+    Args:
+        model: callable (x, t, **model_kwargs) as in `fastdiff.sample`; t is (B,) model times, float32, or float64 where
+            x0 is.
+        x0: (B, ...) data, floating point. The loss is in float32 at least.
+        schedule: `schedules.flow(...)`, `flow_to_data(...)` or a name; default: `model.schedule`, else "flow".
+        prediction: what the model gives, whose own target it is compared with; default: `model.prediction`, else
+            "flow".
+        t: (B,) times of the schedule, 0 at the data and 1 at the noise; default: drawn.
+        reduce_mean, noise, generator, seed, first_sample, model_kwargs, reduction: as in `ddpm_loss`.
+
+    Raises:
+        TypeError, ValueError: bad arguments, a schedule that is no flow, or an output of the wrong shape.
+    """
+    known = resolve(as_stated(model, "schedule", schedule, "flow"))
+    prediction = along(as_stated(model, "prediction", prediction, "flow"), known)
+    flag("reduce_mean", reduce_mean)
+    check_names(prediction, reduction)
+    check_data(x0)
+    source = Source(generator, seed, first_sample).check()
+    if known.kind != "flow":
+        raise ValueError(
+            f"flow_loss got {known!r}; expected schedules.flow(...) or flow_to_data(...), or a name of theirs: "
+            + _elsewhere(known)
+        )
+    times = check_times(source.uniform(len(x0)) if t is None else t, len(x0), known)
+    alpha, sigma = known.alpha(times), known.sigma(times)
+    error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, source, model_kwargs)
+    return reduce(per_sample(error.square(), reduce_mean), reduction)
+
+
+def _elsewhere(schedule: NoiseSchedule) -> str:
+    """The loss of a schedule, for the error of another one."""
+    if schedule.discrete:
+        return "for a discrete one call ddpm_loss(model, x0, schedule)"
+    if schedule.kind == "flow":
+        return "for flow matching call flow_loss(model, x0, schedule)"
+    if schedule.kind in ("vp", "subvp", "ve"):
+        return "for a continuous one call sde_loss(model, x0, schedule)"
+    return "for a loss of your own q_sample(x0, t, schedule) gives x_t"
 
 
 def _error(

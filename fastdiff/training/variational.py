@@ -45,7 +45,7 @@ from fastdiff.training.forward import (
     per_sample,
     reduce,
 )
-from fastdiff.values import flag
+from fastdiff.values import flag, shown
 
 ANALYTIC = "analytic"
 NATS_PER_BIT = math.log(2.0)
@@ -142,10 +142,10 @@ def hybrid_loss(
         TypeError, ValueError: as `vlb_loss`, and an output that has not twice the channels.
     """
     schedule, prediction = _checked(model, x0, schedule, prediction, reduction, bins, cdf)
-    if variance not in LEARNED:
+    if not isinstance(variance, str) or variance not in LEARNED:
         raise ValueError(
-            f"variance={variance!r}: hybrid_loss trains a learned variance, 'learned_range' or 'learned'; for a fixed "
-            "one call ddpm_loss(model, x0, schedule)"
+            f"variance={shown(variance)}: hybrid_loss trains a learned variance, 'learned_range' or 'learned'; for a "
+            "fixed one call ddpm_loss(model, x0, schedule)"
         )
     if not (isinstance(vlb_weight, int | float) and representable(vlb_weight) and vlb_weight >= 0):
         raise ValueError(f"vlb_weight={vlb_weight!r}: expected a number of at least 0, such as 0.001")

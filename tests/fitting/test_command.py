@@ -15,6 +15,8 @@ from helpers.fitting import SMALL, Torch
 def network():
     return Torch(), {**SMALL, "budget": 12}
 
+number = 3
+
 def bare():
     return 3
 """
@@ -59,14 +61,40 @@ def test_tune_prints_and_draws(folder: Path, steps: list[str], capsys: pytest.Ca
     [
         (["fitme"], "expected MODULE:FUNCTION"),
         (["nosuch:network"], "No module named 'nosuch'"),
-        (["fitme:nothing"], "has no attribute 'nothing'"),
+        (["fitme:nothing"], "module 'fitme' has no function 'nothing'; expected MODULE:FUNCTION"),
+        (["fitme:number"], "module 'fitme' has 'number', but that is no function; expected MODULE:FUNCTION"),
+        (
+            ["fitme:network", "--steps", "2", "3", "--out", "fitme.py"],
+            "'fitme.py' is a file; of several steps expected",
+        ),
         (["fitme:bare"], "returned int; expected a model, or"),
         (["fitme:network", "--steps", "2", "3", "--checkpoint", "a.safetensors"], "--checkpoint goes with one number"),
     ],
 )
 def test_errors(folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", *words, "--out", "plan"]) == 2
+    assert main(["fit", "--out", "plan", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "message"),
+    [
+        ("import no_such_library\n", 1, "No module named 'no_such_library' (ModuleNotFoundError"),
+        ("def network():\n    raise RuntimeError('no weights')\n", 2, "no weights (RuntimeError"),
+        ("def network():\n    return lambda x, t: x @ x, {'shape': (2, 3)}\n", 2, "(RuntimeError"),
+        ("def network():\n    return (lambda x, t: 3), {'shape': (2, 3)}\n", 0, "the model returned int; expected a"),
+    ],
+)
+def test_an_error_of_the_user_s_own_code_tells_its_line(
+    folder: Path, source: str, line: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"broken{abs(hash(source))}"
+    path = folder / f"{name}.py"
+    path.write_text(source)
+    assert main(["fit", f"{name}:network", "--steps", "2", "--trajectories", "4", "--out", "plan.json"]) in (1, 2)
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("fastdiff: ") and message in err
+    assert (f" at {path}, line {line})" in err) if line else (" at " not in err)
 
 
 def test_batch_needs_a_shape(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

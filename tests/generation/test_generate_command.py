@@ -67,7 +67,7 @@ def test_options_of_several_numbers(folder: Path) -> None:
         (["generateme:network"], "generate needs MODULE:FUNCTION and -n"),
         (["generateme:bare", "-n", "4"], "expected a model, or (model, dict of options of fastdiff.generate)"),
         (["generateme:labelled", "-n", "4"], "missing a required argument: 'y'; expected a function without arguments"),
-        (["generateme:number", "-n", "4"], "it is no function but int; expected a function without arguments"),
+        (["generateme:number", "-n", "4"], "has 'number', but that is no function; expected MODULE:FUNCTION"),
         (["generateme:function", "-n", "4", "-o", "shape=4,a"], "shape='4,a': expected (B, ...)"),
         (["generateme:network", "-n", "4", "--worker", "2"], "--worker '2': expected W/COUNT, such as --worker 0/8"),
         (["generateme:network", "-n", "4", "--worker", "4/4"], "worker 4 of 4"),

@@ -188,10 +188,22 @@ def test_arguments_that_do_not_fit() -> None:
         ({"num_inference_steps": 5, "mu": 1.0}, "mu=...\\) is not an argument"),
         ({}, "needs num_inference_steps"),
         ({"timesteps": [1, 2, 3]}, "must descend"),
+        ({"num_inference_steps": 5, "timesteps": [300, 200]}, "got 2 timesteps and num_inference_steps=5: give one"),
         ({"timesteps": "abc"}, "expected a list of finite numbers"),
     ):
         with pytest.raises(ValueError, match=match):
             s.set_timesteps(**call)
+    for call, match in (
+        ({"num_inference_steps": "5"}, "num_inference_steps='5': expected an integer, such as 20"),
+        ({"num_inference_steps": 5.5}, "num_inference_steps=5.5: expected an integer, such as 20"),
+        ({"num_inference_steps": 5, "mu": "a"}, "mu='a': expected a number"),
+        ({"num_inference_steps": 5, "strength": None}, "strength=None: expected a number"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            s.set_timesteps(**call)
+    for wrong in ((None, X), (X, [1.0])):
+        with pytest.raises(TypeError, match=r"(original_samples|noise) got (NoneType|list); expected a torch.Tensor"):
+            s.add_noise(*wrong, torch.tensor([3]))
     karras = ours("HeunDiscreteScheduler", use_karras_sigmas=True)
     with pytest.raises(ValueError, match="use_karras_sigmas=True: both say"):
         karras.set_timesteps(timesteps=[900.0, 1.0])

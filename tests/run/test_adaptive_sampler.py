@@ -277,6 +277,7 @@ def test_habits_of_models(method: str) -> None:
         ({"callback": 3}, TypeError, r"callback must be callable as callback\(stage, time, x, x0\), got int"),
         ({"method": "dpm_adaptive", "t_start": 0.0, "t_end": 9.0}, ValueError, "method='ode' runs either way"),
         ({"method": "dpm_adaptive", "order": 4}, ValueError, "order=4: method 'dpm_adaptive' accepts 2, 3"),
+        ({"method": "dpm_adaptive", "h_max": 0.0}, ValueError, "h_max=0: .*expects a number above 0"),
         ({"method": "dpm_adaptive", "theta": 0.0}, ValueError, "theta=0: .*expects a number above"),
         ({"method": "dpm3", "return_info": True}, ValueError, r"adaptive methods.*\(10 network evaluations\)"),
     ],

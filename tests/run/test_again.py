@@ -49,6 +49,19 @@ def test_the_same_bits_as_a_first_call(method: str, dtype: torch.dtype) -> None:
         assert torch.equal(clip(wavy, shape=(3, 2, 5), **given), want)
 
 
+def test_a_tensor_without_memory_of_its_own_is_refused_as_in_a_first_call() -> None:
+    sampler = made()
+    warm(sampler, wavy)
+    words = (
+        r"x has no memory of its own, as inside torch.vmap and the transforms of torch.func: call the sampler outside"
+    )
+    for transform in (torch.vmap, torch.func.jacrev, torch.func.grad):
+        with pytest.raises(TypeError, match=words):
+            transform(lambda x: sampler(wavy, x.reshape(X.shape)).sum())(X[None])
+    with pytest.raises(TypeError, match="x is a sparse tensor or of another special layout"):
+        sampler(wavy, X.to_sparse())
+
+
 def test_the_model_s_arguments_are_those_of_the_call() -> None:
     def net(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, power: int = 1) -> torch.Tensor:
         return torch.sin(x) + y.reshape(-1, 1, 1) ** power

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import fastdiff
 from fastdiff import guidance, names
 from fastdiff.guidance import Guidance, Place
+from fastdiff.losses import ddpm_loss, q_sample
 from fastdiff.ops import registry
 from fastdiff.run.compiled import joined, parts
 
@@ -146,6 +147,28 @@ def test_a_sampler_is_whole_after_it_was_recorded() -> None:
     assert torch.equal(exported.module()(OTHER), want)
     traced = make_fx(lambda x: sampler(net, x))(X)
     assert torch.equal(sampler(net, OTHER), want) and torch.equal(traced(OTHER), want)
+
+
+def test_calls_without_x_and_upwards_are_compiled() -> None:
+    net = Net().eval()
+    sampler = fastdiff.Sampler("dpmpp2m", 3, schedule="ddpm")
+    # A function hides the network's device, which is then torch's default.
+    assert graphs(lambda: sampler(lambda x, t: net(x, t), shape=(2, 6), seed=1), ()) == 1
+    assert graphs(lambda x: sampler.invert(net, x), (X,), (OTHER,)) == 1
+
+
+# The compiler's own, where a graph that was broken goes on.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_loss_is_compiled() -> None:
+    """Their times go through the host, which breaks the graph, but no more than that."""
+    net = Net()
+    t, noise = torch.tensor([3, 700]), torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+
+    def loss(x0: torch.Tensor) -> torch.Tensor:
+        x_t = q_sample(x0, t, "ddpm", noise=noise)
+        return ddpm_loss(net, x0, "ddpm", t=t, noise=noise) + 1e-3 * x_t.mean()
+
+    torch.testing.assert_close(torch.compile(loss, backend="eager")(X), loss(X))
 
 
 def test_parts_of_a_form() -> None:

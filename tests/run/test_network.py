@@ -9,7 +9,7 @@ import torch
 from helpers.models import wavy
 
 import fastdiff
-from fastdiff.run.network import Network, placement, sample_shape
+from fastdiff.run.network import Network, misfit, placement, sample_shape
 
 X = torch.linspace(-2, 2, 2 * 4 * 3 * 3).reshape(2, 4, 3, 3)
 
@@ -189,3 +189,50 @@ def test_a_pipeline_is_not_a_network() -> None:
 
     with pytest.raises(TypeError, match=r"model is a pipeline, Pipeline; expected its network: pass model\.unet"):
         fastdiff.sample(Pipeline(), shape=(1, 3, 8, 8))
+
+
+class Named(torch.nn.Module):
+    def forward(self, x: torch.Tensor, encoder_hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+CALLED = r" \(the model is called as model\("
+WRAP = r"x, t\): wrap it, such as lambda x, t: model\(x\) for a network without a time\)"
+
+
+@pytest.mark.parametrize("method", ["ddim", "heun", "ode"])
+@pytest.mark.parametrize(
+    ("model", "given", "message"),
+    [
+        (
+            torch.nn.Linear(3, 3).eval(),
+            {},
+            r"Linear.forward\(\) takes 2 positional arguments but 3 were given" + CALLED + WRAP,
+        ),
+        (lambda x: x, {}, "takes 1 positional argument but 2 were given" + CALLED + WRAP),
+        (
+            lambda x, t, y: x,
+            {},
+            "missing 1 required positional argument: 'y'" + CALLED + r"x, t\): give what it is .* model_kwargs",
+        ),
+        (
+            lambda x, t: x,
+            {"y": X},
+            "unexpected keyword argument 'y'" + CALLED + r"x, t, y=...\): leave out of model_kwargs",
+        ),
+    ],
+)
+def test_a_call_that_the_model_cannot_take(model, given, message: str, method: str) -> None:
+    steps = None if method == "ode" else 3
+    with pytest.raises(TypeError, match=message):
+        fastdiff.sample(model, X[..., 0], method=method, steps=steps, schedule="ddpm", model_kwargs=given)
+
+
+def test_another_type_error_of_the_model_is_its_own() -> None:
+    with pytest.raises(TypeError) as seen:
+        fastdiff.sample(lambda x, t: x + "a", X, schedule="ddpm")  # type: ignore[arg-type,return-value]
+    assert str(seen.value) == "unsupported operand type(s) for +: 'Tensor' and 'str'"
+    # What is written in C++ has no signature; a network with its time by name says itself what it misses.
+    assert misfit(max, error := TypeError("max"), ("x", "t"), {}) is error
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'encoder_hidden_states'$"):
+        fastdiff.sample(Named().eval(), X, schedule="ddpm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -155,3 +156,19 @@ def test_a_rollout_of_another_sampler() -> None:
         fastdiff.Sampler("ddpm", 5, schedule="ddpm").log_prob(net, rollout)
     with pytest.raises(ValueError, match="steps=4: expected an integer from 0 to 3"):
         sampler.log_prob(net, rollout, 4)
+    for one in (np.int64(2), torch.tensor(2), np.array(2)):
+        assert torch.equal(sampler.log_prob(net, rollout, one), sampler.log_prob(net, rollout, 2))
+    for several in ([2, 0], (2, 0), torch.tensor([2, 0]), np.array([2, 0])):
+        assert torch.equal(sampler.log_prob(net, rollout, several), sampler.log_prob(net, rollout)[[2, 0]])
+    for wrong in (1.5, "a", [1.0], lambda: 0):
+        with pytest.raises(TypeError, match=r"steps=.*: expected an integer, such as 0"):
+            sampler.log_prob(net, rollout, wrong)
+    for other in (None, rollout.x, (rollout,)):
+        with pytest.raises(
+            TypeError, match=r"log_prob takes the model and a Rollout, got .*: x, rollout = sampler.roll"
+        ):
+            sampler.log_prob(net, other)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"reduce=array.*: expected 'mean'"):
+        sampler.rollout(net, shape=SHAPE, reduce=np.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"return_trajectory=array.*: expected True or False"):
+        sampler.rollout(net, shape=SHAPE, return_trajectory=np.ones(2))  # type: ignore[arg-type]

@@ -121,5 +121,7 @@ def test_shifts() -> None:
         S.flow(3.0, mu=1.0)
     with pytest.raises(ValueError, match=r"base_tokens and max_tokens are both 7"):
         S.dynamic_shift(5, base_tokens=7, max_tokens=7)
+    with pytest.raises(TypeError, match=r"base_mu=None: expected a number, such as 0\.5"):
+        S.dynamic_shift(5, base_mu=None)
     with pytest.raises(ValueError, match=r"tokens got 0"):
         S.dynamic_shift(0)

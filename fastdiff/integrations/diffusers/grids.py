@@ -40,6 +40,11 @@ def only(asked: Asked, *allowed: str) -> None:
                 f"set_timesteps({name}=...) is not an argument of this scheduler class: expected "
                 f"{', '.join(('num_inference_steps', *allowed))}"
             )
+    if asked.steps is not None and asked.timesteps is not None and len(asked.timesteps) != asked.steps:
+        raise ValueError(
+            f"set_timesteps got {len(asked.timesteps)} timesteps and num_inference_steps={asked.steps}: give one of "
+            "them"
+        )
     if asked.steps is None and asked.timesteps is None and asked.sigmas is None:
         raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas")
 

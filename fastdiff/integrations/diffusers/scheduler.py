@@ -28,6 +28,7 @@ from fastdiff.run.arguments import resolve_seeds
 from fastdiff.run.job import sampling_mode
 from fastdiff.schedules.configs import PREDICTIONS, settings
 from fastdiff.schedules.diffusers import alphas_cumprod
+from fastdiff.values import number, whole
 
 _KEPT = 32
 NOISES = ("fastdiff", "diffusers")
@@ -157,15 +158,15 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: what this class does not take, and lists that do not descend.
         """
-        if num_inference_steps is not None and (isinstance(num_inference_steps, bool) or num_inference_steps < 1):
-            raise ValueError(f"num_inference_steps={num_inference_steps!r}: expected an integer of at least 1")
         asked = Asked(
-            None if num_inference_steps is None else int(num_inference_steps),
+            None
+            if num_inference_steps is None
+            else whole("num_inference_steps", num_inference_steps, 1, 2**31 - 1, "20"),
             listed("timesteps", timesteps),
             listed("sigmas", sigmas),
-            None if mu is None else float(mu),
+            None if mu is None else number("mu", mu, "1.15"),
             original_inference_steps,
-            float(strength),
+            number("strength", strength, "1.0"),
         )
         grid = self._grid(asked)
         plan = self._plan(grid, 0, Options())
@@ -437,6 +438,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         Times on a device are not read: there the run's counter says where it is, as in diffusers' pipelines, or the
         training table is looked up on the device.
         """
+        for name, given in (("original_samples", original_samples), ("noise", noise)):
+            if not isinstance(given, torch.Tensor):
+                raise TypeError(f"{name} got {type(given).__name__}; expected a torch.Tensor of the samples' shape")
         alpha, sigma = self._levels(timesteps, original_samples)
         return alpha * original_samples + sigma * noise
 

@@ -54,6 +54,8 @@ class BrownianTreeNoiseSampler:
         transform: Callable[[torch.Tensor], torch.Tensor] = identity,
         cpu: bool = False,
     ) -> None:
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"x must be a torch.Tensor of shape (B, ...), got {type(x).__name__}")
         x = ops.admitted("x", x)
         if not x.dtype.is_floating_point or x.ndim < 1 or x.numel() == 0:
             raise ValueError(

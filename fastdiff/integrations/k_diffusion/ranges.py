@@ -19,6 +19,8 @@ from fastdiff.integrations.k_diffusion.run import (
     Model,
     NoiseSampler,
     admitted,
+    check_callable,
+    check_callback,
     counted,
     extras,
     passed,
@@ -32,12 +34,14 @@ from fastdiff.run.job import sampling_mode
 from fastdiff.schedules import edm
 from fastdiff.solvers.control import Limited
 from fastdiff.solvers.embedded import Embedded
+from fastdiff.values import number
 
 
 def _range(
     sigma_min: float | torch.Tensor, sigma_max: float | torch.Tensor, eta: float, name: str
 ) -> tuple[float, float]:
-    low, high = float(sigma_min), float(sigma_max)
+    low, high = number("sigma_min", sigma_min, "0.03"), number("sigma_max", sigma_max, "14.6")
+    eta = number("eta", eta, "0.0")
     if not (0.0 < low < math.inf and 0.0 < high < math.inf and low != high):
         raise ValueError(f"sigma_min={low:g}, sigma_max={high:g}: expected 0 < sigma_min < sigma_max")
     if eta != 0.0:
@@ -50,6 +54,7 @@ def _range(
 
 def _timed(callback: Callback | None) -> Callback | None:
     """Told t and t_up too, -log of the two sigmas, as these two samplers are in k-diffusion."""
+    check_callback(callback)
     if callback is None:
         return None
     return lambda told: callback({**told, "t": -told["sigma"].log(), "t_up": -told["sigma_hat"].log()})
@@ -100,7 +105,8 @@ def _engine(
         made = solvers.adaptive(method, None, edm(low, high), None, None, low, prediction, **dict(options))
         own = made.controller
         limited = Limited(own.rtol, own.atol, own.exponent, accept_safety=safety)
-        return dataclasses.replace(made, controller=limited)
+        # Its limiter bounds a step's change instead of the step.
+        return dataclasses.replace(made, controller=limited, longest=math.inf, doubtful=math.inf)
 
     return AdaptiveEngine(make, "x0", dtype)
 
@@ -152,6 +158,13 @@ def sample_dpm_adaptive(
             f"sigma_min={low:g}, sigma_max={high:g}: sample_dpm_adaptive runs from noise to data alone here: from data "
             "to noise take sample_dpm_fast, or fastdiff.Sampler(method='ode', ...).invert"
         )
+    accept_safety = number("accept_safety", accept_safety, "0.81")
+    rtol, atol, h_init = number("rtol", rtol, "0.05"), number("atol", atol, "0.0078"), number("h_init", h_init, "0.05")
+    pcoeff, icoeff, dcoeff = (
+        number("pcoeff", pcoeff, "0.0"),
+        number("icoeff", icoeff, "1.0"),
+        number("dcoeff", dcoeff, "0.0"),
+    )
     if (pcoeff, icoeff, dcoeff) != (0.0, 1.0, 0.0):
         raise ValueError(
             f"pcoeff={pcoeff:g}, icoeff={icoeff:g}, dcoeff={dcoeff:g}: expected 0, 1 and 0, since the control here "
@@ -202,6 +215,7 @@ def log_likelihood(
         ValueError, TypeError: bad arguments, with what is valid.
     """
     low, high = _range(sigma_min, sigma_max, 0.0, "log_likelihood")
+    check_callable("model", model, "model(x, sigma, **extra_args)")
     x, extra = admitted(x), extras(extra_args)
     made = likelihood.log_likelihood(
         lambda x, sigma: model(x, sigma, **extra),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastdiff.bind import Binding
@@ -22,6 +23,7 @@ from fastdiff.run.history import Noise
 from fastdiff.run.job import Engine, Job, begin, sampling_mode
 from fastdiff.run.network import Network
 from fastdiff.run.report import Info
+from fastdiff.values import number
 
 Model = Callable[..., torch.Tensor]
 Callback = Callable[[dict[str, Any]], Any]
@@ -72,6 +74,7 @@ class Denoiser:
     def __init__(
         self, model: Model, dtype: torch.dtype, extra: Extra, tell: Tell | None = None, early: bool = False
     ) -> None:
+        check_callable("model", model, "model(x, sigma, **extra_args)")
         self.model, self.dtype, self.extra, self.tell, self.early = model, dtype, extra, tell, early
         self.calls = 0
 
@@ -96,6 +99,28 @@ class Denoiser:
             )
         self.calls += 1
         return denoised.clone() if taken is None else taken
+
+
+def check_callable(name: str, given: Any, call: str) -> None:
+    """TypeError for what cannot be called."""
+    if not callable(given):
+        raise TypeError(f"{name} got {short(given)}; expected a function, called as {call}")
+
+
+def check_callback(callback: Any) -> None:
+    """TypeError for a callback that cannot be called; None is none."""
+    if callback is not None:
+        check_callable("callback", callback, "callback({'x': x, 'i': i, 'sigma': sigma, ...})")
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """A method's options: numbers as such, also those that tensors hold. TypeError for what is none."""
+    if not isinstance(options, Mapping):
+        raise TypeError(
+            f"options got {short(options)}; expected a dict of options of the method, such as {{'eta': 0.5}}"
+        )
+    kept = (str, bool, int, float, tuple, np.generic, type(None))
+    return {n: v if isinstance(v, kept) else number(n, v, "1.0") for n, v in options.items()}
 
 
 def extras(extra_args: Extra | None) -> Extra:
@@ -184,7 +209,11 @@ def run(
         ValueError, TypeError: as the method's plan; lists that are none; noise for a rising list.
         RuntimeError: a method of CFG++ with another model.
     """
-    values = levels(sigmas)
+    check_callable("model", model, "model(x, sigma, **extra_args)")
+    check_callback(callback)
+    if noise_sampler is not None:
+        check_callable("noise_sampler", noise_sampler, "noise_sampler(sigma, sigma_next)")
+    options, values = plain(options), levels(sigmas)
     sigmas = sigmas if sigmas.is_floating_point() else sigmas.to(torch.get_default_dtype())
     like = x
     x, extra = admitted(x), extras(extra_args)
@@ -202,7 +231,9 @@ def run(
             check_path(method, found)
         sampler = noise_sampler or (tree(x, values, seed) if brownian else default_noise_sampler(like, seed))
         noise = asking(sampler, sigmas, found, spare and noise_sampler is None)
-    denoiser = Denoiser(model, x.dtype, extra, callback and telling(callback, found, sigmas, churned), churned or early)
+    denoiser = Denoiser(
+        model, x.dtype, extra, None if callback is None else telling(callback, found, sigmas, churned), churned or early
+    )
     return passed(found, denoiser, x, disable, noise)
 
 

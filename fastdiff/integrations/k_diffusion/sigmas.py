@@ -10,6 +10,7 @@ import torch
 
 from fastdiff.schedules import edm
 from fastdiff.schedules.grids import grid
+from fastdiff.values import number, whole
 
 
 def append_zero(x: torch.Tensor) -> torch.Tensor:
@@ -69,5 +70,7 @@ def get_sigmas_vp(
 ) -> torch.Tensor:
     """(n + 1,): sigma/alpha of the VP SDE at n equal times from 1 to eps_s, then 0 (Song et al. 2021, arXiv
     2011.13456)."""
-    t = np.linspace(1.0, eps_s, n)
+    n = whole("n", n, 1, 2**31 - 1, "20")
+    beta_d, beta_min = number("beta_d", beta_d, "19.9"), number("beta_min", beta_min, "0.1")
+    t = np.linspace(1.0, number("eps_s", eps_s, "1e-3"), n)
     return _listed(np.append(np.sqrt(np.expm1(0.5 * beta_d * t**2 + beta_min * t)), 0.0), device)
