@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,14 +65,16 @@ def _by_key(tree: Any) -> Any:
     return {key: _by_key(tree[key]) for key in sorted(tree, key=str)} if type(tree) is dict else tree
 
 
-def checked(name: str, tree: Any, device: torch.device, alone: bool) -> dict[str, Any] | None:
+def checked(name: str, tree: Any, device: torch.device, alone: bool, fixed: Collection[str]) -> dict[str, Any] | None:
     """A request's condition on the engine's device, in memory of its own: the caller may write into its tensors again.
 
     Args:
         alone: whether tensors must have a first dimension of 1, as `stack` needs.
+        fixed: names that the network is given with every call.
 
     Raises:
-        TypeError, ValueError: not a dict of keyword arguments, an array of NumPy, or a tensor of another batch.
+        TypeError, ValueError: not a dict of keyword arguments, an array of NumPy, a tensor of another batch, or one of
+            the names that are fixed.
     """
     if tree is None:
         return None
@@ -81,6 +83,9 @@ def checked(name: str, tree: Any, device: torch.device, alone: bool) -> dict[str
             f"{name} must be a dict of keyword arguments of the network, such as {name}={{'y': torch.tensor([3])}}; "
             f"got {short(tree)}"
         )
+    twice = sorted(set(fixed) & set(tree)) if alone else []
+    if twice:
+        raise ValueError(f"{twice} given both in the engine's model_kwargs and in {name}: give it once")
     for key, value in tree.items():
         for leaf in tree_flatten(value)[0]:
             if alone and isinstance(leaf, np.ndarray):

@@ -58,6 +58,7 @@ class Terms:
         learned: whether the network gives twice the channels.
         own: whether each request's rows say how its history lies.
         capacity: rows of the table. widest: rows of the network's largest input.
+        fixed: names of the arguments that the network is given with every call.
     """
 
     shape: tuple[int, ...]
@@ -74,6 +75,7 @@ class Terms:
     own: bool
     capacity: int
     widest: int
+    fixed: frozenset[str]
 
 
 class Desk:
@@ -123,8 +125,8 @@ class Desk:
             own["x"] = self._start(own["x"])
         # Their errors belong to this call.
         resolve_seeds(own["seed"], own["first_sample"], 1, torch.device("cpu"))
-        cond = conditions.checked("cond", own["cond"], terms.device, terms.stacks)
-        uncond = conditions.checked("uncond", own["uncond"], terms.device, terms.stacks)
+        cond = conditions.checked("cond", own["cond"], terms.device, terms.stacks, terms.fixed)
+        uncond = conditions.checked("uncond", own["uncond"], terms.device, terms.stacks, terms.fixed)
         bound = self._bound(sampler, own["guidance"], cond, uncond or terms.uncond, own["correct_x0"] is not None)
         learned = engine.plan.learned_variance
         if learned and not terms.learned:

@@ -161,6 +161,7 @@ class Engine:
             self._door,
             self._place,
         )
+        fixed = frozenset(model_kwargs or {})
         self._desk = Desk(
             Terms(
                 size,
@@ -170,13 +171,14 @@ class Engine:
                 self.schedule,
                 None if said is None else self.schedule,
                 self.prediction,
-                conditions.checked("uncond", uncond, self.device, collate is None),
+                conditions.checked("uncond", uncond, self.device, collate is None, fixed),
                 collate is None,
                 history,
                 learned_variance,
                 own,
                 table.capacity,
                 sizes[-1],
+                fixed,
             )
         )
         self._ticking: int | None = None

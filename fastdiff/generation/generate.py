@@ -138,6 +138,8 @@ def generate(
             "samples": format,
             "decode": _name(decode),
             "sampler": _sampler_name(sampler),
+            # Another one rounds otherwise.
+            "backend": options.get("backend"),
             "conditions": {
                 name: None if given is None else _values(name, given, n, shape[0]) for name, given in conditions.items()
             },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 import fastdiff
@@ -51,3 +52,13 @@ def test_the_same_object_goes_with_itself() -> None:
     both = [e.submit("ddim", 4, seed=seed, cond={"flag": flag}) for seed in range(2)]
     e.run()
     assert [r.status for r in both] == ["done", "done"]
+
+
+@pytest.mark.parametrize("given", ["cond", "uncond"])
+def test_a_name_that_every_call_is_given_is_no_condition(given: str) -> None:
+    e = fastdiff.Engine(model, slots=2, shape=SHAPE, schedule="ddpm", model_kwargs={"flag": True})
+    with pytest.raises(
+        ValueError, match=rf"\['flag'\] given both in the engine's model_kwargs and in {given}: give it once"
+    ):
+        e.submit("ddim", 2, **{given: {"flag": 2}})
+    assert e.submit("ddim", 2).result() is not None

@@ -376,6 +376,7 @@ def test_verify_refuses_what_is_no_generation(tmp_path: Path) -> None:
         ({"format": "npz"}, r"samples='safetensors' \(now 'npz'\)"),
         ({"n": 46}, r"n=45 \(now 46\)"),
         ({"check_finite": True}, "run="),
+        ({"backend": "reference"}, r"backend=None \(now 'reference'\)"),
         ({"model_kwargs": lambda i: {"y": i % 5}}, "conditions="),
         ({"model_kwargs": lambda i: {"y": (i % 10).float()}}, "conditions="),
         ({"guidance": lambda t: 1.0 + 0.01 * t, **HALVES}, "conditions=.*run="),
