@@ -178,6 +178,9 @@ class Desk:
                 raise TypeError(f"a request of an Engine takes no {name}: {ELSEWHERE[name]}")
         if options.get("plan") is None:
             options = {**options, "schedule": self.terms.schedule}
+        elif method == "dpm3":
+            # submit's default: a plan is its own method.
+            method = None
         key = same({"method": method, "steps": steps, **options})
 
         def made() -> Sampler:
