@@ -96,6 +96,8 @@ class Sampler:
         own = options.get("plan")
         chosen, brought = (None, {}) if own is not None else solvers.chosen(method, {"steps": steps, **options})
         given, more = parted("Sampler", chosen, options, SAMPLER_DEFAULTS)
+        if own is not None:
+            _check_alone(own, {"method": method, "steps": steps, **given}, more)
         given["spacing"] = brought.pop("spacing", given["spacing"])
         more = {**brought, **more}
         check_run(given["prediction"], given["dtype"], given["backend"], given["graph"])
@@ -546,6 +548,23 @@ class Sampler:
         with sampling_mode():
             state.step(output)
         return state
+
+
+def _check_alone(plan: Any, given: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """ValueError for what a plan says already, and which would be left out in silence."""
+    names = ("method", "steps", "spacing", "t_start", "t_end")
+    said = [*(n for n in names if given[n] is not None), *options]
+    if said:
+        raise ValueError(
+            f"plan= is a method with its times and options, and does not go with {', '.join(f'{n}=' for n in said)}: "
+            "leave them out, or make the plan with them, fastdiff.plan(...)"
+        )
+    if given["schedule"] is None or not isinstance(plan, Plan) or not plan.schedule or plan.origin:
+        return
+    named, _ = told(given["schedule"], None)
+    made, asked = NoiseSchedule.from_dict(plan.schedule), resolve(named)
+    if made != asked:
+        raise ValueError(f"plan= was made on {made!r}, and schedule= is {asked!r}: leave schedule out")
 
 
 def _plan(method: Method, asked: Mapping[str, Any]) -> Plan:

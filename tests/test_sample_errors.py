@@ -254,3 +254,32 @@ def test_numbers_of_numpy_are_taken() -> None:
     )
     b = fastdiff.sample(wavy, X, steps=4, seed=3, first_sample=1, t_start=900.0, method="ddpm")
     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"method": "ddim"}, "method="),
+        ({"steps": 7, "t_start": 500}, "steps=, t_start="),
+        ({"spacing": "karras", "rho": 5.0}, "spacing=, rho="),
+        ({"eta": 1.0}, "eta="),
+        ({"final": "clean"}, "final="),
+        ({"bogus": 1}, "bogus="),
+    ],
+)
+def test_a_plan_leaves_nothing_else_to_say(given, named: str) -> None:
+    """They were left out in silence."""
+    plan = fastdiff.plan("dpmpp2m", 3, schedule="ddpm")
+    for call in (lambda: fastdiff.Sampler(plan=plan, **given), lambda: fastdiff.sample(wavy, X, plan=plan, **given)):
+        with pytest.raises(
+            ValueError, match=f"plan= is a method with its .* does not go with {named}: leave them out, or"
+        ):
+            call()
+
+
+def test_a_plan_on_its_own_schedule() -> None:
+    plan = fastdiff.plan("dpmpp2m", 3, schedule="ddpm")
+    want = fastdiff.sample(wavy, X, plan=plan)
+    assert torch.equal(fastdiff.sample(wavy, X, plan=plan, schedule="ddpm"), want)
+    with pytest.raises(ValueError, match=r"plan= was made on ddpm\(.*, and schedule= is flow\(.*: leave schedule out"):
+        fastdiff.sample(wavy, X, plan=plan, schedule="flow", prediction="v")

@@ -181,6 +181,9 @@ class Desk:
                 raise TypeError(f"{name} is the engine's, for all requests: Engine(..., {name}=...)")
             if name in ELSEWHERE:
                 raise TypeError(f"a request of an Engine takes no {name}: {ELSEWHERE[name]}")
+        if options.get("plan") is not None and method == "dpm3":
+            # submit's default: a plan is its own method.
+            method = None
         key = same({"method": method, "steps": steps, **options})
         if options.get("plan") is None:
             # The engine's, and no part of the key: its hash is made of 1000 numbers.

@@ -348,6 +348,8 @@ def walked(state: State) -> State:
             except TypeError as error:
                 raise network.explained(network.model, error) from error
             state.look_at(network.check(out, state.input))
+            # As below.
+            del out
             continue
         try:
             out = state.walk.run(call)
