@@ -106,7 +106,8 @@ def sample(model: Model, x: torch.Tensor | None = None, **options: Any) -> Any:
             and prediction; default: `model.schedule`, else "ddpm".
         prediction: "eps", "x0", "v", "score", "flow" (the velocity along the network's own time) or "edm" (the output
             of EDM's network itself); with method "ddpm" also "previous": the mean of the next, cleaner state of the
-            steps taken. Default: `model.prediction`, else "eps" ("flow" on the schedule "flow_to_data").
+            steps taken. Default: `model.prediction`, else "eps" ("flow" on the schedule "flow_to_data"; on
+            "flow" somebody must say).
         spacing: the time grid: a name, respacing such as "ddim25", or the times themselves. Default: the method's own.
         t_start, t_end: schedule times to begin and end at. Of a discrete schedule of N times these are its indices, 0
             to N − 1, and not DPM-Solver's t in (0, 1], whose index is t·N − 1: a float t_start in (0, 1] gives a

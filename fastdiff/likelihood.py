@@ -20,7 +20,7 @@ from fastdiff.names import one_of, short, unknown
 from fastdiff.ops import Coeffs
 from fastdiff.ops.layout import CG, CU, StageSpec
 from fastdiff.ops.philox import STEP
-from fastdiff.prediction import PREDICTIONS, along
+from fastdiff.prediction import PREDICTIONS, settled
 from fastdiff.run.adaptive import Driver
 from fastdiff.run.arguments import (
     STATE_DTYPES,
@@ -226,7 +226,7 @@ def log_likelihood(
         raise TypeError(f"prior must be callable as prior(x) -> (B,) log density, got {type(prior).__name__}")
     noted = schedule if schedule is not None else stated(model, "schedule")
     chosen = resolve(default_schedule(said) if noted is None else noted)
-    kind = along(said, chosen)
+    kind = settled(said, chosen)
     warn_of_training(model)
     low = chosen.t_floor if chosen.sigma(chosen.t_min) == 0 else chosen.t_min
     method = solvers.adaptive(

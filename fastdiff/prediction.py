@@ -68,6 +68,17 @@ def along(prediction: str | None, schedule: NoiseSchedule | None) -> str:
     return "eps" if prediction is None else prediction
 
 
+def settled(prediction: str | None, schedule: NoiseSchedule | None) -> str:
+    """`along` for a network that is about to run. ValueError on `flow` where nobody says what it gives: it would be
+    taken for eps, which hardly a network of flow matching predicts."""
+    if prediction is None and schedule is not None and schedule.kind == "flow" and not isinstance(schedule, FlowToData):
+        raise ValueError(
+            f"the schedule is {schedule!r}, and neither the call nor the model says what the network gives: "
+            "prediction='flow' is the velocity eps − x0; 'eps', 'x0' and 'v' are the others"
+        )
+    return along(prediction, schedule)
+
+
 def conversion(prediction: str, space: str, alpha: float, sigma: float) -> tuple[float, float]:
     """(cu, cg) with m = cu·u + cg·g, for a network that predicts `prediction` and a solver that works in `space`.
 

@@ -31,7 +31,7 @@ from fastdiff.options import (
     shows,
 )
 from fastdiff.plan import Plan
-from fastdiff.prediction import ALL_PREDICTIONS, along, check_previous
+from fastdiff.prediction import ALL_PREDICTIONS, along, check_previous, settled
 from fastdiff.run.again import Again
 from fastdiff.run.arguments import (
     check_callables,
@@ -295,7 +295,7 @@ class Sampler:
             correct_xt=given["correct_xt"],
         )
         binding = Binding(
-            along(self.prediction or stated(model, "prediction"), self.axis),
+            settled(self.prediction or stated(model, "prediction"), self.axis),
             chosen,
             clip=self.clip is not None,
             corrected=hooks.correct_x0 is not None,
@@ -536,7 +536,7 @@ class Sampler:
             start = begin(self.engine, x, size, given, self.dtype, self.backend, None, network_dtype)
             network = Network(_outside, len(start.x), learned=self.plan.learned_variance, guidance=chosen)
             network.guided = chosen.batched
-            binding = Binding(along(self.prediction, self.axis), chosen, clip=self.clip is not None)
+            binding = Binding(settled(self.prediction, self.axis), chosen, clip=self.clip is not None)
             warn_of_other_use(self.plan, binding.prediction, chosen, self._said)
             job = Job(start, network, network_dtype, binding, self.clip, Hooks(), frames=given["frames"])
             return self.engine.state(job)

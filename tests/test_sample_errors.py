@@ -283,3 +283,23 @@ def test_a_plan_on_its_own_schedule() -> None:
     assert torch.equal(fastdiff.sample(wavy, X, plan=plan, schedule="ddpm"), want)
     with pytest.raises(ValueError, match=r"plan= was made on ddpm\(.*, and schedule= is flow\(.*: leave schedule out"):
         fastdiff.sample(wavy, X, plan=plan, schedule="flow", prediction="v")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fastdiff.sample(wavy, X, schedule="flow", steps=3),
+        lambda: fastdiff.sample(wavy, X, schedule="flow", steps=3, t_start=0.5),
+        lambda: fastdiff.sample(wavy, X, schedule="flow", method="ode", t_start=0.5),
+        lambda: fastdiff.sample(wavy, X, plan=fastdiff.plan("dpmpp2m", 3, schedule="flow", t_start=0.5)),
+        lambda: fastdiff.Sampler("dpmpp2m", 3, schedule="flow").invert(wavy, X),
+        lambda: fastdiff.Sampler("dpmpp2m", 3, schedule="flow", t_start=0.5).begin(X),
+        lambda: fastdiff.log_likelihood(wavy, X, schedule="flow"),
+    ],
+)
+def test_on_flow_someone_says_what_the_network_gives(call) -> None:
+    """A run that begins below the last time, or goes upwards, took a velocity for eps in silence."""
+    with pytest.raises(
+        ValueError, match=r"the schedule is flow\(shift=1.0\), and neither .* prediction='flow' is the vel"
+    ):
+        call()

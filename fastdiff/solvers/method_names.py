@@ -214,6 +214,7 @@ class MethodOptions(TypedDict, total=False):
     form: Literal["tab", "rhoab", "logrho", "velocity", "noise"]
     gamma: Any
     h_init: float
+    h_max: float
     integral: Literal["exact", "published"]
     lower_order_final: bool
     max_nfe: int
