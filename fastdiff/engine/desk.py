@@ -18,7 +18,7 @@ from fastdiff.engine.request import Owner, Request
 from fastdiff.engine.run import Run, needs_own_stage
 from fastdiff.names import short
 from fastdiff.options import RUN_DEFAULTS, Prediction
-from fastdiff.prediction import along
+from fastdiff.prediction import settled
 from fastdiff.run.arguments import cast_x, check_callables, check_halves, check_observed, check_x, resolve_seeds
 from fastdiff.run.corrections import check_corrections
 from fastdiff.run.fitted import warn_of_other_use
@@ -216,7 +216,7 @@ class Desk:
             if terms.stacks and conditions.likeness(cond) != conditions.likeness(uncond):
                 raise ValueError(conditions.unlike("uncond", uncond, cond))
         chosen.check(plan, plan.method)
-        prediction = along(sampler.prediction or terms.prediction, sampler.axis)
+        prediction = settled(sampler.prediction or terms.prediction, sampler.axis)
         binding = Binding(prediction, chosen, clip=sampler.clip is not None, corrected=corrected)
         warn_of_other_use(plan, binding.prediction, chosen, terms.said)
         key = same({"plan": sampler, "guidance": chosen.key, "corrected": corrected})

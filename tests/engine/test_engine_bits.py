@@ -273,6 +273,14 @@ def test_adaptive_methods_are_refused_with_the_reason() -> None:
             engine.submit(name)
 
 
+def test_flow_without_a_prediction_is_refused_as_by_sample() -> None:
+    engine = fastdiff.Engine(network, slots=2, shape=SHAPE, schedule="flow")
+    x = torch.zeros(SHAPE)
+    for given in ({}, {"t_start": 0.5, "x": x}):
+        with pytest.raises(ValueError, match="neither the call nor the model says what the network gives"):
+            engine.submit("dpmpp2m", 4, cond=labelled(1.0), **given)
+
+
 def test_previews_are_the_predicted_x0() -> None:
     """Those that `callback` gives, in the joint launch and where a request runs its stages by itself."""
     engine = fastdiff.Engine(network, slots=4, shape=SHAPE, schedule="ddpm")
