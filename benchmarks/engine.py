@@ -299,7 +299,7 @@ def main() -> int:
     data["turnover"] = [turnover(args.rounds // 4, load) for load in (1.0, 2.0)]
     data["arrivals"] = [
         arrivals(seed, slots, load, guided, parked)
-        for slots, guided in ((16, False), (16, True), (32, False))
+        for slots, guided in ((8, False), (16, False), (16, True), (32, False))
         for load in (1.0, 1.5, 2.0, 3.0)
         for parked in (None, 0)
         for seed in range(3)

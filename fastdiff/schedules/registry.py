@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 from fastdiff.names import unknown
@@ -26,12 +25,9 @@ SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {
     "flow": flow,
     "flow_to_data": flow_to_data,
 }
+_MADE: dict[Callable[[], NoiseSchedule], NoiseSchedule] = {}
+"""Those that were asked for by name, one object each."""
 _ALIASES = {"sd": "scaled_linear", "vp": "vp_linear"}
-
-
-@lru_cache
-def _made(factory: Callable[[], NoiseSchedule]) -> NoiseSchedule:
-    return factory()
 
 
 def resolve(schedule: Any) -> NoiseSchedule:
@@ -42,7 +38,9 @@ def resolve(schedule: Any) -> NoiseSchedule:
     if isinstance(schedule, str):
         factory = SCHEDULES.get(_ALIASES.get(schedule, schedule))
         if factory is not None:
-            return _made(factory)
+            if factory not in _MADE:
+                _MADE[factory] = factory()
+            return _MADE[factory]
         raise ValueError(unknown("schedule", schedule, [*SCHEDULES, *_ALIASES]))
     if is_scheduler(schedule):
         return described(schedule).schedule
