@@ -561,8 +561,7 @@ def _check_alone(plan: Any, given: Mapping[str, Any], options: Mapping[str, Any]
         )
     if given["schedule"] is None or not isinstance(plan, Plan) or not plan.schedule or plan.origin:
         return
-    named, _ = told(given["schedule"], None)
-    made, asked = NoiseSchedule.from_dict(plan.schedule), resolve(named)
+    made, asked = NoiseSchedule.from_dict(plan.schedule), resolve(given["schedule"])
     if made != asked:
         raise ValueError(f"plan= was made on {made!r}, and schedule= is {asked!r}: leave schedule out")
 

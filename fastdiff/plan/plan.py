@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -190,7 +190,7 @@ class Plan:
                 )
 
     def _check_schedule(self) -> None:
-        _, model_time, alpha, sigma, _ = _schedule(self.schedule).table([s.t for s in self.stages])
+        _, model_time, alpha, sigma, _ = NoiseSchedule.from_dict(self.schedule).table([s.t for s in self.stages])
         own = np.array([(s.alpha, s.sigma, s.model_time) for s in self.stages]).T
         # The times that a fitted plan gives to the network are numbers of their own.
         truth = np.array((alpha, sigma, own[2] if self.origin else model_time))
@@ -250,22 +250,6 @@ class Plan:
         from fastdiff.plan.picture import draw
 
         draw(self, path)
-
-
-def _schedule(data: Mapping[str, Any]) -> NoiseSchedule:
-    """That of a frozen mapping, kept for the next plan on it."""
-    if isinstance(data, Told):
-        return data.schedule
-    try:
-        return _kept_schedule(tuple((k, type(v), v) for k, v in data.items()))
-    except TypeError:
-        # A mapping in it cannot be hashed.
-        return NoiseSchedule.from_dict(data)
-
-
-@lru_cache(maxsize=16)
-def _kept_schedule(data: tuple[tuple[str, type, Any], ...]) -> NoiseSchedule:
-    return NoiseSchedule.from_dict({k: v for k, _, v in data})
 
 
 def _frozen(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NoReturn
 
 import numpy as np
@@ -17,6 +18,8 @@ MAX_HISTORY = 6
 MAX_DRAWS = 3
 NO_DRAWS = (-1, -1, -1)
 LANGEVIN_NORMS = ("", "batch", "sample")
+_FINITE = ("t", "model_time", "alpha", "sigma", "t_next", "in_scale")
+_numbers = attrgetter(*_FINITE)
 
 
 def register(name: str) -> np.ndarray:
@@ -122,10 +125,8 @@ class Stage:
                 fail(where, "learned_variance needs a network evaluation, and does not go with langevin_norm")
         if self.spans:
             self._validate_spans(where)
-        numbers = (self.t, self.model_time, self.alpha, self.sigma, self.t_next, self.in_scale)
-        if not all(map(math.isfinite, numbers)):
-            names = ("t", "model_time", "alpha", "sigma", "t_next", "in_scale")
-            name = next(name for name, value in zip(names, numbers, strict=True) if not math.isfinite(value))
+        if not all(map(math.isfinite, _numbers(self))):
+            name = next(name for name in _FINITE if not math.isfinite(getattr(self, name)))
             fail(where, f"{name} is not finite: {getattr(self, name)}")
         if self.model_time_to is not None and not (np.isfinite(self.model_time_to) and self.evaluate):
             fail(where, f"model_time_to={self.model_time_to} needs a network evaluation and a finite time")

@@ -322,7 +322,7 @@ class Network:
         return other
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self._checked(self.call(x, t), x, self.outputs)
+        return self.check(self.call(x, t), x)
 
     @property
     def raw(self) -> Callable[[torch.Tensor, torch.Tensor], Any]:

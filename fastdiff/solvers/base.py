@@ -358,7 +358,13 @@ def nonzero(value: float | np.ndarray) -> bool:
     return value != 0.0 if isinstance(value, float) else bool(value.all())
 
 
-def multistep(
+def orders_of(order: int, steps: int, falls: bool) -> list[int]:
+    """The order of each step of a multistep method: at first no more than points are behind it, and where it `falls`
+    no more than steps are left."""
+    return [min(order, i + 1, steps - i if falls else order) for i in range(steps)]
+
+
+def multistep_rows(
     points: Sequence[Point], orders: Sequence[int], update: Callable[[np.ndarray, Sequence[Point], Point], Row]
 ) -> Row:
     """The rows of steps that read the points behind them: float64 (steps, 13).
@@ -394,7 +400,7 @@ class Exponential:
     alpha_t·h·phi_k(−h) in data space (DPM-Solver++, Lu et al. 2022b, eq. 8), with h = lambda_t − lambda_s. With
     sigma_t = 0 or alpha_s = 0, h is infinite, and only gain(1) exists.
 
-    Of columns (see `multistep`) all h are finite, or all infinite.
+    Of columns (see `multistep_rows`) all h are finite, or all infinite.
     """
 
     def __init__(self, space: str, s: Point, t: Point) -> None:

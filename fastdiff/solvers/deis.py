@@ -7,7 +7,6 @@ x/alpha grows by the integral of eps over sigma/alpha. tAB (eq. 15) extrapolates
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from fastdiff.plan import Plan
 from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.solvers.adams import adams_bashforth, combined, lagrange
-from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request
+from fastdiff.solvers.base import ROW, Method, Option, Recorder, Request, orders_of
 from fastdiff.solvers.level import levels, moved
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
@@ -53,10 +52,8 @@ def build(request: Request, *, order: int, form: str, lower_order_final: bool) -
     points = request.points()
     steps = len(points) - 1
     rows = Recorder()
-    for i, (s, t) in enumerate(pairwise(points)):
-        available = min(order, i + 1)
-        if lower_order_final and steps < 15:
-            available = min(available, steps - i)
+    for i, available in enumerate(orders_of(order, steps, lower_order_final and steps < 15)):
+        s, t = points[i], points[i + 1]
         if t.sigma == 0 or s.sigma == 0:
             # lambda is infinite there.
             available = 1

@@ -10,8 +10,18 @@ from typing import Any
 
 from fastdiff.plan import Plan
 from fastdiff.schedules import Point
-from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row
-from fastdiff.solvers.base import multistep as multistep_rows
+from fastdiff.solvers.base import (
+    HISTORY,
+    ROW,
+    Exponential,
+    Method,
+    Option,
+    Recorder,
+    Request,
+    Row,
+    multistep_rows,
+    orders_of,
+)
 
 PAPER = "Lu et al. 2022, arXiv 2206.00927"
 PAPER_PP = "Lu et al. 2022b, arXiv 2211.01095"
@@ -60,9 +70,7 @@ def multistep(name: str, space: str, order: int) -> Method:
     def build(request: Request, *, lower_order_final: bool, denoise_to_zero: bool, solver_type: str = "taylor") -> Plan:
         points = request.points()
         steps = len(points) - 1
-        orders = [min(order, i + 1) for i in range(steps)]
-        if lower_order_final and steps < 10:
-            orders = [min(available, steps - i) for i, available in enumerate(orders)]
+        orders = orders_of(order, steps, lower_order_final and steps < 10)
         values = (ROW["m"], *HISTORY)
         made = multistep_rows(points, orders, lambda at, nodes, t: update(space, nodes, t, values, solver_type))
         rows = Recorder()

@@ -14,8 +14,19 @@ from itertools import pairwise
 
 from fastdiff.plan import Plan
 from fastdiff.schedules import Point
-from fastdiff.solvers.base import HISTORY, ROW, Draw, Method, Option, Recorder, Request, Row, finite
-from fastdiff.solvers.base import multistep as multistep_rows
+from fastdiff.solvers.base import (
+    HISTORY,
+    ROW,
+    Draw,
+    Method,
+    Option,
+    Recorder,
+    Request,
+    Row,
+    finite,
+    multistep_rows,
+    orders_of,
+)
 from fastdiff.solvers.ddim import check_downward
 from fastdiff.solvers.reverse import ETA, S_NOISE, Reverse, check_start
 
@@ -51,9 +62,7 @@ def build(
         check_downward(request, name)
     points = request.points()
     steps = len(points) - 1
-    orders = [min(order, i + 1) for i in range(steps)]
-    if lower_order_final and steps < 15:
-        orders = [min(available, steps - i) for i, available in enumerate(orders)]
+    orders = orders_of(order, steps, lower_order_final and steps < 15)
     for s in points[:-1]:
         check_start(name, s, space)
     values = (ROW["m"], *HISTORY)

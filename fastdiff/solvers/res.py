@@ -16,7 +16,18 @@ import numpy as np
 from fastdiff.plan import Plan
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
-from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row, multistep
+from fastdiff.solvers.base import (
+    HISTORY,
+    ROW,
+    Exponential,
+    Method,
+    Option,
+    Recorder,
+    Request,
+    Row,
+    multistep_rows,
+    orders_of,
+)
 from fastdiff.solvers.unipc import update
 
 PAPER = "Zhang et al. 2023, arXiv 2308.02157"
@@ -31,7 +42,7 @@ def build_multistep(request: Request, *, order: int) -> Plan:
         return update("data", "vary_coeff", ROW["x"], nodes, values[: len(nodes)], t, None)
 
     rows = Recorder()
-    for i, row in enumerate(multistep(points, [min(order, i + 1) for i in range(len(points) - 1)], made)):
+    for i, row in enumerate(multistep_rows(points, orders_of(order, len(points) - 1, False), made)):
         rows.add(points[i], points[i + 1], row, step=i, keep=True)
     return rows.plan("res_multistep", "data", order, request, points, {"order": order})
 

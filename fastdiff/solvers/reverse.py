@@ -42,7 +42,7 @@ class Reverse:
     A step to sigma = 0 or from alpha = 0 is infinitely long and of first order. To sigma = 0 the result is the
     predicted x0; from alpha = 0, where x is all noise, eta > 0 exchanges it all.
 
-    The points may be columns (`solvers.base.multistep`), for all but `parts`.
+    The points may be columns (`solvers.base.multistep_rows`), for all but `parts`.
     """
 
     def __init__(self, space: str, s: Point, t: Point, eta: float) -> None:

@@ -10,7 +10,19 @@ import numpy as np
 from fastdiff.plan import MAX_HISTORY, Plan
 from fastdiff.plan.phi import phi
 from fastdiff.schedules import Point
-from fastdiff.solvers.base import HISTORY, ROW, Exponential, Method, Option, Recorder, Request, Row, finite, multistep
+from fastdiff.solvers.base import (
+    HISTORY,
+    ROW,
+    Exponential,
+    Method,
+    Option,
+    Recorder,
+    Request,
+    Row,
+    finite,
+    multistep_rows,
+    orders_of,
+)
 from fastdiff.solvers.dpm_multistep import TO_ZERO
 
 
@@ -72,8 +84,7 @@ def build(
     space = prediction_type
     points = request.points()
     steps = len(points) - 1
-    # Of the step from point i to point i + 1.
-    orders = [min(order, i + 1, steps - i if lower_order_final else order) for i in range(steps)]
+    orders = orders_of(order, steps, lower_order_final)
     # Where the evaluation of step i finds x: at the end of the corrected step before.
     bases = np.tile(ROW["x"], (steps, 1))
     if corrector:
@@ -81,14 +92,14 @@ def build(
         def correct(at: np.ndarray, nodes: Sequence[Point], t: Point) -> Row:
             return update(space, variant, ROW["x"], nodes, HISTORY[: len(nodes)], t, ROW["m"])
 
-        bases[1:] = multistep(points[:-1], orders[:-1], correct)
+        bases[1:] = multistep_rows(points[:-1], orders[:-1], correct)
     # In stages of its own, the evaluation's value is h1 from the corrector on, which the first step has none of.
     values = HISTORY if split else (ROW["m"], *HISTORY)
 
     def predict(at: np.ndarray, nodes: Sequence[Point], t: Point) -> Row:
         return update(space, variant, ROW["x"] if split else bases[at], nodes, values[: len(nodes)], t, None)
 
-    predicted = multistep(points, orders, predict)
+    predicted = multistep_rows(points, orders, predict)
     if split:
         predicted[0] = update(space, variant, ROW["x"], points[:1], [ROW["m"]], points[1], None)
     rows = Recorder()

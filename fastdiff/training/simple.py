@@ -90,11 +90,8 @@ def ddpm_loss(
         as_stated(model, "schedule", schedule, "ddpm"),
         as_stated(model, "prediction", prediction, "eps"),
     )
-    check_names(prediction, reduction)
     one_of("kind", kind, KINDS)
-    flag("reduce_mean", reduce_mean)
-    check_data(x0)
-    source = Source(generator, seed, first_sample).check()
+    source = _checked(x0, prediction, reduction, reduce_mean, Source(generator, seed, first_sample))
     known = resolve(schedule)
     if known.num_train is None:
         raise ValueError(
@@ -156,10 +153,7 @@ def smld_loss(
         TypeError, ValueError: bad arguments, levels that are not positive, or an output of the wrong shape.
     """
     prediction = as_stated(model, "prediction", prediction, "score")
-    flag("reduce_mean", reduce_mean)
-    check_names(prediction, reduction)
-    check_data(x0)
-    source = Source(generator, seed, first_sample).check()
+    source = _checked(x0, prediction, reduction, reduce_mean, Source(generator, seed, first_sample))
     table, labels = _levels(sigmas)
     if t is None:
         t = np.floor(len(table) * source.uniform(len(x0)))
@@ -213,11 +207,8 @@ def sde_loss(
         TypeError, ValueError: bad arguments, a schedule without such an SDE, or an output of the wrong shape.
     """
     prediction = as_stated(model, "prediction", prediction, "eps")
-    flag("reduce_mean", reduce_mean)
     flag("likelihood_weighting", likelihood_weighting)
-    check_names(prediction, reduction)
-    check_data(x0)
-    source = Source(generator, seed, first_sample).check()
+    source = _checked(x0, prediction, reduction, reduce_mean, Source(generator, seed, first_sample))
     known = resolve(schedule)
     if known.discrete or known.kind not in ("vp", "subvp", "ve"):
         raise ValueError(
@@ -284,10 +275,7 @@ def flow_loss(
     """
     known = resolve(as_stated(model, "schedule", schedule, "flow"))
     prediction = along(as_stated(model, "prediction", prediction, "flow"), known)
-    flag("reduce_mean", reduce_mean)
-    check_names(prediction, reduction)
-    check_data(x0)
-    source = Source(generator, seed, first_sample).check()
+    source = _checked(x0, prediction, reduction, reduce_mean, Source(generator, seed, first_sample))
     if known.kind != "flow":
         raise ValueError(
             f"flow_loss got {known!r}; expected schedules.flow(...) or flow_to_data(...), or a name of theirs: "
@@ -297,6 +285,14 @@ def flow_loss(
     alpha, sigma = known.alpha(times), known.sigma(times)
     error = _error(model, x0, known.model_time(times), alpha, sigma, prediction, noise, source, model_kwargs)
     return reduce(per_sample(error.square(), reduce_mean), reduction)
+
+
+def _checked(x0: Any, prediction: str, reduction: str, reduce_mean: bool, source: Source) -> Source:
+    """What every loss here asks of its arguments. Returns the source of its numbers."""
+    check_names(prediction, reduction)
+    flag("reduce_mean", reduce_mean)
+    check_data(x0)
+    return source.check()
 
 
 def _elsewhere(schedule: NoiseSchedule) -> str:

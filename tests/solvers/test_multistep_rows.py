@@ -10,7 +10,7 @@ import pytest
 from fastdiff.schedules import Point, resolve
 from fastdiff.schedules.grids import grid
 from fastdiff.solvers import dpm_multistep, dpm_sde, unipc
-from fastdiff.solvers.base import HISTORY, ROW, Row, multistep
+from fastdiff.solvers.base import HISTORY, ROW, Row, multistep_rows
 from fastdiff.solvers.reverse import Reverse
 
 VALUES = (ROW["m"], *HISTORY)
@@ -44,7 +44,7 @@ def test_each_step_is_as_alone(update, schedule: str, spacing: str, space: str) 
         seen.extend(at.tolist())
         return update(space, nodes, t)
 
-    made = multistep(points, orders, rows)
+    made = multistep_rows(points, orders, rows)
     assert made.shape == (12, len(ROW["x"])) and sorted(seen) == list(range(12))
     for i, order in enumerate(orders):
         alone = update(space, points[i::-1][:order], points[i + 1])
@@ -53,4 +53,4 @@ def test_each_step_is_as_alone(update, schedule: str, spacing: str, space: str) 
 
 
 def test_no_steps() -> None:
-    assert multistep(resolve("ddpm").points([9.0]), [], lambda at, nodes, t: ROW["x"]).shape == (0, len(ROW["x"]))
+    assert multistep_rows(resolve("ddpm").points([9.0]), [], lambda at, nodes, t: ROW["x"]).shape == (0, len(ROW["x"]))

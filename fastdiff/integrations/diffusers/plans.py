@@ -20,7 +20,7 @@ from fastdiff.plan.phi import phi
 from fastdiff.schedules import NoiseSchedule, Point
 from fastdiff.solvers.adams import EQUAL
 from fastdiff.solvers.adams import combined as combined_values
-from fastdiff.solvers.base import HISTORY, ROW, Exponential, Recorder, Request, Row
+from fastdiff.solvers.base import HISTORY, ROW, Exponential, Recorder, Request, Row, orders_of
 from fastdiff.solvers.unipc import update
 
 Config = Mapping[str, Any]
@@ -343,14 +343,12 @@ def unipc(rows: Rows, points: list[Point], config: Config, total: int) -> str:
         raise ValueError("solver_p: another scheduler as predictor is not here; leave it None")
     space = "data" if config["predict_x0"] else "noise"
     without = {int(i) - (total - steps) for i in config["disable_corrector"] or ()}
-
-    def order_of(i: int) -> int:
-        return min(order, i + 1, steps - i) if config["lower_order_final"] else min(order, i + 1)
+    orders = orders_of(order, steps, config["lower_order_final"])
 
     def step(x: Row, i: int, values: Sequence[Row], corrected: Row | None) -> Row:
         if points[i].lam == points[i + 1].lam:
             return x
-        nodes, known = distinct(points[i::-1], values, order_of(i))
+        nodes, known = distinct(points[i::-1], values, orders[i])
         return update(space, form, x, nodes, known, points[i + 1], corrected)
 
     for i in range(steps):
